@@ -1,11 +1,12 @@
-"""A revision before and this checkout after: the same work in both, in turns.
+"""Compares an older revision with this checkout: the same work in both, in turns.
 
     python benchmarks/before_after.py 30a9f47                    # rounds and search steps
     python benchmarks/before_after.py 30a9f47 --only chain launches
     python benchmarks/before_after.py 30a9f47 --only tests       # `make test` of both; an hour
 
 The revision is unpacked into a temporary folder. Both sides run the programs of this folder, each
-with its own `mlo` and `lfmcw_app`, in a process for each side and work; the processes take turns.
+with its own `mlo` and `lfmcw_app`. Each side and work has its own process, and the processes take
+turns.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ BY_DEFAULT = ("rounds", "steps", "launches", "chain")
 COUNTED = ("launches", "chain")
 
 LEAST = 0.05
-"""Seconds of a turn; shorter work is repeated in it."""
+"""Seconds of a turn; shorter work is repeated."""
 
 
 # ------------------------------ the work, in a process of one side
@@ -141,7 +142,7 @@ def unpacked(revision: str, folder: Path) -> str:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if found.returncode:
-        sys.exit(f"error: {revision} is no revision of this repository. Name a commit or a tag.")
+        sys.exit(f"error: {revision} is not a revision of this repository. Name a commit or a tag.")
     archive = subprocess.run(
         ["git", "archive", found.stdout.strip()], cwd=ROOT, stdout=subprocess.PIPE, check=True
     )
@@ -153,7 +154,7 @@ def unpacked(revision: str, folder: Path) -> str:
 def measured(
     part: str, what: str, roots: dict[str, Path], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """The times or counts of both sides, in turns, and why one has none."""
+    """The times or counts of both sides, in turns, or why one has none."""
     workers = {
         side: Worker([__file__, "--serve", part, what], PYTHONPATH=str(root))
         for side, root in roots.items()

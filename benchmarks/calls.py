@@ -1,8 +1,8 @@
-"""How many calls of mlo's functions, in how many files, one question for a gradient takes.
+"""Counts the calls of mlo's functions that one request for a gradient takes, and their files.
 
-The program is the README's example under `one_step`, after a round. Counted are calls of Python
-functions that are defined in `mlo` (comprehensions included, where the interpreter makes functions
-of them), by `sys.setprofile`; what PyTorch does is not.
+The program is the README's example under `one_step`, after a round. `sys.setprofile` counts calls
+of Python functions that are defined in `mlo` (including comprehensions, if the interpreter makes
+functions of them). PyTorch's calls are not counted.
 
     python benchmarks/calls.py             # the totals
     python benchmarks/calls.py --functions # and every function with its calls

@@ -4,10 +4,10 @@
 
 A search on the space is then measured without training: its cell's error is looked up
 (docs/nasbench201.md). Each row is what `python -m lfmcw_app.evaluate CELL DATASET --space
-nasbench201 --seed SEED` with the same options would report. The data are read once. Rows that the
-file holds are not measured again, so the command can be stopped and repeated; a table of another
-recipe, of other data or of other seeds is not continued. With `--part 0/2` and
-`--part 1/2` two processes share the work.
+nasbench201 --seed SEED` with the same options would report. The data are read once. Rows in the
+file are not measured again, so you can stop and repeat the command. It does not continue a table of
+another recipe, other data or other seeds. With `--part 0/2` and `--part 1/2` two processes share
+the work.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.nasbench201 import all_cells
 
 MORE = ("training_error_percent", "seconds")
-"""Columns beside those that a look-up reads; seconds are of the processor."""
+"""Columns besides those that a look-up reads; seconds are of the processor."""
 
 
 def head(arguments: argparse.Namespace) -> dict[str, str]:
-    """What the file says of its making; the part of a process is no matter of the table."""
+    """The command that the file records; it leaves out which part a process measured."""
     settings = [f"--set {shlex.quote(setting)}" for setting in arguments.assign]
     seeds = " ".join(map(str, arguments.seeds))
     return {
@@ -70,10 +70,10 @@ def made_of(recipe: Recipe, images: Dataset, seeds: list[int]) -> dict[str, str]
 
 
 def main() -> None:
-    """Measures what is missing, seed by seed."""
+    """Measures the missing rows, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset")
-    parser.add_argument("--named", help="what the table calls the data set; by default DATASET")
+    parser.add_argument("--named", help="name of the data set in the table; by default DATASET")
     parser.add_argument("--out", type=Path, required=True, help="the table, a CSV file")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--set", dest="assign", action="append", default=[], metavar="KEY=VALUE")

@@ -1,10 +1,10 @@
-"""How the work of a step grows with a chain of problems: operators, counted.
+"""Counts how the operators of a step grow with the length of a chain of problems.
 
     python benchmarks/chain.py [--longest 9] [--csv FILE]
 
 Each problem is a vector of four numbers with a quadratic loss. In a chain that reads one way each
-reads the one below it; in one that reads both ways, the one above it as well. Counted is what
-PyTorch dispatches in the second step, without views; the count depends on no machine.
+reads the one below it; in one that reads both ways, the one above it as well. The count is of
+PyTorch's dispatched operators in the second step, without views. It does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def chain(length: int, both_ways: bool, engine: str) -> MultilevelOptimizer:
 
 
 def operators(length: int, both_ways: bool, engine: str) -> int:
-    """What the second step dispatches: the first one also checks losses."""
+    """The operators of the second step, because the first one also checks losses."""
     optimizer = chain(length, both_ways, engine)
     optimizer.step()
     with Operators() as counted:

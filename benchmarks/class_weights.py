@@ -1,4 +1,4 @@
-"""Do the class weights find the mistakes? Those of a run, or of a search with a class made hard.
+"""Do class weights find mistakes? Shows those of a run, or of a search with a class made hard.
 
 Half of the training and validation images of one class are labelled as one of its look-alikes, so
 that W1 cannot learn the class. Prints the mean class weight of every class over the last quarter of
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="fashion-mnist", choices=tuple(HARD))
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hard", help="name of the class that is made hard")
+    parser.add_argument("--hard", help="name of the class to make hard")
     parser.add_argument(
         "--look-alikes",
         nargs="+",
@@ -128,7 +128,7 @@ def main() -> None:
     if (args.hard is None) != (args.look_alikes is None):
         parser.error("--hard and --look-alikes belong together")
     if args.run is not None and args.hard is not None:
-        parser.error("--hard is of a search that is made here; drop it, or --run")
+        parser.error("--hard is for a new search; drop it, or --run")
     title, hard = "", None
     if args.run is not None:
         found = found_in(args.run)
@@ -137,7 +137,9 @@ def main() -> None:
         names = load_dataset(args.dataset).class_names
         for name in (hard, *look_alikes):
             if name not in names:
-                parser.error(f"no class {name!r} in {args.dataset}; it has {', '.join(names)}")
+                parser.error(
+                    f"there is no class {name!r} in {args.dataset}; it has {', '.join(names)}"
+                )
         found = searched(args.dataset, args.rounds, args.seed, hard, tuple(look_alikes))
         title = f"half of the images of '{hard}' have a wrong label"
     print_table(found, hard)

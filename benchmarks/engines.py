@@ -51,11 +51,11 @@ ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "hypergrad": (("neumann", K), ("cg", K), ("nystrom", K)),
     "higher": (("one_step", 0),),
 }  # fmt: skip
-"""Library → (method by mlo's name, products). What it does not offer is a row that says so."""
+"""Library → (method by mlo's name, products). A method that it lacks has a row that says so."""
 
 QUICK_METHODS = (RECOMPUTED, "darts", "cg")
 BILEVEL = ("BOAT", "hypergrad")
-"""Libraries that know two levels only."""
+"""Libraries that handle two levels only."""
 
 LAYERED_METHODS = (
     ("one_step", 0), (RECOMPUTED, 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0),
@@ -68,7 +68,7 @@ ROUNDS = {"soba": 100, "penalty": 20}
 """Steps at a fixed upper point before the error is taken, for methods that converge over steps."""
 
 DIRECT_AT_MOST = 1000
-"""Dense methods are left out where a lower problem has more parameters."""
+"""Dense methods are left out if a lower problem has more parameters."""
 
 READY_LIMIT = 120.0
 """Seconds for a process to import everything."""
@@ -108,7 +108,7 @@ step of every lower problem, then the hypergradient and an SGD step of the outer
 
 @dataclass(kw_only=True)
 class Row:
-    """One line of a table: what is measured, and what was found.
+    """One line of a table: what is measured, and the result.
 
     Attributes:
         answers: what the process answered to `start` and `finish`.
@@ -124,7 +124,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What tells it from the other rows of its problem."""
+        """What distinguishes it from the other rows of its problem."""
         return f"{self.library}, {self.label}"
 
     @property
@@ -183,7 +183,7 @@ def measure(path: Path, rows: list[Row], *, repeats: int, limit: float) -> None:
             row.answers |= ask(row.name, "start", limit)
 
     try:
-        # Nothing is timed here, so as many are set up at once as there are cores.
+        # Nothing is timed here, so each core sets up one at a time.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(set_up, [row for row in rows if not row.failed]))
         in_order = {row.name: workers[row.name] for row in rows if row.name in workers}
@@ -199,7 +199,7 @@ def measure(path: Path, rows: list[Row], *, repeats: int, limit: float) -> None:
 
 
 def ratio_of(row: Row, rows: Sequence[Row]) -> Ratio | None:
-    """The ratio of mlo's same method to a peer's row, where both were measured."""
+    """The ratio of mlo's same method to a peer's row, if both were measured."""
     for ours in rows:
         same = ours.library == "mlo" and (ours.method, ours.steps) == (row.method, row.steps)
         if same and row.library != "mlo" and ours.seconds and row.seconds:
@@ -250,7 +250,7 @@ COLUMNS = (
     "problem", "library", "method", "error", "error_one_step", "cosine", "scale", "ms", "ratio",
     "ratio_low", "ratio_high", "memory_mb", "losses", "passes", "failed",
 )  # fmt: skip
-"""Of the file of measurements; what a row has none of is empty."""
+"""Columns of the file of measurements; values that a row lacks are empty."""
 
 HEADER = (
     "library", "method", "error", "error (1 step)", "cosine", "scale", "ms", "mlo ÷ it", "MB",
@@ -349,7 +349,7 @@ def run(
                     say(f"\n## {full}\n\nSkipped: {error}")
                     continue
                 known = reference(task)
-                # The worker processes build the same task, and read its exact gradients here.
+                # The worker processes build the same task, and read its exact gradients from here.
                 state = {"problem": full, "quick": quick, "reference": asdict(known)}
                 torch.save(state, path)
                 rows = rows_of(full, known.sizes, quick=quick)

@@ -1,8 +1,8 @@
 """The same multi-level step in each library of `engines.py`, in that library's own interface.
 
-One step of every program is: one SGD step of every lower problem, then the hypergradient of the
-outermost problem and one SGD step of that. Libraries are imported where they are used, so that a
-missing one costs its own rows only.
+One step of every program is one SGD step of every lower problem, then the hypergradient of the
+outermost problem and one SGD step of it. Libraries are imported where they are used, so a missing
+one loses only its own rows.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["LIBRARIES", "RECOMPUTED", "Method", "Program", "Refused"]
 
 
 class Refused(Exception):
-    """A library does not offer a method."""
+    """A library lacks a method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is asked of a library.
+    """What a library is asked for.
 
     Attributes:
         name: the method, by mlo's names.

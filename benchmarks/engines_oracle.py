@@ -1,6 +1,6 @@
 """The references of `engines.py`: solutions of lower problems, and exact gradients there.
 
-Plain autograd in float64, and nothing of any library that is measured.
+They use plain autograd in float64, and none of the measured libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DENSE = 800
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Where errors are measured, and against what.
+    """The points at which errors are measured, and the exact gradients there.
 
     Attributes:
         values: problem → its parameters, every lower problem at its solution.

@@ -32,7 +32,7 @@ class Values(nn.Module):
             self.register_parameter(name, nn.Parameter(tensor.detach().clone()))
 
     def tensors(self) -> Tensors:
-        """Name → what stands in the place of that parameter now."""
+        """Name → what currently replaces that parameter."""
         return dict(self.named_parameters())
 
 

@@ -4,8 +4,8 @@ Prints Markdown tables with the time (median and range of interleaved repetition
 composition, the fraction of a device copy's bandwidth, the peak memory and the kernel launches, of
 the forward pass, the backward pass, the double backward and all three.
 
-    python benchmarks/fused_loss.py            # on the GPU if there is one, else on one CPU thread
-    python benchmarks/fused_loss.py --quick    # small shapes, under a minute
+    python benchmarks/fused_loss.py # on the GPU if there is one, otherwise on one CPU thread python
+    benchmarks/fused_loss.py --quick # small shapes, under a minute
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The table of docs/gpus.md: what the paper's recipes take of a GPU, and what fits which card.
+"""Makes the table of docs/gpus.md: the GPU memory of the paper's recipes, and which card they fit.
 
 Everything is counted on PyTorch's meta device: no GPU is needed, and no data. A recipe that does
-not fit every card is counted at half its batch too; what other batches take is on the line through
-both. Rows are printed as they are counted, and take about ten minutes of a quiet core in all.
+not fit every card is also counted at half its batch. The memory of other batches is on the line
+through both. Rows are printed as they are counted, and take about ten minutes of a quiet core in
+all.
 
     python benchmarks/gpu_memory.py
     python benchmarks/gpu_memory.py --only "first order"
@@ -41,7 +42,7 @@ CASES: dict[str, tuple[str, str, Mapping[str, Any]]] = {
 
 
 def peak(recipe: Recipe, section: str) -> int:
-    """Bytes that the last phase of a section takes at most."""
+    """Peak memory of the last phase of a section, in bytes."""
     recipe, dataset = read_data(recipe, Path("data"), device=META)
     planned = planned_phases(recipe, dataset, META, searches=section == "search")
     *_, last = (phase for phase in planned if phase.section == section)
@@ -73,14 +74,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--only", default="", help="only rows whose name holds this")
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"Computed, not measured: torch {torch.__version__}, preset {args.preset}, {args.dataset}"
     )
     print(
-        f"✓: the batch of the recipe takes at most {ROOM:.0%} of the card; else the largest batch"
+        f"✓: the batch of the recipe takes at most {ROOM:.0%} of the card; otherwise the largest "
+        "batch"
     )
     print(f"\n| | batch | peak GB | {' | '.join(f'{card} GB' for card in CARDS)} |")
     print(f"|{'---|' * (3 + len(CARDS))}", flush=True)

@@ -1,4 +1,4 @@
-"""Rounds of a search on a device: how often the host launches and waits, and whether they repeat.
+"""Counts how often the host launches and waits in rounds of a search, and whether rounds repeat.
 
 Two tables. The first has for each method the launches and the waits of a round, by PyTorch's
 profiler: of a GPU kernels, copies and fills, and calls that block the host until the device is
@@ -25,7 +25,9 @@ from lfmcw_app.recipe import load_recipe
 from mlo import MultilevelOptimizer
 
 ROUNDS = 2
-"""Of each of two searches that are compared: the second begins with the optimizers' states."""
+"""Rounds of each of two searches that are compared; the second round starts with the optimizers'
+states.
+"""
 
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -37,7 +39,7 @@ READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
 
 
 def launches_and_waits(work: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """The launches and the waits of some work, which has been done once before."""
+    """The launches and the waits of some work that has been done once before."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -59,14 +61,14 @@ def launch_table(size: dict[str, int], only: str, device: torch.device) -> None:
     for name, options in STEPS.items():
         if only in name:
             optimizer = search(size, options, device)
-            optimizer.step()  # compiles kernels, makes the optimizers' states, checks losses
+            optimizer.step()  # compiles kernels, makes the optimizers' states, and checks losses
             found = launches_and_waits(optimizer.step, device)
             print(f"| {name} | {found[0]:,} | {found[1]:,} |", flush=True)
     print(flush=True)
 
 
 def repeat_table(size: dict[str, int], only: str, device: torch.device) -> bool:
-    """Prints whether two equal searches come out equal; whether all are that must be."""
+    """Prints whether two equal searches give equal results; returns whether all that must do so."""
     print("| round | deterministic | tensors | that differ | first |\n|---|---|---|---|---|")
     as_asked = True
     for deterministic in (True, False):
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="paper")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", default="", help="only methods whose name holds this")
+    parser.add_argument("--only", default="", help="only methods whose name contains this")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine (or this build of PyTorch) has no CUDA")
@@ -124,7 +126,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {where}, {args.size}: {size}\n", flush=True)
     launch_table(size, args.only, device)
     if not repeat_table(size, args.only, device):
-        raise SystemExit("Rounds that were to repeat bit for bit did not.")
+        raise SystemExit("Rounds that should repeat bit for bit did not.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the checks of a run cost: the first round, in which they are made, beside later rounds.
+"""Measures the cost of a run's checks: the first round, which makes them, against later ones.
 
-A perceptron of 1 M parameters under SGD with momentum, and above it weights of classes under Adam.
-Each engine's first round is timed on the processor and compared with the median of later ones. The
-difference, which holds everything that is done once, is given as a share of 100 rounds.
+The problem is a perceptron of 1 M parameters under SGD with momentum, and above it weights of
+classes under Adam. Each engine's first round is timed on the processor and compared with the median
+of later ones. The difference includes everything that is done once. It is given as a share of 100
+rounds.
 
     python benchmarks/guards.py          # about a minute on one thread
     python benchmarks/guards.py --quick  # a small network, one run: only shows that it works

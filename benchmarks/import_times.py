@@ -1,9 +1,9 @@
-"""How long `import mlo` and `python -m lfmcw_app.run --help` take, beside `import torch`.
+"""Measures how long `import mlo` and `python -m lfmcw_app.run --help` take, beside `import torch`.
 
     python benchmarks/import_times.py [--repeats 15] [--csv FILE]
 
-Processor time of whole processes, in turns. Bytecode is written to a folder of its own and is there
-when the turns begin, as it is where a package is installed.
+It measures the processor time of whole processes, in turns. Bytecode goes to a separate folder and
+exists when the turns begin, as for an installed package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMMANDS = {
     "import mlo": ("-c", "import mlo"),
     "python -m lfmcw_app.run --help": ("-m", "lfmcw_app.run", "--help"),
 }
-"""What is measured → the arguments; the first is what the others are compared with."""
+"""What is measured → the arguments; the others are compared with the first."""
 
 
 def children() -> float:
@@ -36,7 +36,9 @@ def children() -> float:
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15, help="turns, after one not counted")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="turns, after one that is not counted"
+    )
     parser.add_argument("--csv", type=Path, help="also writes the measurements into this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Counts what one step of a search gives to a device: kernels launched, and waits for it, by part.
+"""Counts the kernels that one step of a search launches and its waits for the device, by part.
 
 An operator that computes counts as one launch, a view or an allocation as none. A foreach or fused
 operator counts once for each group of tensors that one of its kernels takes. Counts do not depend
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mlo import MultilevelOptimizer
+from mlo.backward import grad
 
 __all__ = ["Launches", "launches_of_step", "print_launches"]
 
@@ -107,12 +108,12 @@ PARTS = (
     ("lfmcw_app/augmentation.py", "batches"),
     ("lfmcw_app/data.py", "batches"),
 )
-"""Part of a file's path → what its launches are for; the innermost such file decides."""
+"""Part of a file's path → the purpose of its launches; the innermost such file decides."""
 
 BACKWARD, OTHER, BETWEEN = "backward passes", "other", "between"
 
-AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__)
-"""Through these frames autograd is called, and calls backward passes in Python."""
+AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__, grad.__code__)
+"""These frames call autograd, or are called by it for backward passes in Python."""
 
 
 class Launches(TorchDispatchMode):
@@ -184,7 +185,7 @@ def _kernels(name: str, args: tuple[Any, ...]) -> int:
 
 
 def _part() -> str:
-    """What the operator that is being dispatched is for, by the frames that called it."""
+    """The purpose of the operator that is being dispatched, by the frames that called it."""
     # A model's operators are of a backward pass where autograd called them. An engine's own are
     # not, though it works in the backward pass of a response.
     part = None
@@ -198,7 +199,7 @@ def _part() -> str:
         if part is not None and "/lfmcw_app/" not in code.co_filename:
             return part
         frame = frame.f_back
-    # On a GPU backward passes run in threads of their own, without the frames of their caller.
+    # On a GPU backward passes run in separate threads, without the frames of their caller.
     return BACKWARD if torch._C._current_graph_task_id() != -1 else part or OTHER
 
 

@@ -1,10 +1,10 @@
-"""Measures what docs/benchmarks.md shows of a CPU, part by part: about 25 minutes on a quiet core.
+"""Makes all CPU measurements of docs/benchmarks.md, part by part: about 25 minutes on a quiet core.
 
     make benchmark                                          # in an environment with the peers
     python benchmarks/measure_all.py [--only WORD ...] [--again] [--before REVISION]
 
-Each part is a command that writes its rows into docs/data/benchmarks. One whose rows are there, of
-this commit, is not run again, so that an interrupted measurement resumes.
+Each part is a command that writes its rows into docs/data/benchmarks. A part that already has rows
+of this commit is not run again, so an interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -57,9 +57,13 @@ def is_measured(name: str, command: str, now: str) -> bool:
 def main() -> None:
     """Runs the parts; exits with 1 if one failed or wrote nothing, after the others."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="only parts whose command holds one of these")
-    parser.add_argument("--again", action="store_true", help="also what was measured already")
-    parser.add_argument("--before", help="a revision to compare with; without it nothing is")
+    parser.add_argument("--only", nargs="+", help="only parts whose command contains one of these")
+    parser.add_argument(
+        "--again", action="store_true", help="also parts that were already measured"
+    )
+    parser.add_argument(
+        "--before", help="a revision to compare with; without it nothing is compared"
+    )
     args = parser.parse_args()
     parts = list(PARTS)
     if args.before:

@@ -1,7 +1,7 @@
-"""What benchmarks share: turns of processor time, ratios with quartiles, and files of measurements.
+"""Shared by the benchmarks: turns of processor time, ratios, and files of measurements.
 
-A file is a CSV in docs/data/benchmarks, of which docs/benchmarks.md is made (`make results`). Each
-row says how it was made, so that parts of a file may be measured on different days.
+A file is a CSV in docs/data/benchmarks, from which docs/benchmarks.md is made (`make results`).
+Each row says how it was made, so that parts of a file may be measured on different days.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Ratio:
 
     @classmethod
     def of(cls, times: Sequence[float], against: Sequence[float]) -> Ratio:
-        """Of the times of each turn; what disturbs a turn disturbs both of its sides."""
+        """From the times of each turn; a disturbance of a turn affects both sides."""
         ratios = [a / b for a, b in zip(times, against, strict=True)]
         low, median, high = quartiles(ratios)
         return cls(median=median, low=low, high=high)
@@ -63,7 +63,7 @@ class Ratio:
 
 
 def two_digits(ratio: float) -> str:
-    """A ratio with two decimals, or with two digits where it is small."""
+    """A ratio with two decimals, or with two digits if it is small."""
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
@@ -155,7 +155,7 @@ def answers(
         requests: line → what makes its answer.
         refusals: exceptions whose words say enough.
     """
-    # What is measured prints what it likes; only answers may reach the reader.
+    # Measured code may print anything; only answers may reach the reader.
     out, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:
@@ -201,7 +201,7 @@ def write_measurements(
     part: Sequence[str],
     packages: Sequence[str] = ("torch",),
 ) -> None:
-    """Writes measurements into a file; those of other parts that it has stay.
+    """Writes measurements into a file; those of other parts stay.
 
     Args:
         path: of the CSV.
@@ -225,8 +225,8 @@ def write_measurements(
             ]
     if kept and list(kept[0]) != list(new[0]):
         raise ValueError(
-            f"{path} has the columns {', '.join(kept[0])}, and this measurement has "
-            f"{', '.join(new[0])}. Remove the file, and measure all of its parts again."
+            f"{path} has the columns {', '.join(kept[0])}, but this measurement has "
+            f"{', '.join(new[0])}. Remove the file and measure all of its parts again."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -2,12 +2,12 @@
 
 Both make the same updates.
 
-The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the
-hardest case, since its rounds take the least time, a perceptron; above it, under Adam, either
-mixtures of activations, which both losses read, or weights of classes, which only the lower loss
-reads. Both sides first make the same rounds in float64, after which their parameters must be equal.
-Then single rounds of both, and of a second copy of the loop by hand, take turns; by how much the
-second copy differs from the first is the noise.
+The lower problem is a network of 1.0 M parameters under SGD with momentum. It is convolutional or,
+as the hardest case, a perceptron, whose rounds take the least time. Above it, under Adam, are
+either mixtures of activations, which both losses read, or weights of classes, which only the lower
+loss reads. Both sides first make the same rounds in float64 and must end with equal parameters.
+Then single rounds of both sides and of a second copy of the hand-written loop take turns. The
+difference between the second copy and the first is the noise.
 
     python benchmarks/overhead.py              # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
@@ -61,7 +61,7 @@ TOLERANCES = {"darts": 1e-6}
 
 
 class Perceptron(nn.Module):
-    """Two hidden layers; with `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
+    """Two hidden layers. With `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
 
     def __init__(self, hidden: int, inputs: int = INPUTS) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What both sides begin with: modules, which they copy, and batches."""
+    """The common start of both sides: modules, which they copy, and batches."""
 
     network: nn.Module
     upper: Upper
@@ -252,8 +252,7 @@ class ByHand:
     is above it, a, along ∇_a L_val(W', a) - lr ∇_a ⟨∇_W L(W, a), ∇_W' L_val⟩. The second term is
     left out by `first_order` and taken by central differences by `darts`. `one_step` takes it
     exactly from the first gradient, whose graph it keeps, as mlo does where the graph fits into
-    memory; or, as `recomputed`, from a gradient that is computed again, which holds less memory
-    meanwhile.
+    memory; or, as `recomputed`, from a gradient that is computed again, which takes less memory.
     """
 
     def __init__(self, setting: Setting, engine: str, begin: Start) -> None:
@@ -372,7 +371,7 @@ def clock(device: torch.device) -> float:
 
 
 def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
-    """The rows of a table: medians, and the ratio to the loop by hand with quartiles."""
+    """The rows of a table: medians, and the ratio to the hand-written loop with quartiles."""
     for side, found in times.items():
         milliseconds = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
         cells = (name, engine, side, *milliseconds, str(Ratio.of(found, times["by hand"])))
@@ -392,7 +391,7 @@ def measurement(times: dict[str, list[float]]) -> dict[str, str]:
 
 
 def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
-    """The functions in which rounds spend most of their own time, as the rows of a table."""
+    """The functions with the most own time in rounds, as the rows of a table."""
     profiler = cProfile.Profile()
     profiler.enable()
     for _ in range(rounds):
@@ -419,11 +418,16 @@ def main() -> None:
         "--repeats",
         type=int,
         default=300,
-        help="rounds of each side, in turns, after three not counted",
+        help="rounds of each side, in turns, after three that are not counted",
     )
-    parser.add_argument("--only", default="", help="only problems or engines whose name holds this")
     parser.add_argument(
-        "--on-nonfinite", default="stop", choices=("stop", "none"), help="mlo's option of that name"
+        "--only", default="", help="only problems or engines whose name contains this"
+    )
+    parser.add_argument(
+        "--on-nonfinite",
+        default="stop",
+        choices=("stop", "none"),
+        help="mlo's option of the same name",
     )
     parser.add_argument(
         "--profile",

@@ -1,9 +1,9 @@
-"""Images per second of a stream of JPEG files, with and without reading ahead of the step.
+"""Measures images per second of a stream of JPEG files, with and without reading ahead of the step.
 
-The files are made. Random windows of 224×224 are cut out of them, 64 a batch. The step is work of
-torch on one thread of this CPU, or a wait for a device. What a device does with the pixels is left
-out: batches go to PyTorch's meta device, which computes nothing. With --device cpu this CPU
-normalises and mirrors them, where the batch is asked for.
+The files are synthetic. Random windows of 224×224 are cut out of them, 64 per batch. The step is
+work of torch on one thread of this CPU, or a wait for a device. The device's work on the pixels is
+left out: batches go to PyTorch's meta device, which computes nothing. With --device cpu this CPU
+normalises and mirrors them when the batch is requested.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_images(folder: Path, width: int, height: int) -> float:
 
 
 def work(milliseconds: float) -> Callable[[], None]:
-    """A step of about so many milliseconds on one thread of torch."""
+    """A step of about this many milliseconds on one thread of torch."""
     matrix = torch.randn(512, 512)
 
     def multiply(times: int) -> float:
@@ -71,7 +71,7 @@ def measured(
         dataset.train, dataset, batch_size=64, seed=0, augmentation=HOW, device=device
     )
     stream.batch(0)
-    step()  # and what is read ahead meanwhile is that of a run that continues
+    step()  # and reading ahead meanwhile is that of a run that continues
     waited, began = 0.0, time.perf_counter()
     for index in range(1, batches + 1):
         asked = time.perf_counter()

@@ -2,9 +2,9 @@
 
 Each has weights of its own.
 
-The reference of `search_step.py` and of the tests: lfmcw_app's supernet computes the same function
-in another way. It shares no code with it. `split_by_edge` takes the tensors of one apart into those
-of the other.
+This is the reference for `search_step.py` and the tests. lfmcw_app's supernet computes the same
+function in another way, and shares no code with it. `split_by_edge` takes the tensors of one apart
+into those of the other.
 
 Reference: Liu et al., DARTS (2019), section 3.1; Chen et al., P-DARTS (2019), section 3.3.2
 (dropout on identities); Xu et al., PC-DARTS (2020), section 3 (partial channels).

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes in a process, by its resident size."""
+"""Measures the memory that a piece of work takes in a process, by its resident size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def return_free_memory() -> None:
 
 
 def _status(key: str) -> int | None:
-    """A size in /proc/self/status, in bytes; None where there is no such file or line."""
+    """A size in /proc/self/status, in bytes; None if there is no such file or line."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     sizes = [line.split()[1] for line in lines if line.startswith(f"{key}:")]

@@ -1,4 +1,4 @@
-"""The blocks and the figure of docs/benchmarks.md that are made of docs/data/benchmarks.
+"""The blocks and the figure of docs/benchmarks.md that are made from docs/data/benchmarks.
 
 The files are written by the benchmarks themselves (`--csv`, see measuring.py). A ratio is the time
 of mlo's side over that of the other one, so less than 1 is faster.
@@ -83,7 +83,7 @@ def compared(results: Results) -> dict[str, list[Compared]]:
     for row in rows_of(results, "overhead"):
         ratio = ratio_of(row)
         if ratio is not None and row["network"] in NETWORKS and row["batch"] == "128":
-            group = f"the loop by hand, {NETWORKS[row['network']]}"
+            group = f"the hand-written loop, {NETWORKS[row['network']]}"
             what = f"{row['problem']}, {row['engine']}"
             pairs.append(Compared(against=group, what=what, ratio=ratio))
     groups: dict[str, list[Compared]] = {}
@@ -101,7 +101,7 @@ def middle(pairs: Sequence[Compared]) -> float:
 
 
 def peers(results: Results) -> str:
-    """Ours against each peer and against the loop by hand, best to worst."""
+    """Ours against each peer and against the hand-written loop, best to worst."""
     rows = []
     for against, pairs in compared(results).items():
         faster = sum(pair.ratio.median <= 1.0 for pair in pairs)
@@ -218,7 +218,7 @@ def solutions(results: Results) -> str:
 
 
 def overhead(results: Results) -> str:
-    """Rounds beside the same loop by hand."""
+    """Rounds beside the same hand-written loop."""
     rows = [
         (
             row["network"], f"{int(row['parameters']):,}", row["batch"], row["problem"],

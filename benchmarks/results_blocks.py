@@ -1,7 +1,7 @@
-"""The blocks of docs/results.md and docs/benchmarks.md that are made of the files in docs/data.
+"""The blocks of docs/results.md and docs/benchmarks.md that are made from the files in docs/data.
 
-Each function takes all results and returns Markdown. What has not been run is said, never filled
-in. The verdicts are those of `lfmcw_app.comparison`: one rule for all tables.
+Each function takes all results and returns Markdown. A block says what has not been run, and never
+fills it in. The verdicts are those of `lfmcw_app.comparison`: one rule for all tables.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from lfmcw_app.comparison import (
 Pair = tuple[str, str]
 
 ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
-"""What isolates the class weights, and the generated images."""
+"""The comparisons that isolate the class weights and the generated images."""
 
 
 # ------------------------------ Markdown
@@ -62,7 +62,7 @@ def points(effect: Effect) -> str:
 
 
 def verdict_said(effect: Effect) -> str:
-    """The verdict; where nothing is seen, what is ruled out."""
+    """The verdict; if no difference is seen, also what is ruled out."""
     if effect.verdict == "no difference seen":
         return f"{effect.verdict}; {excluded(effect)}"
     return effect.verdict
@@ -476,8 +476,15 @@ def status_verdict(effect: Effect, claimed: float | None) -> str:
 
 
 def answer(results: Results) -> str:
-    """The answer in three sentences."""
-    return "\n".join((_on_plain_search(results), _on_class_weights(results), _on_the_rest(results)))
+    """How often LFM-CW was better than plain search, and a row for each question of the page."""
+    head = (
+        "LFM-CW compared with", "experiment", "points (95% interval)", "seeds", "conclusion",
+    )  # fmt: skip
+    rows = [
+        *_answers_on_plain_data(results), *_answers_on_other_data(results),
+        ("plain search, at the paper's sizes", "", "", "", _at_the_papers_sizes(results)),
+    ]  # fmt: skip
+    return f"{_counted(results.effects(METHOD, BASELINE))}\n\n{table(head, rows)}"
 
 
 def leading(effects: Sequence[Effect]) -> Effect | None:
@@ -496,109 +503,79 @@ def leading(effects: Sequence[Effect]) -> Effect | None:
     )  # fmt: skip
 
 
-def _on_plain_search(results: Results) -> str:
-    known = chosen(results, [(METHOD, BASELINE)], is_plain)
-    effect = leading(known)
-    if effect is None:
-        return "1. LFM-CW has not been compared with plain search here."
-    return (
-        f"1. On {effect.design.title}, the cells of LFM-CW have "
-        f"{_differing(effect, 'those of plain search')} ({_interval(effect)}): "
-        f"{_concluded(effect)}{_others(known, effect)}."
+AnswerRow = tuple[str, str, str, str, str]
+
+
+def _counted(effects: Sequence[Effect]) -> str:
+    """How often each verdict was reached on LFM-CW and plain search."""
+    if not effects:
+        return "LFM-CW has not been compared with plain search here."
+    verdicts = [effect.verdict for effect in effects]
+    others = [verdict for verdict in dict.fromkeys(verdicts) if verdict not in ("better", "worse")]
+    counts = ", ".join(f"{verdicts.count(said)} *{said}*" for said in ("better", "worse", *others))
+    return f"Verdicts of all {len(effects)} comparisons of LFM-CW with plain search: {counts}."
+
+
+def _answers_on_plain_data(results: Results) -> list[AnswerRow]:
+    """Beside plain search, and beside LFM-CW without what is its own."""
+    asked = (
+        ("plain search", BASELINE),
+        ("itself with uniform class weights", UNIFORM),
+        ("itself with λ = 0 (no generated images)", NO_WEIGHT),
     )
-
-
-def _on_class_weights(results: Results) -> str:
-    leads = [leading(chosen(results, [pair], is_plain)) for pair in ISOLATING]
-    said = [
-        f"{_differing(effect, words)} ({_interval(effect)}): {_concluded(effect)}"
-        for effect, words in zip(leads, ("with uniform class weights", "with λ = 0"), strict=True)
-        if effect is not None
+    return [
+        _answer(question, leading(chosen(results, [(METHOD, against)], is_plain)))
+        for question, against in asked
     ]
-    if not said:
-        return "2. Whether the class weights make a difference has not been measured here."
-    return f"2. The cells of LFM-CW have {'; and '.join(said)}."
 
 
-def _on_the_rest(results: Results) -> str:
+def _answers_on_other_data(results: Results) -> list[AnswerRow]:
+    """Beside plain search, with real images in the generator's place and on harder data."""
     pairs = [(METHOD, BASELINE)]
-    oracles, harder = chosen(results, pairs, is_oracle), chosen(results, pairs, is_hard)
-    said = []
-    real = leading(oracles)
-    if real is not None:
-        said.append(f"with real images in the generator's place it has {_short(real)}")
+    real = leading(chosen(results, pairs, is_oracle))
+    rows = [_answer("plain search, with real images in place of generated ones", real)]
+    harder = chosen(results, pairs, is_hard)
     for condition in dict.fromkeys(effect.design.condition for effect in harder):
         of_it = [effect for effect in harder if effect.design.condition == condition]
         learned = [effect for effect in of_it if effect.design.generator != ORACLE]
-        effect = leading(learned or of_it)
-        if effect is not None:
-            images = "" if learned else " and real images"
-            said.append(f"with {condition_said(condition or '')}{images} {_short(effect)}")
-    full = [
-        effect for effect in results.effects(METHOD, BASELINE) if effect.design.preset == "paper"
-    ]
-    count = len(full)
-    sizes = "nothing has been run at the paper's sizes"
-    if count:
-        sizes = f"{count} comparison{'s were' if count > 1 else ' was'} run at the paper's sizes"
-    if not said:
-        return (
-            "3. With a hard class, with classes of unequal size, or with real images in the "
-            f"generator's place it has not been run here, and {sizes}."
-        )
-    return f"3. Beside plain search, {'; '.join(said)}; {sizes}."
+        images = "" if learned else " and real images"
+        question = f"plain search, with {condition_said(condition or '')}{images}"
+        rows.append(_answer(question, leading(learned or of_it)))
+    if not harder:
+        rows.append(_answer("plain search, on harder data", None))
+    return rows
 
 
-def _differing(effect: Effect, other: str = "") -> str:
-    """How much more or less error, than what if it is named."""
-    difference = effect.found.difference
-    said, joined = (
-        f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'} error",
-        "than",
-    )
-    if effect.found.identical:
-        said, joined = "the same errors", "as"
-    elif f"{abs(difference):.2f}" == "0.00":
-        said, joined = "the same mean error to 0.01 points", "as"
-    return f"{said} {joined} {other}" if other else said
-
-
-def _interval(effect: Effect) -> str:
+def _answer(question: str, effect: Effect | None) -> AnswerRow:
+    if effect is None:
+        return (question, "", "", "", NOT_RUN)
     found = effect.found
-    seeds = f"{found.pairs} seeds"
-    if found.identical:
-        return seeds
-    if found.differing not in (None, found.pairs):
-        seeds += f" of which {found.differing} differ"
     low, high = found.difference - found.interval, found.difference + found.interval
-    return f"{seeds}, 95% interval {low:+.2f} to {high:+.2f}"
+    interval = "" if math.isnan(found.interval) else f" ({low:+.2f} to {high:+.2f})"
+    difference = "0" if found.identical else f"{_signed(found.difference)}{interval}"
+    return (question, effect.design.title, difference, found.seeds_said, _concluded(effect))
 
 
-def _short(effect: Effect) -> str:
-    return f"{_differing(effect)} ({_interval(effect)}; {effect.verdict})"
+def _signed(difference: float) -> str:
+    """A difference, without a sign if it rounds to zero."""
+    said = f"{difference:+.2f}"
+    return "0.00" if float(said) == 0 else said
 
 
 def _concluded(effect: Effect) -> str:
     """What follows, by the verdict."""
     return {
-        "better": "the gain is told from chance",
-        "worse": "the loss is told from chance",
-        "identical": "no seed tells them apart",
-        TOO_FEW: f"{effect.found.pairs} seeds are too few to tell it from chance",
-        TOO_FEW_DIFFER: "too few seeds differ to tell it from chance",
-    }.get(
-        effect.verdict,
-        f"no difference is seen, and {excluded(effect)}",
-    )
+        "better": "lower error, by more than chance explains",
+        "worse": "higher error, by more than chance explains",
+        "identical": "the same error for every seed",
+        TOO_FEW: f"open: {effect.found.pairs} seeds are too few",
+        TOO_FEW_DIFFER: "open: too few seeds differ",
+    }.get(effect.verdict, f"{effect.verdict}; {excluded(effect)}")
 
 
-def _others(known: Sequence[Effect], lead: Effect) -> str:
-    """What the other experiments say, counted."""
-    others = [effect.verdict for effect in known if effect is not lead]
-    if not others:
-        return ""
-    counted = [f"{others.count(verdict)} {verdict}" for verdict in dict.fromkeys(others)]
-    return f" (further comparisons: {', '.join(counted)})"
+def _at_the_papers_sizes(results: Results) -> str:
+    count = sum(effect.design.preset == "paper" for effect in results.effects(METHOD, BASELINE))
+    return f"{count} comparison{'s' if count > 1 else ''}, listed below" if count else NOT_RUN
 
 
 # ------------------------------ machines, sources, the appendix

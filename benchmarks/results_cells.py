@@ -1,4 +1,4 @@
-"""What a table of all cells of a small space says, and how far its noise lets it be trusted."""
+"""Describes a table of all cells of a small space, and how far its noise lets it be trusted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import norm, spearmanr
 from lfmcw_app.cell_table import CellTable, TrainedCell
 
 NEAR_THE_BEST = 0.25
-"""Share of the networks, the best, whose noise counts: that of a useless one is zero."""
+"""Share of the best networks whose noise counts; the noise of a useless network is zero."""
 
 
 def ordered(table: CellTable) -> list[tuple[str, TrainedCell]]:
@@ -23,9 +23,9 @@ def ordered(table: CellTable) -> list[tuple[str, TrainedCell]]:
 def networks(table: CellTable) -> list[tuple[str, TrainedCell, int]]:
     """The different networks, the best first: one of its cells, and how many cells it has.
 
-    Cells of one network have the same trainings, so that their noise is one and the same. They
-    differ in the order of their nodes, or in operations whose output is not used, and with these
-    in parameters. One training that is alike may be chance: then parameters have to be alike too.
+    Cells of the same network share its trainings, and so its noise. They differ in the order of
+    their nodes, or in operations whose output is not used, and with these in parameters. One
+    training that is alike may be chance: then parameters have to be alike too.
     """
     found: dict[object, list[tuple[str, TrainedCell]]] = {}
     for notation, cell in ordered(table):
@@ -93,7 +93,7 @@ def cell_lines(table: CellTable) -> Iterator[tuple[object, ...]]:
     yield "different networks", "", len(known), "", "", ""
     yield "mean of all cells", "", len(means), f"{statistics.fmean(means):.2f}", "", ""
     regret = statistics.fmean(means) - min(means)
-    yield "a drawn cell's regret", "", len(means), f"{regret:.2f}", "", ""
+    yield "a random cell's regret", "", len(means), f"{regret:.2f}", "", ""
     noise = noise_between_seeds(table)
     if math.isnan(noise):
         return

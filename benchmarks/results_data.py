@@ -1,12 +1,11 @@
-"""Reads the committed results (docs/data) and compares arms: what docs/results.md is made of.
+"""Reads the committed results (docs/data) and compares arms, for docs/results.md.
 
 - `runs/*.csv`: one row per run, in the schema of `lfmcw_app.results_file`. A file is the runs.csv
   of one `lfmcw_app.table`, so it is one experiment.
-- `superseded/*.csv`: the same of experiments that later ones replace; the appendix lists them.
-- `summaries.csv`: means and intervals of tables whose single runs are not kept.
-- `paper.csv`: what the paper reports.
-- `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained.
-- Others are small files that the page shows as tables.
+- `superseded/*.csv`: the same for experiments that later ones replace; the appendix lists them. -
+`summaries.csv`: means and intervals of tables whose single runs are not kept. - `paper.csv`: what
+the paper reports. - `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained. -
+Others are small files that the page shows as tables.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ GENERATORS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What the arms of an experiment have in common; None where they differ or have none.
+    """What the arms of an experiment have in common; None if they differ or have none.
 
     Attributes:
         table: name of the table of `lfmcw_app.table`.
@@ -94,7 +93,7 @@ class Design:
 
     @property
     def title(self) -> str:
-        """Names the experiment; `distinct_titles` adds what tells it from others."""
+        """Names the experiment; `distinct_titles` adds what distinguishes it from others."""
         parts = [DATASETS.get(self.dataset, self.dataset), SPACES.get(self.space, self.space)]
         parts += ["look-up"] if self.looked_up else [self.preset]
         parts += [f"{self.order} order"] if self.order else []

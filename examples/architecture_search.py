@@ -1,10 +1,10 @@
 """Differentiable architecture search (DARTS, Liu et al. 2019), on digits.
 
-Searched is the operation that each of four layers applies.
+The search chooses the operation of each of four layers.
 
-A layer is sum_o softmax(a)_o o(x). The weights w of the network fit half of the training images, a
-the other half through w. Then each layer keeps its heaviest operation; this and eight random
-choices are trained anew, alike, on all training images.
+A layer is sum_o softmax(a)_o o(x). The weights w of the network fit half of the training images,
+and a fits the other half through w. Then each layer keeps its heaviest operation. This choice and
+eight random ones are trained from scratch, in the same way, on all training images.
 
     python examples/architecture_search.py
 """
@@ -49,7 +49,7 @@ def loss(w, batch, *, a):
 
 
 def trained(a, train, valid, rounds, rest):
-    """A network after so many rounds, and its operations' weights; a rests first, then learns."""
+    """A network after so many rounds, and its operations' weights; a rests at first."""
     w, a = Network(), nn.ParameterDict({"a": a})
     lower = mlo.Problem(
         "w", module=w, optimizer=torch.optim.Adam(w.parameters(), lr=5e-3), data=train, loss=loss
@@ -69,7 +69,7 @@ def trained(a, train, valid, rounds, rest):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Searches the operations of a small network.")
     parser.add_argument(
-        "--steps", type=int, default=80, help="rounds of the search; half of those of a training"
+        "--steps", type=int, default=80, help="rounds of the search; a training has twice as many"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -86,7 +86,7 @@ if __name__ == "__main__":
     start = torch.zeros(4, len(names))
     _, weights = trained(start, batches[:10], batches[10:], args.steps, rest=args.steps // 5)
 
-    # The heaviest operation of each layer, and eight random choices, trained anew.
+    # The heaviest operation of each layer, and eight random choices, trained from scratch.
     choices = torch.stack([weights.argmax(1), *torch.randint(len(names), (8, 4))])
     accuracies = []
     for one in nn.functional.one_hot(choices, len(names)):

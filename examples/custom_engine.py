@@ -1,14 +1,14 @@
 """A custom hypergradient engine: Chebyshev iteration, registered and compared with `direct`.
 
-An engine finds q with A^T q = v from products alone (v: gradient of the upper loss in the lower
-parameters, A: Hessian of the lower loss). Chebyshev iteration needs bounds [a, b] on the
-eigenvalues of A, and no inner products. After K steps its residual is p_K(A) v for the polynomial
-with p_K(0) = 1 that is smallest on [a, b], so for symmetric A
+An engine finds q with A^T q = v from products alone. v is the gradient of the upper loss in the
+lower parameters, and A the Hessian of the lower loss. Chebyshev iteration needs bounds [a, b] on
+the eigenvalues of A, and no inner products. After K steps its residual is p_K(A) v for the
+polynomial with p_K(0) = 1 that is smallest on [a, b], so for symmetric A
 
     |A q_K - v| / |v|  <=  1 / T_K((b + a) / (b - a)),      T_K: Chebyshev polynomial.
 
-Printed beside it: `neumann` with as many terms, and the error of the whole hypergradient against
-the closed form. An engine for real use is tested by inheriting `mlo.testing.EngineContract`.
+The script also prints `neumann` with as many terms, and the error of the whole hypergradient
+against the closed form. To test an engine for real use, inherit `mlo.testing.EngineContract`.
 
     python examples/custom_engine.py
 """
@@ -63,8 +63,8 @@ class Chebyshev(mlo.Engine):
                 for d, r in zip(move, residual, strict=True)
             ]
 
-        # It promises its bound: a residual above it (with room for rounding) says that the interval
-        # is wrong.
+        # The bound is guaranteed, so a residual above it (with room for rounding) means that the
+        # interval is wrong.
         left = relative_residual(system, [t.detach() for t in q], [t.detach() for t in v])
         advice = (
             "Raise num_steps, or set smallest and largest to bounds of the Hessian's eigenvalues."
@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    mlo.register_engine("chebyshev", Chebyshev)  # from here on a name like any other
+    mlo.register_engine("chebyshev", Chebyshev)  # a name like any other from here on
     # The eigenvalues are 1 / condition ... 1.
     problem = bilevel_quadratic(dim=40, condition=args.condition, seed=args.seed)
 

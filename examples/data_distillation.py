@@ -1,14 +1,14 @@
 """Data distillation (Wang et al. 2018): a few synthetic digits that train a new network.
 
-From them it learns what 1,000 real ones teach.
+From them it learns as much as from 1,000 real ones.
 
     lower level   w_{t+1} = w_t - rate grad CE(w_t; synthetic images s),
                   20 steps from fresh random weights
     upper level   min_s     CE(w_20(s); real training images)
 
 The pixels of the synthetic images are the upper problem's parameters; `unroll` differentiates the
-training run whole, and fresh weights in every round keep the images from fitting one network. The
-test trains new networks, in as many steps, on the synthetic images, on as few real ones, on the
+whole training run, and fresh weights in every round keep the images from fitting a single network.
+The test trains new networks, in as many steps, on the synthetic images, on as few real ones, on the
 mean image of each digit, and on all real ones at once.
 
     python examples/data_distillation.py                 # one image of each digit
@@ -32,7 +32,7 @@ Split = tuple[Tensor, Tensor]
 
 
 class Images(nn.Module):
-    """Synthetic images with their labels, which are given."""
+    """Synthetic images with their fixed labels."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         super().__init__()

@@ -1,15 +1,15 @@
-"""Data reweighting: one weight per training example, learned, finds wrong labels.
+"""Data reweighting: learns one weight per training example, which reveals wrong labels.
 
-It is learned from a small clean validation set.
+The weights are learned from a small clean validation set.
 
     lower level   w* = argmin_w  1/N sum_i sigmoid(s_i) CE(w; x_i, y_i) + decay |w|^2 / 2,
                   half of the y_i are wrong
     upper level   min_s          CE(w*(s); clean validation data)
 
 No label is marked as right or wrong: the scores s learn it through the solution of the lower
-problem. Printed: the validation loss and the test accuracy before and after, and how well the
-learned weights separate wrong labels from right ones (AUC: 0.5 is chance, 1 is perfect). The
-default engine, `neumann`, cuts its series after ten terms.
+problem. The script prints the validation loss and the test accuracy before and after. It also
+prints how well the learned weights separate wrong labels from right ones (AUC: 0.5 is chance, 1 is
+perfect). The default engine, `neumann`, cuts its series after ten terms.
 
     # Fashion-MNIST: 2,000 training and 500 validation images
     python examples/data_reweighting.py
@@ -54,7 +54,7 @@ def train_loss(model: nn.Linear, batch: Batch, *, weights: ExampleWeights) -> Te
 
 
 def valid_loss(weights: ExampleWeights, batch: Batch, *, model: nn.Linear) -> Tensor:
-    """Upper level: reads the solution of the lower one."""
+    """Upper level: reads the solution of the lower level."""
     return cross_entropy(model(batch[0]), batch[1])
 
 
@@ -64,7 +64,7 @@ def as_batch(images: Images) -> Batch:
 
 
 def corrupted(labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Gives half of the examples another class; returns the labels and which are wrong."""
+    """Gives half of the examples a wrong class; returns the labels and which are wrong."""
     wrong = torch.zeros(len(labels), dtype=torch.bool)
     wrong[torch.randperm(len(labels), generator=generator)[: len(labels) // 2]] = True
     shift = torch.randint(1, classes, labels.shape, generator=generator)
@@ -121,7 +121,7 @@ def main() -> None:
             warmup_steps=args.warmup,
         ),
     ]
-    accept = {"tol": 1.0} if args.engine == "neumann" else {}  # the truncated series is meant
+    accept = {"tol": 1.0} if args.engine == "neumann" else {}  # the series is truncated on purpose
     optimizer = mlo.MultilevelOptimizer(problems, hypergradient={"name": args.engine, **accept})
     list(optimizer.run(args.warmup))
     before = measure(model, valid, test)

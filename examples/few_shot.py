@@ -3,11 +3,11 @@
     lower level   phi_t = a few steps of descent on CE(phi; support images of task t), from theta
     upper level   min_theta  mean over t of CE(phi_t(theta); query images of task t)
 
-A task is to tell five handwritten digits apart, which are numbered at random, from one image of
-each. All tasks of a round are one `mlo` problem: its parameters have a dimension for the tasks in
-front. It begins each round at theta (`restart_from`). The methods differ in what begins there, and
-in how the solution is differentiated. New tasks have new images. The control is a random theta,
-which adapts with the best of some rates.
+A task is to tell five handwritten digits apart from one image of each; their numbering is random.
+All tasks of a round are one `mlo` problem, whose parameters have a leading dimension for the tasks.
+It starts each round at theta (`restart_from`). The methods differ in what starts there, and in how
+the solution is differentiated. New tasks have new images. The control is a random theta, which
+adapts with the best of several rates.
 
     python examples/few_shot.py
 """
@@ -28,7 +28,7 @@ Batches = list[Batch]
 
 
 class Layer(nn.Module):
-    """A linear layer, or one for each of some tasks."""
+    """A linear layer, or one for each of several tasks."""
 
     def __init__(self, inputs: int, outputs: int, *tasks: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def fomaml(support: Batches, query: Batches) -> tuple:
 
 
 def imaml(support: Batches, query: Batches) -> tuple:
-    """Rajeswaran et al. (2019): phi is the minimum of a loss that pulls it to theta."""
+    """Rajeswaran et al. (2019): phi is the minimum of a loss that pulls it towards theta."""
 
     def pulled(phi: nn.Module, batch: Batch, *, theta: nn.Module) -> Tensor:
         pairs = zip(phi.parameters(), theta.parameters(), strict=True)
@@ -143,7 +143,7 @@ METHODS = {"MAML": maml, "FOMAML": fomaml, "iMAML": imaml, "ANIL": anil, "Meta-S
 
 
 def draw_tasks(images: Tensor, digits: Tensor, rounds: int, seed: int) -> tuple[Batches, Batches]:
-    """Support and query images of the tasks of some rounds."""
+    """Support and query images of the tasks of several rounds."""
     noise, each = torch.Generator().manual_seed(seed), SHOTS + QUERIES
     members = [images[digits == digit] for digit in range(10)]
     support, query = [], []
@@ -161,7 +161,7 @@ def draw_tasks(images: Tensor, digits: Tensor, rounds: int, seed: int) -> tuple[
 
 
 def adapted_accuracy(method, theta: dict, tasks: tuple, rate: float | None = None) -> float:
-    """Mean accuracy in % on the query images of tasks, to which theta adapts."""
+    """Mean accuracy in % on the query images of tasks, after theta adapts to each."""
     problems, engine = method(*tasks)
     phi, outer = problems
     outer.module.load_state_dict(theta)

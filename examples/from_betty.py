@@ -1,13 +1,13 @@
 """A Betty program moved over: Meta-Weight-Net (Shu et al. 2019), on digits.
 
-Four in ten of them are labelled wrongly.
+Four in ten of them have wrong labels.
 
     lower level, on a training batch   min_w      sum_i v_i loss_i(w) / sum_i v_i,
                                                   v_i = V(loss_i; theta) in (0, 1)
     upper level, on a clean batch      min_theta  mean_i loss_i(w*(theta))
 
-V is a small network: what it learned holds for every example of that loss. What Betty's program
-has, and what became of it:
+V is a small network, so what it learns applies to every example with that loss. Each part of
+Betty's program, and what replaces it:
 
     class Inner(ImplicitProblem): training_step   inner_loss(inner, batch, *, outer)
     self.outer(loss), in it                       outer(loss)
@@ -19,9 +19,9 @@ has, and what became of it:
     Engine(...).run(), EngineConfig(train_iters)  MultilevelOptimizer(...).run(steps)
 
 `--on-betty` runs the same declaration on Betty's engine instead (needs betty-ml). Betty's darts
-leaves out the learning rate of the inner problem, which an outer Adam hardly notices, and its
-differences see through `found.detach()`, which `mlo.once` keeps them from here. The control is the
-same network with all weights alike.
+leaves out the learning rate of the inner problem, which hardly matters to an outer Adam. Its
+differences see through `found.detach()`; here `mlo.once` prevents this. The control is the same
+network with equal weights.
 
     python examples/from_betty.py
 """
@@ -50,7 +50,7 @@ def losses(inner: nn.Module, batch: Batch) -> Tensor:
 
 def inner_loss(inner: nn.Module, batch: Batch, *, outer: nn.Module) -> Tensor:
     found = losses(inner, batch)
-    # The weights do not depend on the inner parameters: a difference must not move them with these.
+    # The weights do not depend on the inner parameters, so a difference must not move them along.
     weights = mlo.once(lambda: outer(found.detach()))
     return (weights * found).sum() / weights.sum()
 
@@ -75,7 +75,7 @@ def inner_problem(loss: Callable[..., Tensor], train: DataLoader) -> mlo.Problem
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Learns how much an example counts, from its loss."
+        description="Learns from an example's loss how much the example counts."
     )
     parser.add_argument("--steps", type=int, default=300, help="updates of each problem")
     parser.add_argument(

@@ -8,9 +8,9 @@ That problem learns through the response of both players.
     upper level   min_{s, r}      MMD^2(G(z), validation digits),
                                   a kernel distance of two samples; 0: the same law
 
-The penalty r stands in the discriminator's loss alone and G alone in the upper one: r acts on D,
-and one step later D on G. So one step is not enough; the last five are differentiated (`unroll`).
-The control is the same game in which s and r rest.
+The penalty r is only in the discriminator's loss, and only G is in the upper loss. So r acts on D,
+and one step later D acts on G. One step is therefore not enough, and the last five are
+differentiated (`unroll`). The control is the same game with s and r at rest.
 
     python examples/gan_game.py
 """
@@ -38,7 +38,7 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 def game_loss(
     game: nn.ModuleDict, real: Tensor, *, regulariser: nn.ParameterDict
 ) -> dict[str, Tensor]:
-    """A loss for each player; each moves down its own."""
+    """A loss for each player; each player descends its own."""
     noise, penalty = (logarithm.exp() for logarithm in regulariser.values())
     fake = game["generator"](torch.randn(len(real), LATENT))
     blurred = (real + noise * torch.randn_like(real)).requires_grad_()
@@ -115,7 +115,7 @@ def play(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Plays a GAN on digits and learns what regularises it."
+        description="Trains a GAN on digits and learns its regularisation."
     )
     parser.add_argument(
         "--steps", type=int, default=60, help="rounds: twenty moves of the game, one of s and r"

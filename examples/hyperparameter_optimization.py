@@ -5,11 +5,12 @@ The decays are learned from the validation loss.
     lower level   w* = argmin_w  CE(w; training data) + 1/2 sum_j exp(d_j) w_j^2
     upper level   min_d          CE(w*(d); validation data)
 
-On digits; beside each of the 64 pixels stands a decoy, the same numbers in another order, which
-says nothing about an image: what is learned should decay the decoys most. 128 hyperparameters are
-too many for a grid; implicit differentiation gives the gradient in all by one linear solve with the
-lower level's Hessian. It holds at a solution, so the model moves alone for `--warmup` rounds first.
-The test loss, beside the validation loss, shows how much of the gain is overfitting to the latter.
+The data are digits. Each of the 64 pixels has a decoy: the same numbers in another order, which say
+nothing about an image. So the learned decays should be largest for the decoys. 128 hyperparameters
+are too many for a grid, but implicit differentiation gives the gradient in all of them by one
+linear solve with the lower level's Hessian. It holds at a solution, so the model moves alone for
+`--warmup` rounds first. The test loss, beside the validation loss, shows how much of the gain is
+overfitting to the validation data.
 
     # conjugate gradients
     python examples/hyperparameter_optimization.py

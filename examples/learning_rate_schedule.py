@@ -5,9 +5,10 @@
     upper level   min_r     CE(w_20(r); validation data)
 
 The rates are settings of the lower problem's optimizer, given by the upper problem's value.
-`unroll` differentiates the run whole. Where rates are so high that runs go wild, so does this
-gradient: it is clipped. The controls are the best of nine constant rates by the same validation
-loss, and the learned ones in reverse. The test trains new networks on new batches.
+`unroll` differentiates the whole run. If rates are so high that a run diverges, its gradient
+explodes too, so it is clipped. The controls are the best of nine constant rates by the same
+validation loss, and the learned rates in reverse order. The test trains new networks on new
+batches.
 
     python examples/learning_rate_schedule.py
 """
@@ -48,7 +49,7 @@ def valid_loss(schedule: nn.ParameterDict, batch: Split, *, model: nn.Module) ->
 
 
 class Run:
-    """Random batches of one training run; iterated again, another run's."""
+    """Random batches of one training run; a new iteration gives those of another run."""
 
     def __init__(self, train: Split) -> None:
         self.train = train

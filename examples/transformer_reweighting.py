@@ -1,15 +1,17 @@
 """Reweighting of data sources: a small transformer learns which of its texts is corrupted.
 
-Four sources of text, the documentation of parts of Python's standard library, are mixed to train a
-transformer that predicts the next character. In one of them half of the characters are replaced.
+A mix of four sources of text trains a transformer that predicts the next character. The sources are
+the documentation of parts of Python's standard library. In one of them half of the characters are
+replaced.
 
     lower level   w* = argmin_w  sum_k p_k L_k(w),  p = softmax(scores), L_k the loss on source k
     upper level   min_scores     L_valid(w*(scores)), on clean text of other modules
 
 Nothing says which source is corrupted. The engine is `penalty` (F2SA; ScaleBiO for language
 models). It takes first gradients only, so attention runs in fused kernels, which have no second
-derivative. Printed: the learned weights, and the test loss of networks that are trained from one
-start with the learned weights and, as controls, with equal ones and without the corrupted source.
+derivative. The script prints the learned weights. It also prints the test loss of networks trained
+from the same start: with the learned weights and, as controls, with equal weights and without the
+corrupted source.
 
     python examples/transformer_reweighting.py
     python examples/transformer_reweighting.py --share 0    # no corruption: a control
@@ -111,7 +113,7 @@ class Batches:
 
 
 def corrupted(text: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Another character in place of a share of them."""
+    """Replaces a share of the characters by other ones."""
     others = torch.randint(CHARACTERS, text.shape, generator=generator)
     return torch.where(torch.rand(text.shape, generator=generator) < share, others, text)
 
@@ -153,7 +155,7 @@ def main() -> None:
         mlo.Problem("net", module=net, optimizer=inner, loss=train_loss, data=train, steps=2),
         mlo.Problem("sources", module=sources, optimizer=outer, loss=valid_loss, data=valid),
     ]
-    # Two steps of the tilted copies, from rest each time: a truncated solve is meant.
+    # Two steps of the tilted copies, from rest each time: the solve is truncated on purpose.
     engine = {"name": "penalty", "steps": 2, "warm_start": False, "tol": 1.0}
     history = []
     for record in mlo.MultilevelOptimizer(problems, engine).run(args.steps):

@@ -1,7 +1,6 @@
 """`python -m lfmcw_app COMMAND`: all commands; each is a module of its own too."""
 
-import typer
-
+from lfmcw_app.commands.command_line import command_line
 from lfmcw_app.commands.draw import draw
 from lfmcw_app.commands.evaluate import evaluate
 from lfmcw_app.commands.export import export
@@ -16,12 +15,7 @@ COMMANDS = (run, evaluate, predict, export, sample, report, draw, table)
 
 def main() -> None:
     """Entry point."""
-    app = typer.Typer(
-        pretty_exceptions_enable=False, help="LFM-CW: search a network cell, and use what is found."
-    )
-    for command in COMMANDS:
-        app.command()(command)
-    app()
+    command_line(COMMANDS, help="LFM-CW: search a network cell, and use what is found.")()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Arm:
 
     Attributes:
         settings: recipe key → value.
-        length: the search has so many times the recipe's epochs or steps.
+        length: factor on the recipe's epochs or steps of search.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -78,14 +78,14 @@ FURTHER_CONTRASTS = {
         ("LFM-CW", "random cells"),
     ),
 }
-"""Table → arms that are compared with another one than the baseline: each a question of its own."""
+"""Table → pairs of arms to compare besides those with the baseline; each asks its own question."""
 
 
 def contrasts(name: str) -> list[tuple[str, str]]:
     """The comparisons of a table, each an arm and what it is compared with.
 
-    Every arm is compared with the first one. All of them are one family of tests, so that a table
-    whose arms are alike says "better" or "worse" anywhere in 5% of cases at most.
+    Every arm is compared with the first one. All of them are one family of tests: if all arms are
+    alike, at most 5% of tables say "better" or "worse" anywhere.
     """
     baseline, *others = TABLES[name]
     return [*((label, baseline) for label in others), *FURTHER_CONTRASTS.get(name, ())]
@@ -109,7 +109,7 @@ def arm_recipe(
     if arm.length == 1.0:
         return _without_what_is_unused(recipe)
 
-    # Its length is known only now: the search has as many epochs or steps as its preset says.
+    # The length is known only here: the preset says how many epochs or steps the search has.
     how = recipe.search
     longer = f"epochs={(how.epochs or 0) * arm.length}"
     if how.steps:
@@ -125,7 +125,7 @@ OF_GENERATED_IMAGES = (
 
 
 def _without_what_is_unused(recipe: Recipe) -> Recipe:
-    """The recipe with the preset's values of what its search does not read, or makes nothing of.
+    """The recipe with the preset's values for settings that its search does not read or use.
 
     So the tables of several generators share the runs of such searches, which have one recipe. With
     λ = 0 the generator plays its game, but nothing depends on it, and it is not warmed up.
@@ -140,16 +140,16 @@ def _without_what_is_unused(recipe: Recipe) -> Recipe:
     unused = {name: getattr(usual, name) for name in OF_GENERATED_IMAGES}
     if how.method == "lfmcw":
         unused["lam"] = how.lam
-        # Its pictures change nothing, so that they are worth no warm-up and no measurement.
+        # Its pictures change nothing, so they need no warm-up and no measurement.
         of_no_use = {"warmup_rounds": 0, "quality": "never"}
         unused["generator"] = usual.generator.model_copy(update=of_no_use)
     return recipe.model_copy(update={"search": how.model_copy(update=unused)})
 
 
 def _read_by_random(how: Search, usual: Search) -> tuple[str, ...]:
-    """The keys of `search` that decide a random cell, or what is told of it.
+    """The keys of `search` that decide a random cell or its record.
 
-    P-DARTS's stages, which must fit the primitives and the layers, are among them.
+    They include P-DARTS's stages, which must fit the primitives and the layers.
     """
     read = ("method", "space", "nodes", "primitives", "budget", "progressive")
     return read if how.progressive == usual.progressive else (*read, "layers")

@@ -25,19 +25,19 @@ __all__ = ["MOST_CLASSES", "Answers", "answers_of", "assessed", "interval"]
 
 BATCH = 256
 STATISTICS_IMAGES = 10_000
-"""Training images that statistics and the training error are taken of, at most.
+"""At most so many training images give the statistics and the training error.
 
-A mean over 10,000 images with hundreds of positions each differs from that over a million by far
-less than the batches of a training do from one another, and takes seconds on ImageNet.
+On ImageNet this takes seconds. A mean over 10,000 images with hundreds of positions each differs
+little from that over a million, far less than the batches of a training differ from one another.
 """
 
 MOST_CLASSES = 100
-"""Classes of which the whole confusion matrix is in the result; of more only its mistakes."""
+"""Up to so many classes, the result has the whole confusion matrix; beyond, only its mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a network makes of some images.
+    """A network's answers on some images.
 
     Attributes:
         labels: the right classes, [N].
@@ -65,7 +65,7 @@ def assessed(
     augmentation: Augmentation | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Recomputes the network's running statistics, and measures it; what goes into the result.
+    """Recomputes the running statistics, measures the network, and returns entries of the result.
 
     Args:
         network: trained; its running statistics are replaced.
@@ -76,8 +76,8 @@ def assessed(
         augmentation: of the training.
         seed: decides on its random changes.
     """
-    # Of augmented images, as the running averages are that a training leaves and that published
-    # results were measured with. After a whole training the two differ by less than the spread
+    # The images are augmented, as for the running averages of a training, with which published
+    # results were measured. After a whole training the two differ by less than the spread
     # (docs/results.md).
     some = subset(train, STATISTICS_IMAGES, 0)
     count = math.ceil(len(some) / BATCH)
@@ -117,7 +117,7 @@ def assessed(
 def answers_of(
     network: ImageNetwork, images: Images, dataset: Dataset, device: torch.device
 ) -> Answers:
-    """What the network makes of images; the processes take the batches in turns."""
+    """The network's answers on images; the processes take the batches in turns."""
     part = rank_and_size()
     own = [_answered(network, batch) for batch in in_order(images, dataset, BATCH, device, part)]
 
@@ -181,9 +181,9 @@ def _confusion(answers: Answers, classes: int) -> list[list[int]]:
 
 
 def _mistakes(answers: Answers, classes: int) -> list[list[int]]:
-    """The confusion matrix beside its diagonal: [class, answer, images], the commonest first.
+    """The confusion matrix off its diagonal: [class, answer, images], the most common first.
 
-    There are at most as many as test images, where the matrix of ImageNet has a million numbers.
+    There are at most as many entries as test images; ImageNet's matrix has a million numbers.
     """
     pairs, counts = torch.unique(_pairs(answers, classes), return_counts=True)
     wrong = pairs // classes != pairs % classes
@@ -217,11 +217,13 @@ def interval(errors: int, count: int, z: float = 1.96) -> tuple[float, float]:
 # ------------------------------ doubt
 
 NEAR_CHANCE, LEARNED = 0.8, 0.25
-"""Shares of the error at chance: what a test error must reach, and a training error stay below."""
+"""Shares of the error at chance. In doubt are a test error above the first and a training error
+below the second.
+"""
 
 
 def _doubt(tested: Answers, training_error: float) -> str | None:
-    """What is suspicious: the training images are known, and the test images are guessed."""
+    """A warning if the training images are known but the test images are guessed."""
     shares = torch.bincount(tested.labels).double() / len(tested.labels)
     chance = 100.0 * (1.0 - float(shares.max()))
     if not (training_error < LEARNED * chance and tested.error > NEAR_CHANCE * chance):
@@ -229,7 +231,7 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
     return (
         f"The network is wrong on {training_error:.1f}% of its training images and on "
         f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
-        f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
-        "images are of another kind: look for labels that were mixed up, for test images that were "
-        "made or prepared differently, and for too few training images."
+        f"largest class would give {chance:.1f}%. Either it has learned its images by heart, or "
+        "the test images are of another kind. Look for mixed-up labels, for test images that "
+        "were made or prepared differently, and for too few training images."
     )

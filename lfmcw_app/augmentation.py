@@ -64,7 +64,7 @@ def augmented(
     rows = torch.arange(height).expand(count, height)
     columns = torch.arange(width).expand(count, width)
 
-    # All draws are for the whole batch, so an image is changed alike however the batch is divided.
+    # All draws are for the whole batch, so dividing the batch does not change an image's draws.
     if how.crop_padding:
         shift = 2 * how.crop_padding + 1
         rows = rows + rows_of(torch.randint(shift, (total, 1), generator=generator), part)

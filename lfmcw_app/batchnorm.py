@@ -1,8 +1,9 @@
 """Running statistics of BatchNorm, computed anew for weights that no longer change.
 
-During a training they are an exponential average over the last batches (a momentum of 0.1), of
-weights that moved meanwhile. After few steps it still holds its initial values, mean 0 and variance
-1: a network that is right with the statistics of a batch is then at chance with the running ones.
+During a training they are an exponential average over the last batches (with momentum 0.1), during
+which the weights moved. After few steps this average still contains its initial values, mean 0 and
+variance 1. A network that answers well with the statistics of a batch is then at chance with the
+running ones.
 
 Reference: Izmailov et al., Averaging Weights Leads to Wider Optima (2018), section 3.2; Wu and
 Johnson, Rethinking "Batch" in BatchNorm (2021), section 3, where it is called precise BatchNorm.
@@ -32,9 +33,9 @@ class _Sums:
         self.square = torch.zeros_like(self.mean)
 
     def add(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Takes up a batch, and has the layer normalise it by its own statistics, as in training.
+        """Adds a batch, and makes the layer normalise it by the batch's statistics, as in training.
 
-        What the next layers see is then what they saw in training.
+        So the next layers see what they saw in training.
         """
         x = inputs[0].detach().transpose(0, 1).flatten(1)  # [channels, values]
         variance, mean = torch.var_mean(x.float(), dim=1, correction=0)
@@ -61,9 +62,9 @@ class _Sums:
 def recompute_statistics(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
     """Sets the running mean and variance of all BatchNorm layers to those over some forward passes.
 
-    Every layer normalises each batch by that batch's statistics meanwhile, as in training; dropout
-    and drop-path are off, and layers that only run in training keep theirs. Nothing is sent between
-    processes and no random number is drawn here. The network keeps its mode.
+    Meanwhile every layer normalises each batch by that batch's statistics, as in training. Dropout
+    and drop-path are off. Layers that only run in training keep their statistics. Nothing is sent
+    between processes and no random number is drawn here. The network keeps its mode.
 
     Args:
         network: with the weights that are to be used.

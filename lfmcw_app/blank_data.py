@@ -1,7 +1,7 @@
-"""Data sets without their pixels: all that is known of a recipe's memory before anything is read.
+"""Data sets without their pixels, to count a recipe's memory before anything is read.
 
-Images are black, in the number and shape of those that there are. A data set that is known by name
-needs no file; of a folder of images the files are listed, and their headers read.
+The images are black, in the number and shape of the real ones. A data set known by its name needs
+no file. In a folder of images, the files are listed and their headers read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lfmcw_app.readers import NOISE, Images
 __all__ = ["blank"]
 
 IN_FILES = ("imagenet",)
-"""Of `NOISE`, what is never held in memory."""
+"""The data sets of `NOISE` that are never held in memory."""
 
 
 def blank(name: str, image_size: int | None, *, in_memory: bool | None, read: Any) -> Dataset:
@@ -62,9 +62,9 @@ def _black(count: int, size: int, channels: int = 3) -> torch.Tensor:
 
 
 def _without_pixels(dataset: Dataset, in_memory: bool | None) -> Dataset:
-    """The data set with black images instead of files, where a GPU could hold them all.
+    """The data set with black images instead of files, if a GPU could hold them all.
 
-    Those of larger ones stay files: their batches are sent, and no more than these are read.
+    Larger data sets stay in files: only their batches are read and sent.
     """
 
     def black(images: Images) -> Images:

@@ -1,14 +1,14 @@
 """A budget of the derived network: a penalty on its expected cost, and whether it was met.
 
-The architecture goes down Eq. 4 + μ Σ [E > limit or cost > limit] τ E / limit. The sum goes over
-the limits (parameters, multiply-adds). `cost` is that of the cells which would be derived now, and
-E is the expected cost when noise of scale τ is added before the derivation
-(`search_space/expected_cost.py`), where τ is half the spread of the log mixing weights, taken as a
-constant. So E follows the derived cells closely throughout a search, and the architecture moves
-towards smaller cells only while those it stands for, or their neighbours, are too large. With τ = 1
-E would stay near the mean of all cells until the mixing weights are far apart, and its penalty
-would keep pushing long after the derived cells meet the limit. The factor τ gives the penalty's
-gradient the same size whatever the spread.
+The architecture descends Eq. 4 + μ Σ [E > limit or cost > limit] τ E / limit. The sum goes over the
+limits (parameters, multiply-adds). `cost` is that of the cells which would be derived now, and E is
+the expected cost when noise of scale τ is added before the derivation
+(`search_space/expected_cost.py`), where τ is half the spread of the log mixing weights, treated as
+constant. So E follows the derived cells closely throughout a search. The architecture moves towards
+smaller cells only while the derived cells, or their neighbours, are too large. With τ = 1 E would
+stay near the mean of all cells until the mixing weights are far apart, and its penalty would keep
+pushing long after the derived cells meet the limit. The factor τ gives the penalty's gradient the
+same size whatever the spread.
 
 Reference: Polyak, A general method for solving extremal problems (1967): a constraint acts while it
 is violated.
@@ -94,7 +94,7 @@ def make_penalty(
     candidates: Candidates | Sequence[str],
     device: torch.device | str = "cpu",
 ) -> BudgetPenalty | None:
-    """The penalty of a recipe's budget; None where nothing is limited.
+    """The penalty of a recipe's budget; None if there is no limit.
 
     Args:
         recipe: gives the budget and the derived network.
@@ -116,7 +116,7 @@ def make_penalty(
 def check_budget(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequence[str]) -> None:
     """Refuses a budget below the smallest network that can be derived.
 
-    A budget above the largest one has no effect, which is warned of.
+    A budget above the largest one has no effect, and a warning says so.
 
     Raises:
         InputError: with the range of what networks cost.
@@ -125,8 +125,8 @@ def check_budget(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequ
     space = space_named(recipe.search.space)
     if limits and not issubclass(space.genotype, Genotype):
         raise InputError(
-            f"search.budget counts networks of DARTS's cells, and those of the space {space.title} "
-            "are others. Drop it."
+            f"search.budget serves networks of DARTS's cells, and the space {space.title} has "
+            "other cells. Drop it."
         )
     costs = _costs(recipe, dataset, candidates) if limits else {}
     for unit, limit in limits.items():
@@ -158,7 +158,7 @@ def warn_of_excess(recipe: Recipe, genotype: Cells, dataset: Dataset) -> None:
             warnings.warn(
                 f"The derived network has {found['actual']:.4g} {_named(unit)}, {over:.1f}% more "
                 f"than search.budget.{unit} ({found['limit']:g}) allows. It is trained as it is. "
-                "For a smaller one search longer, or raise search.budget.weight.",
+                "For a smaller network, search longer or raise search.budget.weight.",
                 NumbersWarning,
                 stacklevel=2,
             )
@@ -167,7 +167,7 @@ def warn_of_excess(recipe: Recipe, genotype: Cells, dataset: Dataset) -> None:
 def budget_result(recipe: Recipe, cost: Cost) -> dict[str, dict[str, Any]]:
     """Unit → limit, what the derived network has (both in millions), and whether that is met.
 
-    Empty where nothing is limited.
+    Empty if there is no limit.
     """
     found = {}
     for unit, limit in _limits(recipe).items():

@@ -36,7 +36,7 @@ CLASS_LOSS_MOMENTUM = 0.9
 class WeightedLearner(nn.Module):
     """The second set of weights, W2, and the running class losses.
 
-    The latter stand in for classes missing from a batch.
+    The latter replace the losses of classes missing from a batch.
 
     Attributes:
         class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class
@@ -66,13 +66,14 @@ class WeightedLearner(nn.Module):
         Args:
             logits: W1's logits on the validation batch, [B, C].
             labels: its labels, [B].
-            absent: what a class without examples takes: "running_mean" of its earlier losses (a
-                constant), "batch_mean" of the other classes' losses (differentiable), or "zero".
+            absent: the loss of a class without examples: "running_mean" of its earlier losses
+                (treated as constant), "batch_mean" of the other classes' losses (differentiable),
+                or "zero".
         """
         means, counts = classwise_cross_entropy(logits, labels)
         if rank_and_size(of_loss=True)[1] > 1:
-            # l_c is a mean over the whole batch, which is not the mean of the processes' means:
-            # sums and counts are averaged, and then divided.
+            # l_c is a mean over the whole batch, not the mean of the processes' means. So sums and
+            # counts are averaged, and then divided.
             parts = torch.stack([means * counts, counts.to(means.dtype)])
             sums, counts = global_mean(parts).unbind()
             means = torch.where(counts > 0, sums / counts.clamp(min=1e-6), 0.0)
@@ -86,7 +87,7 @@ class WeightedLearner(nn.Module):
             others = torch.zeros_like(means)
         weights = torch.where(present, means, others)
 
-        # A class that is seen for the first time takes its loss as it is: momentum 0.
+        # The first loss of a class is taken as it is: momentum 0.
         with torch.no_grad():
             momentum = CLASS_LOSS_MOMENTUM * self.seen.to(means.dtype)
             updated = momentum * self.class_losses + (1 - momentum) * means
@@ -107,7 +108,7 @@ class GAN(nn.Module):
 class SearchModules(NamedTuple):
     """The modules of the problems.
 
-    W1 and the GAN are missing where the method is plain DARTS, and the GAN where images are real.
+    Plain DARTS has neither W1 nor the GAN. With real images there is no GAN.
     """
 
     w1: Supernet | None

@@ -1,8 +1,8 @@
 """A table of all cells of a search space with their test errors, for regret and rank.
 
-Where every cell has been trained, a search needs no training of what it finds: its error is read
-from the table. All searches are measured by the same trainings. These have noise: the mean error of
-a cell is of a few seeds, and the best cell is the one with the least of these means, which is
+If every cell has been trained, a search need not train the cell that it finds: the error is read
+from the table. All searches are measured by the same trainings, which have noise. The mean error of
+a cell is over a few seeds. The best cell is the one with the lowest of these means, which is
 somewhat too low. (Ying et al., NAS-Bench-101, 2019)
 """
 
@@ -47,7 +47,7 @@ class CellTable:
         name: of the file.
         space: name of the search space.
         nodes: of a cell, as `search.nodes` counts them.
-        dataset: on which the networks were trained and tested.
+        dataset: the data set that the networks were trained and tested on.
         expected: how many cells the space has, as the file says; `lookup.table_of` checks it.
         seeds: trainings that each cell has at least, once the table is complete.
         cells: notation → what is known of it.
@@ -97,7 +97,7 @@ class CellTable:
         return self.error(cells) - self.cells[self.best].mean
 
     def rank(self, cells: Cells) -> int:
-        """1 for the best cell; cells of one error share the best of their ranks."""
+        """1 for the best cell; cells with equal errors share the best of their ranks."""
         error = self.error(cells)
         return 1 + sum(other < error for other in self._means.values())
 

@@ -1,9 +1,9 @@
 """A table of all cells of a space as a CSV file, which grows by a row per trained network.
 
-Lines `# key: value` say what was trained; then come a line with the names of the columns and a row
-for each cell and seed. Columns of other names are there for people. Each row is on the disk before
-the next network is trained, so that a script that trains every cell can stop at any moment and
-continue where it was; several processes may share the work.
+Lines `# key: value` say what was trained. A line with the names of the columns follows, then a row
+for each cell and seed. Columns of other names are for people. Each row is on the disk before the
+next network is trained. So a script that trains every cell can stop at any moment and continue
+later, and several processes may share the work.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lfmcw_app.bounded_files import bytes_of
 from lfmcw_app.cell_table import CellTable, TrainedCell
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.output_files import check_new
@@ -28,7 +29,7 @@ __all__ = ["COLUMNS", "CellTableFile", "Row", "read_cell_table", "write_cell_tab
 COLUMNS = ("cell", "seed", "test_error_percent", "parameters", "multiply_adds_millions")
 NUMBERS = ("nodes", "cells", "seeds")
 NEEDED = ("space", *NUMBERS, "dataset")
-"""What the lines at the head must say; they may say more, such as command, commit and date."""
+"""Keys that the head must have. It may have more, such as command, commit and date."""
 
 LARGEST_FILE = 2**26
 """Bytes. 15,625 cells with 3 seeds have 5 million."""
@@ -54,13 +55,13 @@ class Row:
 
     def __post_init__(self) -> None:
         if not self.cell or "\n" in self.cell or "\r" in self.cell:
-            raise ValueError(f"cell is a notation on one line, got {shown(self.cell)}")
+            raise ValueError(f"cell must be a notation on one line, got {shown(self.cell)}")
         if not 0.0 <= self.test_error_percent <= 100.0:
             raise ValueError(
-                f"test_error_percent is between 0 and 100, got {self.test_error_percent}"
+                f"test_error_percent must be between 0 and 100, got {self.test_error_percent}"
             )
         if self.parameters < 0 or not 0.0 <= self.multiply_adds_millions < math.inf:
-            raise ValueError("parameters and multiply_adds_millions are not negative")
+            raise ValueError("parameters and multiply_adds_millions must not be negative")
 
     @classmethod
     def of_texts(cls, texts: Mapping[str, str]) -> Row:
@@ -94,14 +95,14 @@ def read_cell_table(path: Path, dataset: str | None = None) -> CellTable:
     text = _text(path)
     if not text.endswith("\n"):
         raise InputError(
-            f"The last line of the table {path} is cut: its writer was stopped there. Run the "
-            "writer again, or remove the line."
+            f"The last line of the table {path} is cut off, because its writer was stopped there. "
+            "Run the writer again, or remove the line."
         )
     about, _, rows = _parsed(path, text)
     if dataset not in (None, about["dataset"]):
         raise InputError(
-            f"The table {path} has the errors on {about['dataset']}, and none on {shown(dataset)}. "
-            "If these are the same images under another name, say so with --set "
+            f"The table {path} has errors on {about['dataset']}, but none on {shown(dataset)}. If "
+            "these are the same images under another name, say so with --set "
             f"lookup.dataset={about['dataset']}."
         )
     numbers = {key: int(about[key]) for key in NUMBERS}
@@ -119,14 +120,9 @@ def read_cell_table(path: Path, dataset: str | None = None) -> CellTable:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return bytes_of(path, LARGEST_FILE).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise InputError(f"The table {path} cannot be read ({error}).") from None
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"The table {path} has more than {LARGEST_FILE:,} bytes.")
-    return text
 
 
 def _parsed(path: Path, text: str) -> tuple[dict[str, str], list[str], list[Row]]:
@@ -143,7 +139,7 @@ def _parsed(path: Path, text: str) -> tuple[dict[str, str], list[str], list[Row]
     missing += [f"the column {name}" for name in COLUMNS if name not in columns]
     if missing:
         raise InputError(
-            f"{path} is no table of trained cells: it lacks {missing[0]}. It begins with lines "
+            f"{path} is not a table of trained cells: it lacks {missing[0]}. It begins with lines "
             f"'# key: value' for {', '.join(NEEDED)}; then come a line with the names of the "
             f"columns ({', '.join(COLUMNS)}) and a row for each cell and seed."
         )
@@ -210,7 +206,7 @@ class CellTableFile:
         made_of: Mapping[str, str] | None = None,
         more: Sequence[str] = (),
     ) -> CellTableFile:
-        """Begins a table, or continues it; the rest of a row that was cut is removed.
+        """Starts a table, or continues it; a row that was cut off is removed.
 
         Args:
             path: the file.
@@ -245,9 +241,9 @@ class CellTableFile:
         for key, value in {**fixed, "columns": ", ".join(sorted(columns))}.items():
             if key not in now:
                 raise InputError(
-                    f"{path} does not say with which {key} it was made, so that it can be read but "
-                    "not continued. Name another file; or, if it is certainly the same, add the "
-                    f"line '# {key}: {value}' at its head."
+                    f"{path} does not say with which {key} it was made, so it can be read but not "
+                    "continued. Name another file. If it is certainly the same, add the line '# "
+                    f"{key}: {value}' at its head."
                 )
             if now[key] != value:
                 raise InputError(
@@ -257,7 +253,7 @@ class CellTableFile:
         return cls(path, present, {(row.cell, row.seed) for row in rows})
 
     def append(self, *rows: Row, **more: object) -> None:
-        """Adds rows; they are on the disk when this returns.
+        """Adds rows, which are on the disk when this returns.
 
         A row that another process has added since is not added again, and one that such a process
         has left cut is removed: two that share no work by mistake leave a table that can be read.
@@ -324,8 +320,8 @@ def _writing(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise InputError(
-            f"The table {path} cannot be written ({error.strerror or error}). Make room or give "
-            "the permission, then start again: rows that are there are kept."
+            f"The table {path} cannot be written ({error.strerror or error}). Free some space or "
+            "fix the permissions, then start again. Existing rows are kept."
         ) from None
 
 
@@ -338,7 +334,10 @@ def _append(path: Path, text: str) -> None:
 
 def _drop_cut_line(path: Path) -> None:
     """Removes what follows the last end of a line."""
-    content = path.read_bytes()
+    try:
+        content = bytes_of(path, LARGEST_FILE)
+    except ValueError as error:
+        raise InputError(f"The table {path} cannot be read ({error}).") from None
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100, from their binary version or the Python version that torchvision has.
 
-The Python version's files are pickles. They are read only if their MD5s are the published ones, and
-then by an unpickler that makes byte strings, numbers, lists, dictionaries and numpy arrays, and
-nothing else. (Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html)
+The Python version's files are pickles. They are read only if their MD5s are the published ones. The
+unpickler then makes byte strings, numbers, lists, dictionaries and numpy arrays, and nothing else.
+(Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html)
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Cifar:
 
     Attributes:
         class_names: one name per class; none where a file has them.
-        binary_md5: of the archive of the binary version, which is what is downloaded.
+        binary_md5: MD5 of the archive of the binary version, which is the one that is downloaded.
         label_bytes: of a record of the binary version; the last one is the class.
         label_key: name of the labels in the Python version.
         torchvision: name of torchvision's class, which has the published MD5s.
@@ -317,7 +317,7 @@ def _from_python(cifar: _Cifar, contents: Mapping[str, bytes], source: Path) -> 
 
 def _published(name: str) -> dict[str, str]:
     """File → its MD5 as torchvision publishes it."""
-    # Takes seconds to import, so it is imported only where it is used.
+    # This import takes seconds, so it is done only if it is needed.
     from torchvision import datasets
 
     listed = getattr(datasets, name)
@@ -334,8 +334,9 @@ def _check_md5(content: bytes, published: str, source: Path, file: str) -> None:
     if found != published:
         raise InputError(
             f"{source}: {file} is not the published file: its MD5 is {found}, that of the "
-            f"published one {published}. It is a pickle, which can run code, so no other file is "
-            "read. Delete it and fetch it again; pictures of your own are read from folder:PATH."
+            f"published one {published}. It is a pickle, which can run code, so only the "
+            "published file is read. Delete it and fetch it again. Your own pictures are read "
+            "from folder:PATH."
         )
 
 

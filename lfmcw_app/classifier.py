@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Makes of an image what the network was trained on.
+    """Turns an image into what the network was trained on.
 
     Attributes:
         decoding: how a file becomes pixels.
@@ -56,7 +56,7 @@ class Preprocess:
         Args:
             image: a file, an image of Pillow, a NumPy array ([H, W] or [H, W, C], as Pillow has it)
                 or a tensor ([H, W] or [C, H, W], as torchvision has it) of uint8, grey ones also of
-                uint16. OpenCV has blue first, so its arrays are to be turned: `array[..., ::-1]`.
+                uint16. OpenCV puts blue first, so pass `array[..., ::-1]`.
 
         Raises:
             InputError: if it cannot be read, or is none of these.
@@ -89,9 +89,9 @@ class Preprocess:
         is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
         if not is_colour and not (array.ndim == 2 and array.dtype in (np.uint8, np.uint16)):
             raise InputError(
-                "An array of an image has the shape [H, W] or [H, W, C], a tensor [H, W] or "
-                "[C, H, W], with 1, 3 or 4 channels of uint8, or grey ones of uint16; got "
-                f"{array.dtype} {list(image.shape)}. Give one image at a time, and its pixels as "
+                "An array of an image has the shape [H, W] or [H, W, C], a tensor [H, W] or [C, "
+                "H, W], with 1, 3 or 4 channels of uint8, or grey ones of uint16; got "
+                f"{array.dtype} {list(image.shape)}. Give one image at a time, with its pixels as "
                 "the file has them."
             )
         return self.decoding.decode(Image.fromarray(np.ascontiguousarray(array)))
@@ -144,8 +144,8 @@ def network_path(run: str | PathLike[str]) -> Path:
         return path / NETWORK
     if not (path / "config.yaml").exists():
         raise InputError(
-            f"{path} is no run folder: it has neither {NETWORK} nor config.yaml. Name the folder "
-            "of a run or an evaluation."
+            f"{path} is not a run folder: it has neither {NETWORK} nor config.yaml. Name the "
+            "folder of a run or an evaluation."
         )
     command = "evaluate" if (path / EVALUATED).exists() else "run"
     resume = f"python -m lfmcw_app.{command} --resume {path}"

@@ -1,4 +1,4 @@
-"""Warnings of a search that no longer searches: skip-connection collapse, an idle generator.
+"""Warnings that a search no longer searches: skip-connection collapse, an idle generator.
 
 The rules, each over the last `WINDOW` rounds, with the thresholds below:
 
@@ -21,8 +21,8 @@ it was measured:
     class marks        W2 knows the generated pictures, and a classifier that was trained on real
                        ones does not: they carry a mark of their class, and do not show it.
 
-A warning is given once, and again only after the rule was not met for a while. It changes nothing
-in the run.
+A warning is given once, and again only after a pause in which the rule was not met. It changes
+nothing in the run.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ ALIKE = 0.1
 """Variety within a class, relative to that of real pictures, below which pictures are alike."""
 
 MARKED, SHOWN, ABLE = 0.5, 0.25, 0.1
-"""Pictures are marked if W2 has so large a share of the way from chance to 100%, and the classifier
-of real pictures a smaller share than `SHOWN` of its own way on real ones. That must be `ABLE` of
-the way to 100%, else it can tell nothing."""
+"""Pictures are marked if W2 covers at least this share of the way from chance to 100%, and the
+classifier of real pictures less than `SHOWN` of its own way on real ones. Its own way must be
+`ABLE` of the way to 100%, because otherwise it can tell nothing.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +110,13 @@ def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) ->
     """
     met = {}
     advice = (
-        "Such pictures teach W2 nothing about the classes. Let the generator learn longer before "
-        "the search (search.generator.warmup_rounds), or choose another search.generator.name."
+        "Such pictures teach W2 nothing about the classes. Train the generator longer before the "
+        "search (search.generator.warmup_rounds), or choose another search.generator.name."
     )
     if quality.variety is not None and quality.variety < ALIKE:
         met["alike"] = (
             "The generated pictures of a class are all alike: their variety is "
-            f"{quality.variety:.2f}, where that of real pictures is 1. {advice}"
+            f"{quality.variety:.2f}, and that of real pictures is 1. {advice}"
         )
 
     chance, real = quality.chance, quality.real - quality.chance
@@ -125,10 +126,10 @@ def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) ->
         return met
     if 100.0 * generated_accuracy - chance > MARKED * (100.0 - chance):
         met["marks"] = (
-            "The generated pictures carry their class as a mark, and do not show it: W2 knows "
-            f"{100.0 * generated_accuracy:.0f}% of them, and a classifier trained on real pictures "
-            f"{quality.gan_test:.0f}% (chance is {chance:.0f}%; it knows {quality.real:.0f}% of "
-            f"real ones). {advice}"
+            "The generated pictures carry a mark of their class instead of showing it: W2 "
+            f"recognises {100.0 * generated_accuracy:.0f}% of them, but a classifier trained on "
+            f"real pictures only {quality.gan_test:.0f}% (chance is {chance:.0f}%; it recognises "
+            f"{quality.real:.0f}% of real ones). {advice}"
         )
     return met
 
@@ -212,20 +213,20 @@ class CollapseDetector:
         """Rule → warning, for the rules that hold over the whole window."""
         first, last, met = self._seen[0], self._seen[-1], {}
 
-        # Once the warning was given, a share that stays high is enough: it need not rise further.
+        # After the warning, a share that stays high is enough; it need not rise further.
         rises = last.skip_share > first.skip_share or "skip" in self._told
         if last.skip_share > SKIP_SHARE and rises:
             met["skip"] = (
                 f"{100 * last.skip_share:.0f}% of the normal cell's edges are skip connections, "
-                f"{self.window} rounds ago {100 * first.skip_share:.0f}%: skip-connection "
-                "collapse. Search for fewer epochs, or with more decay."
+                f"up from {100 * first.skip_share:.0f}% {self.window} rounds ago: skip-connection "
+                "collapse. Search for fewer epochs, or with more weight decay."
             )
 
         coin = None if self.game == REAL else GAMES[self.game].coin_loss
         if coin is not None and self._all("discriminator_loss", lambda loss: loss < WON * coin):
             met["won"] = (
-                f"The discriminator's loss was below {WON * coin:.3g} for {self.window} rounds: it "
-                "tells every image, and the generator learns nothing more. Lower "
+                f"The discriminator's loss was below {WON * coin:.3g} for {self.window} rounds: "
+                "it recognises every image, and the generator learns nothing more. Lower "
                 "search.generator.discriminator_lr."
             )
 

@@ -28,7 +28,7 @@ TEST_ERROR, REGRET = "test error, %", "regret, percentage points"
 """What arms are compared by."""
 
 TOO_FEW, TOO_FEW_DIFFER = "too few seeds", "too few seeds differ"
-"""Verdicts where no difference, however large, could have been told from chance."""
+"""Verdicts if no difference, however large, could have been told from chance."""
 
 MOST_FLIPS = 2**16
 """Sign patterns of a test: all of them up to 16 pairs, as many random ones beyond."""
@@ -75,9 +75,8 @@ class Comparison:
         deviation: their standard deviation; NaN for one pair.
         interval: half the width of their 95% confidence interval (Student's t); NaN for one pair.
         p_value: two-sided, of `sign_flip_p`; NaN without a pair.
-        detectable: the true difference that is seen in 80% of such experiments, given this spread
-            and the number of tests, if no seeds tie; infinite where too few pairs differ to see
-            any.
+        detectable: the true difference that 80% of such experiments detect, given this spread and
+            the number of tests, if no seeds tie; infinite if too few pairs differ to detect any.
         pairs: number of seeds that both have.
         differing: number of those whose difference is not zero; None where the single runs are
             not known.
@@ -93,7 +92,7 @@ class Comparison:
 
     @property
     def seeds_said(self) -> str:
-        """The number of seeds, and how many of them differ where some tie."""
+        """The number of seeds and, if some tie, how many of them differ."""
         if self.differing in (None, self.pairs):
             return str(self.pairs)
         return f"{self.pairs}, {self.differing} differ"
@@ -191,9 +190,10 @@ def least_pairs(tests: int) -> int:
 def detectable_in_spreads(pairs: int, tests: int = 1) -> float:
     """The true difference that is seen in 80% of experiments, in SDs of the paired differences.
 
-    "Seen": told from zero at 5% divided by `tests`, Holm's strictest level. It is known before any
-    run. Infinite for fewer than `least_pairs`. It is the t-test's, for continuous differences:
-    ties, as of regrets over a list of cells, lower the power of `sign_flip_p` below 80%.
+    "Seen" means told from zero at 5% divided by `tests`, Holm's strictest level. The value is known
+    before any run. It is infinite for fewer than `least_pairs`. It is the t-test's, for continuous
+    differences: ties, as of regrets over a list of cells, lower the power of `sign_flip_p` below
+    80%.
     """
     if pairs < least_pairs(tests):
         return math.inf
@@ -224,8 +224,8 @@ def findings(arms: Sequence[Summary], contrasts: Sequence[tuple[str, str]]) -> l
 
     Args:
         arms: those that have runs.
-        contrasts: labels of an arm and of what it is compared with. Where one of them has no runs
-            yet, the comparison is left out, but counts.
+        contrasts: labels of an arm and of what it is compared with. If one of them has no runs yet,
+            the comparison is left out, but still counts as a test.
     """
     by_label = {arm.label: arm for arm in arms}
     pairs = [pair for pair in contrasts if set(pair) <= set(by_label)]
@@ -254,7 +254,7 @@ def _verdict(found: Comparison, p_value: float, tests: int) -> str:
 
 
 def measure_of(rows: Sequence[Row]) -> str:
-    """What runs are compared by: the regret where all were looked up, else the test error."""
+    """What runs are compared by: the regret if all were looked up, otherwise the test error."""
     return REGRET if looked_up(rows) else TEST_ERROR
 
 
@@ -285,9 +285,9 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
 
 
 def by_rank(arms: Sequence[Summary]) -> list[Summary]:
-    """The arms with the ranks of their cells in place of errors; empty where some have none.
+    """The arms with the ranks of their cells in place of errors; empty if some have none.
 
-    The mean of regrets can hang on one search that ended at a useless cell. Ranks are bounded.
+    A single search that ends at a useless cell can dominate the mean regret. Ranks are bounded.
     """
     if not all(set(arm.ranks) == set(arm.errors) for arm in arms):
         return []
@@ -313,8 +313,8 @@ def summarise(
         parts.append(_findings_table(found))
         if ranked := by_rank(arms):
             parts += [
-                "By the rank of the cells (1: the best), which one search that ends at a useless "
-                "cell cannot decide:",
+                "By the rank of the cells (1: the best), which a single search that ends at a "
+                "useless cell cannot dominate:",
                 _findings_table(findings(ranked, contrasts)),
             ]
         parts.append(_notes(len(contrasts)))
@@ -322,12 +322,12 @@ def summarise(
 
 
 def power_planned(pairs: int, tests: int) -> str:
-    """What so many seeds can see in so many comparisons, which is known before any run."""
+    """What this number of seeds can detect in this many comparisons, known before any run."""
     comparisons = f"{tests} comparisons" if tests > 1 else "one comparison"
     if pairs < least_pairs(tests):
         return (
-            f"Seeds: {pairs}, which are too few. With {comparisons} no difference, however large, "
-            f"can be told from chance by fewer than {least_pairs(tests)}."
+            f"Seeds: {pairs}, which are too few. With {comparisons}, fewer than "
+            f"{least_pairs(tests)} seeds cannot tell any difference from chance, however large."
         )
     return (
         f"With {pairs} seeds and {comparisons}, a true difference of "
@@ -398,10 +398,10 @@ def _notes(tests: int) -> str:
         "comparison by itself. *p (Holm)*: two-sided, by flipping the signs of the differences, "
         f"which assumes no distribution; adjusted {family}. *seen in {POWER:.0%}*: the true "
         f"difference that {POWER:.0%} of such experiments see at Holm's strictest level, if "
-        "differences are continuous. Seeds that tie say nothing of a sign and lower this power. "
-        f"*verdict*: better or worse where p (Holm) is below {LEVEL:.0%}; too few seeds below "
-        f"{least_pairs(tests)}, too few seeds differ where fewer than these do; identical where no "
-        "seed tells the arms apart."
+        "differences are continuous. Seeds that tie have no sign and lower this power. "
+        f"*verdict*: better or worse if p (Holm) is below {LEVEL:.0%}; too few seeds below "
+        f"{least_pairs(tests)}, too few seeds differ if fewer than these do; identical if no seed "
+        "tells the arms apart."
     )
 
 

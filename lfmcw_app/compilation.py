@@ -27,7 +27,7 @@ def compile_options(search: Search) -> dict[str, Any]:
     if any(stage.skip_dropout for stage in search_stages(search)):
         raise InputError(
             f"compile {search.compile} and progressive.skip_dropout: its probability changes with "
-            "every epoch, and the supernet would be compiled anew each time. Set "
+            "every epoch, so the supernet would be compiled again each time. Set "
             "progressive.skip_dropout to zeros, or compile to null."
         )
     # Whole graphs or an error: a break in a cell would cost more launches than it saves. All shapes

@@ -1,6 +1,6 @@
 """Whole runs: a search and the training of what it found, or the training of a given genotype.
 
-Where the recipe names a table of all cells, the error is looked up there instead of the training.
+If the recipe names a table of all cells, the error is looked up there and nothing is trained.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def _trained(
 def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The result of a folder, from `work` where it has none yet.
+    """The result of a folder, made by `work` if it has none yet.
 
-    A folder of an earlier version may have a result and no network.pt. `work` then tests the
-    network of its last checkpoint once more, and writes both.
+    A folder of an earlier version may have a result but no network.pt. `work` then tests the
+    network of the last checkpoint once more, and writes both.
     """
-    # Also of a complete run, whose result would be told as that of these data.
+    # A complete run is checked too: its result would be reported for these data.
     check_unchanged(folder.path, dataset.fingerprint)
     if folder.result is not None and not folder.changes:
-        folder.finish_clearing()  # before its checkpoints are taken for those of a run
+        folder.finish_clearing()  # before its checkpoints could pass for those of a run
     lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
 
     def held() -> dict[str, Any] | None:
@@ -109,7 +109,7 @@ def _completed(
     if (result := held()) is not None:
         return result
     with folder.locked():
-        # Another process may have completed it until the lock was free, and cleared it.
+        # Another process may have completed and cleared it before the lock was free.
         if (result := held()) is not None:
             return result
         if folder.writes:

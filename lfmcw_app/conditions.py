@@ -1,4 +1,4 @@
-"""Conditions of an experiment: labels made wrong, and classes made small; test images stay.
+"""Conditions of an experiment: wrong labels and reduced classes; test images stay as they are.
 
 Every training image is kept or not, and has one label, for the whole run: a function of the recipe
 and the seed. So an image that is mislabelled in D_tr is mislabelled in the training of the derived
@@ -23,7 +23,7 @@ __all__ = ["Conditioned", "conditioned", "conditions_said"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conditioned:
-    """The training images, or the validation images of a data set, under the conditions.
+    """The training or validation images of a data set, under the conditions.
 
     Attributes:
         kept: places of the images that are left, ascending, [K].
@@ -37,7 +37,7 @@ class Conditioned:
 
 
 def conditioned(recipe: Recipe, dataset: Dataset, images: Images) -> Conditioned:
-    """What the conditions of a recipe make of the images of a part.
+    """Applies the conditions of a recipe to the images of a part.
 
     Args:
         recipe: its section `data` has the conditions, and its seed chooses images.
@@ -69,7 +69,7 @@ def conditioned(recipe: Recipe, dataset: Dataset, images: Images) -> Conditioned
 
 
 def _kept(how: Data, dataset: Dataset, labels: Tensor, seed: int) -> Tensor:
-    """The places of the images that are left, [K]: of each class its share, rounded."""
+    """The places of the images that are kept, [K]: each class's share, rounded."""
     shares = _shares(how, dataset)
     places = torch.arange(len(labels))
     if min(shares) == 1.0:
@@ -97,7 +97,7 @@ def _shares(how: Data, dataset: Dataset) -> list[float]:
 
 
 def _label(dataset: Dataset, name: str) -> int:
-    """The class of a name, or of a number where no class is called so.
+    """The class of a name, or of a number if no class has it as its name.
 
     Raises:
         InputError: if there is none.
@@ -124,9 +124,9 @@ def _check_none_is_empty(dataset: Dataset, labels: Tensor, left: Tensor) -> None
     lost = ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()
     if lost:
         raise InputError(
-            f"With data.class_shares, data.imbalance and data.wrong_labels as they are, no image "
-            f"has the label {listed([dataset.class_names[label] for label in lost])} any more. "
-            "Raise the share that is left of the class, or mislabel a smaller one."
+            "With data.class_shares, data.imbalance and data.wrong_labels as they are, no image "
+            f"keeps the label {listed([dataset.class_names[label] for label in lost])}. Raise the "
+            "share of the class that is kept, or mislabel a smaller share."
         )
 
 
@@ -134,7 +134,7 @@ def _check_none_is_empty(dataset: Dataset, labels: Tensor, left: Tensor) -> None
 
 
 def conditions_said(recipe: Recipe, dataset: Dataset) -> str:
-    """What the conditions do to the training images, as a sentence; empty where there are none.
+    """What the conditions do to the training images, as a sentence; empty without conditions.
 
     Raises:
         InputError: as `conditioned` does.

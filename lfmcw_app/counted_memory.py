@@ -1,8 +1,8 @@
 """The memory of a GPU without a GPU: work on PyTorch's meta device, with every storage counted.
 
-Tensors of the meta device have a shape and a type and no numbers, so a round of a search at the
-paper's size takes seconds and no memory. Whatever an operation makes there is counted for as long
-as it lives, which the work itself decides as it would on a GPU.
+Tensors of the meta device have a shape and a type but no numbers, so a round of a search at the
+paper's size takes seconds and no memory. Each result of an operation is counted for as long as it
+lives, which is as long as on a GPU.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = ["BLOCK", "MemoryCount"]
 
 BLOCK = 512
-"""Bytes of which PyTorch's CUDA allocator hands out whole multiples."""
+"""PyTorch's CUDA allocator hands out whole multiples of so many bytes."""
 
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default)
-"""What brings numbers to the CPU: a single one (`item`), or a tensor (`cpu`, `tolist`)."""
+"""Operations that bring numbers to the CPU: a single one (`item`), or a tensor (`cpu`, `tolist`).
+"""
 
 
 class MemoryCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages on the meta device that are made while it is active.
 
-    A number that is read there is taken for 1, true or one of each kind: a loss is finite, and a
+    A number that is read there counts as 1, true or one of each kind. So a loss is finite, and a
     solver that stops at a tolerance makes as many steps as it may, which takes the most memory.
 
-    Counted are tensors, in blocks as the CUDA allocator rounds them. Not counted is what has no
-    tensor: CUDA's context, the workspaces of cuDNN and cuBLAS, gaps between blocks; and what an
-    operation holds inside, for as long as it runs.
+    Tensors are counted, in blocks as the CUDA allocator rounds them. Memory without a tensor is not
+    counted: CUDA's context, the workspaces of cuDNN and cuBLAS, gaps between blocks, and temporary
+    buffers inside operations.
 
     Attributes:
         held: bytes of the storages that are alive.
@@ -48,7 +49,7 @@ class MemoryCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: Any = WeakIdKeyDictionary()
 
     def restart(self) -> None:
-        """Takes the peak anew, from what is held."""
+        """Restarts the peak at what is held."""
         self.peak = self.held
 
     def __torch_dispatch__(

@@ -37,12 +37,12 @@ __all__ = [
 FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
 LEAST_GPU = 16 * 10**9
-"""Bytes that a GPU is taken to have where there is none (the meta device)."""
+"""Bytes that a GPU is assumed to have if there is none (the meta device)."""
 LAST_POSITION = 10**15
 STATISTICS_IMAGES = 4096
-"""Of a folder's images, at most so many are read for mean and standard deviation."""
+"""At most so many of a folder's images are read for mean and standard deviation."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, as everybody uses them."""
+"""Mean and standard deviation of ImageNet's training images, as everybody uses them."""
 
 
 # ------------------------------ data sets
@@ -57,8 +57,8 @@ class Dataset:
         std: standard deviation of each channel.
         class_names: one name per class.
         validation: images of D_val; None where D_val is a part of the training images.
-        fingerprint: what the data are known by; empty for data made in memory.
-        left_out: words on what else a folder holds.
+        fingerprint: identifies the data; empty for data made in memory.
+        left_out: says what else a folder holds.
         files: what was read of a folder's files.
     """
 
@@ -146,7 +146,7 @@ def check_dataset(name: str) -> None:
 
 
 def short_name(name: str) -> str:
-    """A name of a data set for file names and titles: of folder:PATH the last part of the path."""
+    """A data set's name for file names and titles: for folder:PATH the last part of the path."""
     if name.startswith(FOLDER):
         return Path(name.removeprefix(FOLDER)).resolve().name
     return name.replace(":", "-")
@@ -163,9 +163,9 @@ def load_dataset(
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
-        name: one of `DATASETS` or of your own (`register_dataset`), folder:PATH for a folder of
-            images (see `read_folder`), or random:NAME for random ones in the shape of another data
-            set (see `read_noise`).
+        name: one of `DATASETS`, a name of your own (`register_dataset`), folder:PATH for a folder
+            of images (see `read_folder`), or random:NAME for random images in the shape of another
+            data set (see `read_noise`).
         root: folder of data files.
         image_size: larger images are reduced to this height and width; images in files are brought
             to it.
@@ -195,7 +195,7 @@ def load_dataset(
     train, validation, test = read.train, read.validation, read.test
     class_names = read.class_names
 
-    # Checked before anything is computed: files may be damaged, or not what their name says.
+    # Checked before anything is computed: files may be damaged, or not match their names.
     parts = {"training": train, "test": test}
     if validation is not None:
         parts["validation"] = validation
@@ -279,8 +279,8 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
         std.append(float((counts.double() @ (values - mean[-1]) ** 2 / (counts.sum() - 1)).sqrt()))
     if not max(std) > 0:
         raise InputError(
-            f"All pixels of the training images of {name} are equal. Are the files right? If they "
-            "are pictures by their transparency alone, set data.background."
+            f"All pixels of the training images of {name} are equal. Are the files right? If the "
+            "transparency alone carries the picture, set data.background."
         )
     # A channel that is empty in all images (a stain that was not used) is left at zero.
     return tuple(mean), tuple(value if value > 0 else 1.0 for value in std)
@@ -297,11 +297,10 @@ def search_split(
 ) -> tuple[Images, Images]:
     """Splits the training images (or `limit` of them) in D_tr and D_val, stratified and seeded.
 
-    The conditions of a recipe, such as wrong labels, are not in it: `parts.search_parts` is what a
-    search uses.
+    It ignores the conditions of a recipe, such as wrong labels; a search uses `parts.search_parts`.
 
-    Where the data set has validation images of its own, these are D_val and all training images are
-    D_tr; `limit` takes as much of both.
+    If the data set has its own validation images, these are D_val and all training images are D_tr,
+    and `limit` applies to both.
 
     Args:
         dataset: the data set.
@@ -334,8 +333,8 @@ def search_places(
         limit: number of images that are split.
         seed: decides which.
         fractions: of these images, the parts that D_tr and D_val get.
-        kept: places of the training images that there are, and of the validation images where the
-            data set has its own; None for all.
+        kept: places of the training images that are kept, and of the validation images if the data
+            set has its own; None for all.
     """
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
@@ -350,8 +349,8 @@ def search_places(
         return pool[first], pool[second]
     if tuple(fractions) != HALVES:
         raise InputError(
-            f"data.search_fractions is {list(fractions)}, but {dataset.name} has validation images "
-            "of its own, so that there is nothing to split. Drop it."
+            f"data.search_fractions is {list(fractions)}, but {dataset.name} has its own "
+            "validation images, so there is nothing to split. Drop it."
         )
     held = torch.arange(len(validation)) if held is None else held
     share = 1.0 if limit is None else min(1.0, limit / (len(pool) + len(held)))
@@ -363,7 +362,7 @@ def search_places(
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:
-    """Returns at most `limit` images, stratified, with every class as far as there is room."""
+    """Returns at most `limit` images, stratified, with every class if there is room."""
     if limit is None or limit >= len(images):
         return images
     return images[subset_places(images.labels, limit, seed)]
@@ -402,23 +401,24 @@ class Batches:
     """An endless stream of normalised batches; batch k of a stream depends on the seed and k alone.
 
     So streams with one seed are synchronised without sharing anything, and the position in a stream
-    is one number. Files are read ahead, and random windows cut out, in threads; what else is done
-    with the pixels is done where the batch is asked for.
+    is one number. Threads read files ahead and cut out random windows. All other work on the pixels
+    is done when the batch is requested.
 
     Args:
-        images: the images; at least one batch of them. Streams share those that are on the device
-            already (`resident`).
+        images: the images; at least one batch of them. Streams share images that are already on the
+            device (`resident`).
         dataset: gives the normalisation.
-        batch_size: examples in a batch. Where the last ones of a pass do not fill a batch, they
-            wait for another pass.
+        batch_size: examples in a batch. The last ones of a pass that do not fill a batch wait for
+            another pass.
         seed: decides the order and the augmentation.
         augmentation: random changes; None for none.
         device: where batches go.
         dtype: of the images.
-        part: which part of every batch this stream yields, with the random changes that it has in
-            the whole batch.
-        matched_to: a stream of training batches; where it is given, batch k has for each label of
-            its batch k one random image of this class. Fewer images than a batch will do.
+        part: which part of every batch this stream yields, with the random changes of the whole
+            batch.
+        matched_to: a stream of training batches. If it is given, batch k has one random image of
+            the same class for each label of that stream's batch k. Fewer images than a batch are
+            enough.
     """
 
     def __init__(
@@ -460,9 +460,9 @@ class Batches:
         self.position = 0
 
     def alike(self) -> Batches:
-        """Returns the stream of the same batches, with a position of its own.
+        """Returns a stream of the same batches, with its own position.
 
-        Both share what is read ahead, so that a batch which both come to is read once.
+        Both share what is read ahead, so a batch that both reach is read once.
         """
         other = copy.copy(self)
         other.position = 0
@@ -480,8 +480,8 @@ class Batches:
         Images [B, C, H, W] are normalised; labels are [B].
         """
         chosen, pixels = self._read.get(index, id(self))
-        # The order of the images, their windows and colours, and the other changes each have random
-        # numbers of their own, so that one of them does not shift the draws of another.
+        # The order of the images, their windows and colours, and the other changes have separate
+        # random numbers, so that none of them shifts the draws of another.
         how, (_, colours) = self._augmentation, self._windows_and_colours(index)
         images = self._normalise.scaled(pixels)
         images = self._normalise.centred(jittered(images, how.color_jitter, colours, self._part))
@@ -495,7 +495,7 @@ class Batches:
 
     def _shuffled(self, index: int) -> Tensor:
         """The positions of the images of batch `index`, [B]."""
-        # Every epoch has an order of its own, a function of the seed. The last one is kept; threads
+        # Every epoch has its own order, a function of the seed. The last one is cached; threads
         # that prepare batches of two epochs may replace it at any time.
         epoch, within = divmod(index, self.per_epoch)
         order = self._order
@@ -517,11 +517,11 @@ class Batches:
         if int(counts[labels].min()) == 0:
             raise InputError(
                 f"Class {int(labels[counts[labels] == 0][0])} of the training batch has no image "
-                "among those that are drawn to match it (search.validation_batch matched, or "
-                "search.generator.name real). Use more images, or do not match."
+                "among those that could match it (search.validation_batch matched, or "
+                "search.generator.name real). Use more images, or turn the matching off."
             )
 
-        # Each class's images stand together in `by_class`: one of them is drawn per label.
+        # Each class's images are adjacent in `by_class`: one of them is drawn per label.
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 3))
         whole = torch.rand(len(labels) * self._part[1], generator=generator, dtype=torch.float64)
         draws = rows_of(whole, self._part)
@@ -538,8 +538,8 @@ class Batches:
     def _photographs(self, index: int) -> tuple[Tensor, Tensor]:
         """The positions of the images of batch `index`, [B], and their pixels, uint8.
 
-        The pixels are those of random windows, where these are asked for. This is what threads do:
-        it reads files, and leaves the device and the global random state alone.
+        The pixels are those of random windows if the augmentation has them. Threads run this: it
+        reads files, but does not touch the device or the global random state.
         """
         chosen, pixels = self._chosen(index), self._images.pixels
         if self._augmentation.resized_crop:
@@ -614,7 +614,7 @@ def in_order(
     device: torch.device | str = "cpu",
     part: Part = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields every image once, normalised, in order: for testing. Files are read ahead.
+    """Yields every image once, normalised and in order, for testing. Files are read ahead.
 
     Args:
         images: the images.

@@ -25,7 +25,14 @@ from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
-from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.recipe import (
+    MOST_ROUNDS,
+    PRESETS,
+    Augmentation,
+    Recipe,
+    load_recipe,
+    validate_recipe,
+)
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
@@ -57,8 +64,8 @@ def read_data(
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    # What could not fit is refused by arithmetic: before anything is read with what is known then,
-    # and thereafter with the sizes of the images.
+    # Arithmetic refuses what cannot fit: once before anything is read, and again when the sizes of
+    # the images are known.
     device = device or torch.device("cpu")
     searches = searches and recipe.search.method != "random"
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
@@ -90,7 +97,7 @@ def read_data(
         searches=searches,
     )
 
-    # Whatever does not fit the data is refused here, before a run folder is made.
+    # Settings that do not fit the data are refused here, before a run folder is made.
     labels = _labels(recipe, dataset, searches=searches)
     counts = {part: len(of_part) for part, of_part in labels.items()}
     recipe = _fitted(recipe, counts)
@@ -98,7 +105,7 @@ def read_data(
         if images < 2:
             raise InputError(
                 f"{key.partition('.')[0]} has {'no image' if images == 0 else 'a single image'} "
-                f"of {dataset.name} to draw from, and a batch needs two at least. Use more images "
+                f"of {dataset.name} to draw from, and a batch needs at least two. Use more images "
                 "(data.search_images, data.search_fractions, data.train_images)."
             )
         if images < batch:
@@ -124,10 +131,10 @@ def read_and_tell(
     searches: bool = True,
     device: torch.device | None = None,
 ) -> tuple[Recipe, Dataset]:
-    """Does what `read_data` does, and says what was read and what was adapted to it.
+    """Does what `read_data` does, and says what was read and adapted.
 
     Args:
-        console: where it is said.
+        console: where messages are printed.
         recipe: the recipe.
         root: folder of data files.
         searches: whether a search is to run, not only the training of a derived network.
@@ -155,7 +162,7 @@ def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Te
 
 
 def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """For the search and the training the key of the batch size, its value, and the images.
+    """The key of the batch size, its value and the number of images, for search and training.
 
     Args:
         recipe: the recipe.
@@ -174,7 +181,7 @@ def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, 
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with batches of as many images as there are, where it says that they may be.
+    """The recipe with batches shrunk to the number of images, if it lets them shrink.
 
     Processes share a batch equally.
     """
@@ -200,10 +207,10 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
 def adaptations(
     asked: Recipe, recipe: Recipe, dataset: Dataset, *, searches: bool = True
 ) -> list[str]:
-    """In words, what was adapted to the number of images.
+    """Says what was adapted to the number of images.
 
     Args:
-        asked: the recipe as it was asked for.
+        asked: the recipe as requested.
         recipe: what `read_data` made of it.
         dataset: whose images they are.
         searches: whether a search is to run.
@@ -226,6 +233,7 @@ def adaptations(
     ]
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
         fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
+    said += _beyond_the_data(recipe, dataset, searches=searches)
     if conditions := conditions_said(recipe, dataset):
         said.append(conditions)
     if fewer:
@@ -243,6 +251,53 @@ def adaptations(
     return said
 
 
+def _beyond_the_data(recipe: Recipe, dataset: Dataset, *, searches: bool) -> list[str]:
+    """Says what was asked for and the data do not have; presets ask for as much as they can use."""
+    how, usual = recipe.data, None
+    if recipe.preset in PRESETS:
+        space, given = recipe.search.space, {"dataset": recipe.dataset}
+        usual = load_recipe(recipe.preset, space=space, overrides=given).data
+    there = {
+        "image_size": dataset.image_size,
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        **({"search_images": len(dataset.train)} if searches else {}),
+    }
+    said = []
+    for name, most in there.items():
+        asked = getattr(how, name)
+        if asked is None or asked <= most or (usual and asked == getattr(usual, name)):
+            continue
+        enlarged = "the images have {:,} pixels: none is enlarged"
+        has = enlarged if name == "image_size" else "there are only {:,}"
+        said.append(f"data.{name} is {asked:,}, and {has.format(most)}.")
+    return said
+
+
+def _check_rounds(key: str, rounds: int) -> None:
+    """Refuses what would never end; the keys alone are bounded in the recipe."""
+    if rounds > MOST_ROUNDS:
+        raise InputError(
+            f"{key}.epochs asks for {rounds:,} rounds, and a phase has {MOST_ROUNDS:,} at most. "
+            "Lower it."
+        )
+
+
+def _check_augmentation(key: str, how: Augmentation, dataset: Dataset) -> None:
+    """Refuses changes that could leave nothing of an image."""
+    size = dataset.image_size
+    if how.cutout >= size:
+        raise InputError(
+            f"{key}.augmentation.cutout is {how.cutout}, which would erase images of {size} "
+            "pixels. Lower it."
+        )
+    if how.crop_padding >= size:
+        raise InputError(
+            f"{key}.augmentation.crop_padding is {how.crop_padding}, with which a crop could miss "
+            f"images of {size} pixels. Lower it."
+        )
+
+
 def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
 
@@ -256,6 +311,8 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """
     how = recipe.search
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
+    _check_rounds("search", rounds)
+    _check_augmentation("search", how.augmentation, dataset)
     warmups = {
         "architecture": how.architecture.warmup_epochs,
         "weights": how.weights.warmup_epochs,
@@ -289,16 +346,12 @@ def _check_training(recipe: Recipe, dataset: Dataset) -> None:
             f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
         )
     per_epoch = len(training_labels(recipe, dataset)) // how.batch_size
+    _check_rounds("evaluation", training_rounds(how, per_epoch))
+    _check_augmentation("evaluation", how.augmentation, dataset)
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
             f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "
             "rounds) must be below "
             f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} "
             f"({how.epochs or how.steps})."
-        )
-    cutout = how.augmentation.cutout
-    if cutout >= dataset.image_size:
-        raise InputError(
-            f"evaluation.augmentation.cutout is {cutout}, which would erase images of "
-            f"{dataset.image_size} pixels. Lower it."
         )

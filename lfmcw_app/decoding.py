@@ -33,29 +33,29 @@ Source = Image.Image | str | Path
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 NAMED = 10
-"""Of damaged files, as many are named."""
+"""At most so many damaged files are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How an image file becomes pixels; kept with a network, so that new files become the same.
+    """How an image file becomes pixels; kept with a network, so that new files are decoded alike.
 
     An image is turned upright as its EXIF data say. Transparency is laid over the background.
-    Pixels of more than 8 bits are mapped linearly: `low` to 0 and `high` to 255. Of several
-    pictures in a file the first one is read.
+    Pixels of more than 8 bits are mapped linearly: `low` to 0 and `high` to 255. If a file has
+    several pictures, the first one is read.
 
     Attributes:
         size: height and width of what is made.
         fit: "crop" brings the shorter side to margin · size and cuts out the centre; "pad" brings
             the longer side to size and fills the rest with black; "stretch" changes the ratio.
         channels: 1 for grey, 3 for red, green and blue.
-        low: of pixels of more than 8 bits, the value that becomes 0, as do lower ones; None where
-            the files have 8 bits.
-        high: the value that becomes 255, as do higher ones.
-        takes_8_bits: whether files of 8 bits are taken beside others, with their values as they
-            are. With a range that was measured these would not be comparable.
+        low: the value that becomes 0 in files of more than 8 bits, as do lower values; None if the
+            files have 8 bits.
+        high: the value that becomes 255, as do higher values.
+        takes_8_bits: whether files of 8 bits are accepted beside others, with their values
+            unchanged. With a measured range these would not be comparable.
         margin: for "crop"; ImageNet's is 256 / 224.
-        background: what is seen through transparency.
+        background: the colour behind transparent pixels.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -90,7 +90,7 @@ class Decoding:
         return self._read(image, self._fitted)
 
     def decode_window(self, image: Source, draws: Tensor) -> Tensor:
-        """Returns a random window of an image in its own resolution, brought to the size.
+        """Returns a random window of an image at its original resolution, scaled to the size.
 
         The window is nearly square and within the image, so `fit` and `margin` do not matter.
 
@@ -124,9 +124,8 @@ class Decoding:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "all"
             raise InputError(
-                "What says how images are decoded is damaged: "
-                f"{where}: {first['msg']}, got {shown(first['input'])}. Take the file from the run "
-                "again."
+                f"The description of how images are decoded is damaged: {where}: {first['msg']}, "
+                f"got {shown(first['input'])}. Copy the file from the run again."
             ) from None
 
     # ------------------------------ from a file to planes, and from planes to pixels
@@ -146,12 +145,12 @@ class Decoding:
         name = "The image" if isinstance(source, Image.Image) else f"The image {source}"
         if depth != "8 bits" and self.low is None:
             raise InputError(
-                f"{name} has {depth} of more than 8 bits, and the training images have 8 bits. "
-                "Save it with 8 bits, as these were."
+                f"{name} has {depth} of more than 8 bits, but the training images have 8 bits. "
+                "Save it with 8 bits too."
             )
         if depth == "8 bits" and self.low is not None and not self.takes_8_bits:
             raise InputError(
-                f"{name} has 8 bits, and the training images have values from {self.low:g} to "
+                f"{name} has 8 bits, but the training images have values from {self.low:g} to "
                 f"{self.high:g}. Give it with its original values."
             )
 
@@ -234,7 +233,7 @@ UPRIGHT = {
 }
 """Orientation of EXIF → what turns the picture upright, as in Pillow's ImageOps."""
 
-# What Pillow raises for files that are damaged, no images, or too large to be harmless.
+# What Pillow raises for files that are damaged, are not images, or are too large to be harmless.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError,
@@ -270,13 +269,13 @@ def _damage(damaged: Sequence[tuple[str, str]]) -> str:
 
 @contextmanager
 def opened(source: Source) -> Iterator[Image.Image]:
-    """Opens an image; what its format lacks or its file has lost becomes a `DamagedImage`."""
+    """Opens an image; errors of its format or file become a `DamagedImage`."""
     try:
         if isinstance(source, Image.Image):
             yield source
             return
-        # Pillow maps files that it opens by their names into memory, where it takes the height of
-        # an uncompressed TIFF that lies on its side for the width. So they are opened here.
+        # Pillow maps files that it opens by name into memory. For an uncompressed TIFF that lies on
+        # its side, it then confuses height and width. So files are opened here.
         with open(source, "rb") as file, Image.open(file) as image:
             yield image
     except InputError:
@@ -289,7 +288,7 @@ def opened(source: Source) -> Iterator[Image.Image]:
 def _reason(error: BaseException, source: Source) -> str:
     if isinstance(error, UnidentifiedImageError):
         empty = not isinstance(source, Image.Image) and Path(source).stat().st_size == 0
-        return "it is empty" if empty else "it is no image of a kind that is known"
+        return "it is empty" if empty else "it is not an image of a known kind"
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
         return f"it has more than {most:,.0f} pixels; save it smaller"
@@ -304,15 +303,15 @@ def orientation_of(image: Image.Image) -> int:
     Pillow turns a TIFF as it loads it, after which its orientation is 1.
     """
     try:
-        # A PNG's own `getexif` reads all of the file, in case that EXIF data follow the pixels.
+        # A PNG's own `getexif` reads the whole file, because EXIF data may follow the pixels.
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except UNREADABLE:  # pictures with damaged EXIF data are shown as they are, by all programs
+    except UNREADABLE:  # all programs show pictures with damaged EXIF data as they are
         return 1
     return found if isinstance(found, int) and found in UPRIGHT else 1
 
 
 def value_range(path: str) -> tuple[float, float]:
-    """The lowest and the highest value of a file of more than 8 bits, where it is not transparent.
+    """The lowest and highest value of the opaque pixels of a file of more than 8 bits.
 
     Raises:
         DamagedImage: if it cannot be read.

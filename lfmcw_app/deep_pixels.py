@@ -1,7 +1,7 @@
 """Pixels of more than 8 bits, as numbers: integers of 16 or 32 bits, and floating-point numbers.
 
-Pillow keeps grey ones as they are (its modes I;16, I and F). Of coloured ones it keeps the high
-byte of each value only, so these are read twice here: once for the high bytes, once for the low.
+Pillow keeps grey ones as they are (its modes I;16, I and F). Of coloured ones it keeps only the
+high byte of each value, so these are read twice: once for the high bytes, once for the low.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def deep_values(image: Image.Image) -> Values:
     # What is unknown once it is loaded.
     layout, largest, codecs = _layout(image), _largest_of_ppm(image), _codecs(image)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        raise ValueError("its values of more than 8 bits count from white; save it as a PNG")
+        raise ValueError("its values of more than 8 bits count from white; save it as PNG")
     if tags.get(PLANAR) == IN_PLANES and len(tags[BITS_PER_SAMPLE]) > 1:
-        raise ValueError("its colours of 16 bits lie in separate planes; save it as a PNG")
+        raise ValueError("its colours of 16 bits lie in separate planes; save it as PNG")
     if layout.startswith("LA;16"):
         # Bytes: grey high, grey low, opacity high, opacity low.
         pixels = _loaded(image, "RGBA")
@@ -84,7 +84,7 @@ def deep_values(image: Image.Image) -> Values:
         values = _joined(*_bytes(image, layout))
     elif image.mode not in GREY or SGI in codecs:
         raise ValueError(
-            f"its values of more than 8 bits ({layout}) are not served; save it as a PNG"
+            f"its values of more than 8 bits ({layout}) are not supported; save it as PNG"
         )
     else:
         values = _loaded(image)[..., None]
@@ -98,7 +98,7 @@ def deep_values(image: Image.Image) -> Values:
 def _parted(values: NDArray[np.float64], image: Image.Image) -> Values:
     """Colours and opacity."""
     if not np.isfinite(values).all():
-        raise ValueError("it has pixels that are not finite numbers; replace these")
+        raise ValueError("it has pixels that are not finite numbers; replace them")
     channels = values.shape[2]
     if channels in (2, 4) and image.mode != "RGBX":
         return Values(values[..., :-1], values[..., -1:] / 65535.0)
@@ -111,7 +111,7 @@ def _parted(values: NDArray[np.float64], image: Image.Image) -> Values:
 
 
 def _tiles(image: Image.Image) -> list[Any]:
-    """What is still to be read of an opened file; nothing of an image in memory."""
+    """What must still be read of an opened file; nothing for an image in memory."""
     return list(image.tile) if isinstance(image, ImageFile.ImageFile) else []
 
 

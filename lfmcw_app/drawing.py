@@ -1,7 +1,7 @@
-"""How matplotlib draws here: text as it is written, in whatever fonts have its letters.
+"""How matplotlib draws here: text as written, in whichever fonts have its letters.
 
-A name is text from outside: of a class, of a folder. Matplotlib reads `$` as the beginning of a
-formula, warns once per letter that its font lacks, and lets a long label take the picture's place.
+Names of classes and folders are text from outside. Matplotlib reads `$` as the start of a formula,
+warns of each letter that its font lacks, and lets a long label crowd out the picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FALLBACK_FONTS = (
     "Hiragino Sans", "Apple SD Gothic Neo", "Noto Sans Arabic", "Noto Sans Hebrew",
     "Noto Sans Devanagari", "Noto Sans Thai", "FreeSans", "Arial Unicode MS",
 )  # fmt: skip
-"""Fonts for letters that matplotlib's own one lacks; those that are installed are used."""
+"""Fonts for letters that matplotlib's own font lacks; the installed ones are used."""
 
 
 @contextmanager
@@ -41,14 +41,14 @@ def drawing() -> Iterator[None]:
 
 
 def as_label(text: str, longest: int = 40) -> str:
-    """A name as one line of a picture, shortened where it is longer than `longest` letters."""
+    """A name as one line of a picture, shortened if it is longer than `longest` letters."""
     shown = "".join(map(_visible, text))
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 @cache
 def _fonts() -> list[str]:
-    # A name that is not installed would be warned of, each time that a text is drawn.
+    # A font that is not installed would cause a warning each time that text is drawn.
     installed = set(font_manager.fontManager.get_font_names())
     return ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in installed)]
 

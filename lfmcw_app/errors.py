@@ -1,4 +1,4 @@
-"""Errors of the application that a user can mend: shown as one paragraph, with exit code 2."""
+"""Errors of the application that a user can fix: shown as one paragraph, with exit code 2."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class InputError(ValueError):
 
 
 class HeldError(InputError):
-    """Another process holds a run folder; the same command works when it has let it go."""
+    """Another process holds a run folder; the same command works once the folder is released."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class NumbersWarning(UserWarning):
-    """Numbers of a run are lost or unreliable; the message says what is done about it."""
+    """Numbers of a run are lost or unreliable; the message says what happens next."""
 
 
 def shown(value: Any) -> str:
-    """What was received, for a message: of bounded length, whatever it is."""
+    """Shows what was received, for a message: any value, at bounded length."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -42,7 +42,7 @@ def shown(value: Any) -> str:
 
 
 class DataWarning(UserWarning):
-    """Data can be used, but not for all that a run does with them; the message says for what."""
+    """The data cannot serve everything that a run does with them; the message says what."""
 
 
 def listed(items: Sequence[str], *, most: int = 4) -> str:

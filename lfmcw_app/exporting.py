@@ -1,8 +1,8 @@
 """A trained network for programs without this package: ONNX, or PyTorch's exported program.
 
 Both take any number of images at a time, and are compared with the network before they are kept.
-What describes the input and names the classes is inside the file: `metadata_props` of ONNX, an
-extra file `lfmcw.json` of PyTorch's (`torch.export.load(path, extra_files={"lfmcw.json": ""})`).
+The file itself describes the input and names the classes: in ONNX's `metadata_props`, or in
+PyTorch's extra file `lfmcw.json` (`torch.export.load(path, extra_files={"lfmcw.json": ""})`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from lfmcw_app.classifier import Classifier, Preprocess
+from lfmcw_app.decoding import DamagedImage, opened
 from lfmcw_app.errors import InputError
 from lfmcw_app.network_file import NetworkFile
 from lfmcw_app.output_files import new_file
@@ -34,12 +34,12 @@ __all__ = [
 
 METADATA = "lfmcw.json"
 INPUTS = ("pixels", "normalised")
-"""What an exported network takes: pixels of 0 to 255, or what `preprocess` makes of them."""
+"""What an exported network takes: pixels from 0 to 255, or the output of `preprocess`."""
 
 Run = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit that is rounding, as a share of the largest logit (at least 1)."""
+"""Largest difference that counts as rounding, as a share of the largest logit (at least 1)."""
 
 COUNTS = (1, 2, 5)
 """Images at a time in the comparison."""
@@ -64,7 +64,7 @@ class Format:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An exported network beside the original.
+    """A comparison of an exported network with the original.
 
     Attributes:
         images: how many were compared.
@@ -83,7 +83,7 @@ class Comparison:
 
 
 class FromPixels(nn.Module):
-    """A network that takes pixels of 0 to 255 as they are, and normalises them."""
+    """A network that takes pixels from 0 to 255 and normalises them."""
 
     mean: Tensor
     std: Tensor
@@ -149,9 +149,9 @@ def real_images(folder: Path, file: NetworkFile) -> Tensor | None:
     None where there is no such sheet, or it is not one of this network's images.
     """
     try:
-        with Image.open(folder / "samples" / "real.png") as image:
+        with opened(folder / "samples" / "real.png") as image:
             sheet = np.array(image)
-    except OSError:
+    except DamagedImage:
         return None
     channels, size = file.plan.in_channels, file.decoding.size
     sheet = sheet.reshape(*sheet.shape[:2], -1)
@@ -219,7 +219,7 @@ def _or_nan(value: float) -> float:
 
 
 def _metadata(file: NetworkFile, takes: str) -> dict[str, str]:
-    """What a program must know of the network, as JSON texts."""
+    """What a program must know about the network, as JSON texts."""
     size = file.decoding.size
     described: dict[str, Any] = {
         "class_names": file.class_names,
@@ -239,7 +239,7 @@ def _metadata(file: NetworkFile, takes: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' own progress and advice, which is for developers, from the screen."""
+    """Hides the exporters' own progress and advice, which are for developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""What a data set is known by, so that a run or a table never continues on other data."""
+"""Identifies a data set, so that a run or a table never continues on other data."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import DataWarning, InputError, listed
 from lfmcw_app.folders import Listing
 
 __all__ = ["Fingerprint", "check_unchanged", "differences"]
 
 MOST_LETTERS = 400_000
-"""Names of files are kept up to so many letters together, to say which of them changed."""
+"""Names of files are kept up to so many letters in total, to say which of them changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class ClassPrint:
 class Fingerprint:
     """A data set's classes, parts, and images.
 
-    Images in files are known by their names within the class's folder and their sizes, and not by
-    where the folder is. Images in memory are known by their pixels.
+    Images in files are identified by their names within the class's folder and their sizes, not by
+    where the folder is. Images in memory are identified by their pixels.
 
     Attributes:
         digest: equal for equal data only; empty for data that cannot be read again.
@@ -83,7 +84,7 @@ class Fingerprint:
         for part, (pixels, labels) in parts.items():
             of_part = {}
             for label, name in enumerate(class_names):
-                # With their places: which images are in D_tr depends on the order.
+                # With their places, because the order decides which images are in D_tr.
                 places = (labels == label).nonzero()[:, 0]
                 digest = hashlib.sha256(repr(tuple(pixels.shape[1:])).encode())
                 digest.update(places.numpy().tobytes())
@@ -155,7 +156,7 @@ def _of_listing(
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
-    """Says in words what is different, class by class; empty for equal fingerprints."""
+    """Says what differs, class by class; empty for equal fingerprints."""
     if old.digest == new.digest:
         return []
     before, after = _by_class(old), _by_class(new)
@@ -164,7 +165,7 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
     for name in before:
         if name in after:
             said += _class_differences(name, before[name], after[name])
-    return said or ["the classes or the parts have another order"]
+    return said or ["the order of the classes or the parts has changed"]
 
 
 def _by_class(fingerprint: Fingerprint) -> dict[str, dict[str, ClassPrint]]:
@@ -179,7 +180,7 @@ def _by_class(fingerprint: Fingerprint) -> dict[str, dict[str, ClassPrint]]:
 def _class_differences(
     name: str, before: Mapping[str, ClassPrint], after: Mapping[str, ClassPrint]
 ) -> list[str]:
-    """What is different in a class that both have."""
+    """What differs in a class that both have."""
     if before == after:
         return []
     old, new = _files(before), _files(after)
@@ -225,7 +226,7 @@ def _files(parts: Mapping[str, ClassPrint]) -> dict[tuple[str, str], int] | None
 
 
 def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
-    """Sees that the data of a run are those that it began with.
+    """Checks that the data of a run are those that it began with.
 
     A folder of an earlier version, which kept no fingerprint, gets a warning.
 
@@ -238,21 +239,21 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
     """
     path = folder / "dataset.json"
     try:
-        data = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        data = read_object(path) if path.exists() else {}
         kept = data.get("fingerprint")
         before = None if kept is None else Fingerprint.from_data(kept)
     except PermissionError:  # it may be whole, and is not to be deleted
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}). It says which data the run began with. Put it back; "
-            "or delete it, if the data are certainly the same."
+            f"{path} cannot be read ({error}). It says which data the run began with. Put it "
+            "back, or delete it if the data are certainly the same."
         ) from None
     if before is None:
         if path.exists() or any(folder.glob("*.pt")):
             warnings.warn(
-                f"{folder} does not say which data its run began with (it is of an earlier "
-                "version). That they are still the same cannot be checked.",
+                f"{folder} does not say which data its run began with, because it is of an "
+                "earlier version. Whether they are still the same cannot be checked.",
                 DataWarning,
                 stacklevel=2,
             )
@@ -261,6 +262,6 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
     if changes:
         raise InputError(
             f"The data have changed since the run in {folder} began: {listed(changes, most=6)}. A "
-            "resumed run would be tested on images that it was trained on, or take one class "
-            "for another. Put the files back as they were and resume, or start a new run."
+            "resumed run could be tested on images that it was trained on, or confuse classes. "
+            "Put the files back as they were and resume, or start a new run."
         )

@@ -37,7 +37,7 @@ SYSTEM_FOLDERS = {
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 NEEDS_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""What Pillow knows the name of, but decodes only with other programs, if at all."""
+"""Formats that Pillow knows by name, but decodes only with other programs, if at all."""
 
 OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 """Format → what Pillow must have been built with."""
@@ -51,8 +51,8 @@ class Listing:
         paths: N files, class by class, in each class by name.
         labels: [N], int64: positions in `class_names`.
         class_names: names of the subfolders, sorted.
-        names: N paths relative to the class's folder, with "/": what they are known by wherever
-            the folder is.
+        names: N paths relative to the class's folder, with "/": these identify them wherever the
+            folder is.
         sizes: [N], int64: bytes.
     """
 
@@ -87,7 +87,7 @@ class FolderListing:
         folders: part → the name of its folder; empty for a folder that is not split.
         skipped: kind (".txt", "hidden", …) → number of files that are left out.
         skipped_folders: names of folders that are left out, sorted.
-        notes: what else a user should know of how the folder was understood.
+        notes: what else a user should know about how the folder was read.
     """
 
     parts: Mapping[str, Listing]
@@ -97,7 +97,7 @@ class FolderListing:
     notes: tuple[str, ...] = ()
 
     def words(self) -> str:
-        """What was left out, as words; empty where there is nothing."""
+        """What was left out, in words; empty if nothing was."""
         said = []
         if self.skipped:
             total = sum(self.skipped.values())
@@ -115,7 +115,7 @@ class FolderListing:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The endings of files that Pillow reads as it is built here, in lower case."""
+    """The endings of files that this build of Pillow reads, in lower case."""
     known = Image.registered_extensions()  # loads all of Pillow's readers
     return frozenset(
         suffix
@@ -134,7 +134,7 @@ def list_folder(folder: Path) -> FolderListing:
 
     They are in folder/CLASS/…, or in folder/PART/CLASS/… where the folder holds parts and nothing
     else. A part is called train or training; val, valid, validation or dev; test or testing, in any
-    capitals. Folders within a class belong to it. Links are followed.
+    case. Folders within a class belong to it. Links are followed.
 
     Without a test part the validation part is the test part, as ImageNet has it.
 
@@ -158,7 +158,7 @@ def list_folder(folder: Path) -> FolderListing:
 def list_parts(
     folder: Path, parts: Mapping[str, Path], found: _Skipped | None = None
 ) -> FolderListing:
-    """Lists the images of parts, each a folder with one subfolder per class.
+    """Lists the images of parts. Each part is a folder with one subfolder per class.
 
     Args:
         folder: what holds the parts; for messages.
@@ -205,9 +205,9 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
     flat = [path.name for path in named if path not in split]
     if flat:
         raise InputError(
-            f"{folder} holds parts ({listed([path.name for path in named])}), but "
-            f"{listed(flat)} has no class folders, so that no image of it has a class. Put its "
-            "images into one folder per class, or move it away."
+            f"{folder} holds parts ({listed([path.name for path in named])}), but {listed(flat)} "
+            "has no class folders, so that no image of it has a class. Put its images into one "
+            "folder per class, or move it elsewhere."
         )
     parts: dict[str, Path] = {}
     for path in named:
@@ -236,10 +236,10 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
 def _check_classes(
     folder: Path, parts: Mapping[str, Path], listings: Mapping[str, Listing]
 ) -> None:
-    """Sees that all parts have the classes of the training part.
+    """Checks that all parts have the classes of the training part.
 
     Raises:
-        InputError: naming those that are in one only.
+        InputError: naming those that only one part has.
     """
     train = listings[TRAIN]
     for part, listing in listings.items():
@@ -266,11 +266,11 @@ class _Skipped:
         self.folders: list[str] = []
 
     def beside(self, folder: Path, besides: Iterable[Path] = ()) -> None:
-        """Counts the files of a folder that are in no class folder of it.
+        """Counts the files of a folder that are in none of its class folders.
 
         Args:
             folder: holds class folders, or parts.
-            besides: its parts. What is in other folders of it is counted too.
+            besides: its parts. Files in its other folders are counted too.
         """
         parts = [path.name for path in besides]
         for entry in _entries(folder):
@@ -312,7 +312,7 @@ def _leads(test: Callable[[], bool]) -> bool:
 
 
 def _is_ignored(name: str) -> bool:
-    """Whether a folder of this name is hidden, or made by a system."""
+    """Whether a folder of this name is hidden, or made by an operating system."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
@@ -326,7 +326,7 @@ def _suffix(name: str) -> str:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """How a file that is left out is counted."""
+    """The kind under which a skipped file is counted."""
     if entry.name.lower() in SYSTEM_FILES:
         return "of the system"
     if entry.name.startswith("."):
@@ -339,7 +339,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 def _text(name: str) -> str:
     """A file's name as text: one spelling on all systems, and always printable.
 
-    Some systems write é as e with an accent; names that are no UTF-8 get replacement characters.
+    Some systems write é as e with an accent. Names that are not UTF-8 get replacement characters.
     """
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
 
@@ -494,6 +494,6 @@ def _check_not_empty(empty: Mapping[Path, _Skipped]) -> None:
     one = len(empty) == 1
     raise InputError(
         f"The class folder{'' if one else 's'} {listed(list(map(str, empty)))} "
-        f"{'has' if one else 'have'} no images{f' (but {holds})' if holds else ''}. Add some (PNG, "
-        "JPEG, TIFF, WebP and what else Pillow reads), or remove the folder."
+        f"{'has' if one else 'have'} no images{f' (but {holds})' if holds else ''}. Add some "
+        "(PNG, JPEG, TIFF, WebP or another format that Pillow reads), or remove the folder."
     )

@@ -33,12 +33,13 @@ def run_search(
     device: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Searches a cell, trains its network, and writes a report; or resumes where the folder stands.
+    """Searches a cell, trains its network and writes a report, or resumes the run in the folder.
 
     Args:
-        dataset: name of a data set; of your own, what it was registered by (`register_dataset`).
-        folder: of the run. If a run is in it, that run is resumed: a script can be run again after
-            an interruption as it is.
+        dataset: name of a data set; your own has the name that it was registered by
+            (`register_dataset`).
+        folder: of the run. If it holds a run, that run is resumed, so after an interruption you can
+            run the same script again.
         preset: the recipe; by default the one for the data set.
         settings: dotted key of the recipe → value, for example {"search.epochs": 10}.
         seed: of the run; by default the recipe's.
@@ -47,7 +48,7 @@ def run_search(
         quiet: whether nothing is printed.
 
     Returns:
-        What is in result.json: the test error, the genotype, and more.
+        The content of result.json: the test error, the genotype, and more.
 
     Raises:
         InputError: if something cannot be used, or the data are not those that the run began with.

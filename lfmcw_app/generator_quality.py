@@ -1,4 +1,4 @@
-"""What a conditional generator is worth: GAN-test, GAN-train, and the variety within a class.
+"""Measures of a conditional generator: GAN-test, GAN-train, and the variety within a class.
 
     GAN-test   accuracy on generated pictures of a classifier trained on real ones: whether a
                picture shows its class. Real held-out pictures give the value to compare with.
@@ -7,12 +7,12 @@
     variety    the distance between two generated pictures of a class, relative to that of real
                ones: 0 for one picture per class, 1 for pictures as different as real ones.
 
-A network that learns on generated pictures can recognise a mark of their class that no real picture
-has. Its own accuracy on them is then high, and both measures of the generator are near chance.
+A network that learns from generated pictures can recognise a mark of their class that no real
+picture has. Its own accuracy on them is then high, while GAN-train is near chance.
 
-The real pictures are those of the search: D_tr to train on, D_val to test on. They have their right
-labels, also where `data.wrong_labels` gives the search others: a generator that has learned from
-wrong ones is then seen to draw another class than it is asked for. The classifier is a
+The real pictures are those of the search: D_tr to train on, D_val to test on. They have their
+correct labels, even if `data.wrong_labels` gives the search others. So the measures show if a
+generator that learned from wrong labels draws another class than requested. The classifier is a
 fixed small network, so that values of different runs can be compared. Training it takes 300 steps:
 1.8 seconds of one core at 16×16 pixels, 0.6 at 8×8, 7 at 32×32; larger pictures are reduced to 32.
 It is trained once per search on real pictures, and once per measurement on generated ones.
@@ -23,6 +23,7 @@ Reference: Shmelkov, Schmid and Alahari, How good is my GAN? (2018), section 3.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,20 +45,21 @@ from mlo.randomness import preserved
 __all__ = ["Judge", "Quality", "QualityByClass"]
 
 MOST_IMAGES = 5000
-"""Pictures of each kind that are used, at most."""
+"""At most so many pictures of each kind are used."""
 
 LARGEST_SIZE = 32
-"""Height and width of what the classifier sees, at most."""
+"""Largest height and width that the classifier sees."""
 
 STEPS, BATCH, LEARNING_RATE, WIDTH = 300, 64, 0.01, 16
-"""Of the classifier's training. On 2,000 images of CIFAR-10 at 16×16 it then knows 48% of others;
-half the width or half the steps give 45% and 41%."""
+"""Settings of the classifier's training. Trained on 2,000 images of CIFAR-10 at 16×16, it
+recognises 48% of other images. Half the width or half the steps give 45% and 41%.
+"""
 
 DRAWN_AT_ONCE = 100
-"""Pictures in a batch of the generator, whose norms see it as they see a batch for W2."""
+"""Pictures in a batch of the generator. Its norms see this batch as they see one for W2."""
 
 CELLS = 8
-"""Side of the grid of means by which pictures are compared, at most."""
+"""Largest side of the grid of means by which pictures are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +103,18 @@ class Quality:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Quality:
-        """From plain data; see `to_data`."""
-        by_class = {name: tuple(values) for name, values in data["by_class"].items()}
-        return cls(**{**data, "by_class": QualityByClass(**by_class)})
+        """From plain data; see `to_data`.
+
+        Raises:
+            ValueError: if they are none.
+        """
+        # (A list stands for a tuple in JSON, and there alone.)
+        found = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        by_class = found.by_class
+        lengths = set(map(len, (by_class.gan_test, by_class.gan_train, by_class.real)))
+        if len(lengths | {len(by_class.variety)}) > 1 or lengths == {0}:
+            raise ValueError("by_class needs one value of each measure for each class")
+        return found
 
     @property
     def chance(self) -> float:
@@ -129,9 +141,8 @@ class _Pictures:
 class Judge:
     """Measures generators of one search, always in the same way.
 
-    What it measures is a function of the pictures, the seed and the generator's weights. The random
-    state and the generator are left as they are. Nothing is read or trained before the first
-    measurement.
+    The measures are a function of the pictures, the seed and the generator's weights. The random
+    state and the generator do not change. Nothing is read or trained before the first measurement.
 
     Args:
         train: real pictures to train on: D_tr.
@@ -222,7 +233,7 @@ class Judge:
     @torch.no_grad()
     def _drawn(self, generator: ImageGenerator, labels: Tensor) -> _Pictures:
         """One generated picture per label."""
-        # A copy: in training mode norms follow what they see.
+        # A copy is used, because in training mode norms follow what they see.
         copied = copy.deepcopy(generator).train()
         batches = labels.chunk(math.ceil(len(labels) / DRAWN_AT_ONCE))
         with preserved():
@@ -262,7 +273,7 @@ class Judge:
     def _right(self, network: nn.Module, pictures: _Pictures) -> Tensor:
         """Whether the network names the class of each picture, [N]."""
         logits = torch.cat([network(part) for part in torch.split(pictures.images, 1024)])
-        # The largest of logits that are no numbers would be the first class.
+        # The largest of logits that are not numbers would be the first class.
         named = torch.where(logits.isnan().any(1), -1, logits.argmax(1))
         return named == pictures.labels
 
@@ -288,8 +299,9 @@ class Judge:
     def _spreads(self, pictures: _Pictures) -> list[float]:
         """Of each class the root of the mean squared distance of two pictures; NaN below two.
 
-        In pixels, since features that were learned to tell classes tell pictures of a class least;
-        of means over a coarse grid, since grain that differs is no other picture.
+        It is measured in pixels, because features that were learned to tell classes apart are poor
+        at telling pictures of one class apart. It uses means over a coarse grid, because different
+        grain does not make a different picture.
         """
         side = max(1, min(CELLS, pictures.images.shape[-1] // 2))
         coarse = F.adaptive_avg_pool2d(pictures.images, side).flatten(1).double()

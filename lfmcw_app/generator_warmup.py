@@ -1,10 +1,10 @@
-"""The warm-up of the generator: its game alone, before the search, until it draws.
+"""The warm-up of the generator: its game is played alone, before the search.
 
 The paper has none: its generator learns within the search (Algorithm 1). In a short search it draws
-one pattern per class, and what W2 learns from is then no picture of the class. The warm-up plays
-the game of `search.generator.name` on D_tr with a small discriminator of its own. The search begins
-with the generator's weights, averaged over the warm-up's last rounds, and a new discriminator with
-the architecture.
+one pattern per class, so W2 does not learn from pictures of the class. The warm-up plays the game
+of `search.generator.name` on D_tr with its own small discriminator. The search starts with the
+generator's weights, averaged over the warm-up's last rounds, and a new discriminator with the
+architecture.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STREAM = 2**65
 """A stream of batches has the seed 2 · seed + stream; see problems.py."""
 
 AVERAGED = 0.1
-"""Part of the rounds that the average of the weights is over, roughly."""
+"""The weights are averaged over roughly this share of the rounds."""
 
 
 class WarmupPlayers(nn.Module):
@@ -69,7 +69,7 @@ class WarmupPlayers(nn.Module):
         super().__init__()
         self.generator = generator
         self.discriminator = discriminator
-        # What the weights were half-way has then a share of e^-5 in it.
+        # The weights of half-way then have a share of e^-5 in the average.
         self.average = MovingAverage(
             dict(generator.named_parameters()),
             decay=max(0.0, 1.0 - 1.0 / (AVERAGED * rounds)),
@@ -139,7 +139,7 @@ def build_warmup(
 def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
     """Makes the loss of the two players on a training batch; no architecture is in it."""
     loss = GAMES[name].loss
-    no_architecture: Any = None  # the small discriminator reads none
+    no_architecture: Any = None  # the small discriminator has no architecture
 
     def warmup_loss(players: WarmupPlayers, batch: tuple[Tensor, Tensor]) -> PlayerLosses:
         images, labels = batch
@@ -158,9 +158,9 @@ def warm_up(
     console: Console,
     device: torch.device,
 ) -> dict[str, Tensor] | None:
-    """Runs the rounds of the warm-up that are left, on the images `train` of D_tr.
+    """Runs the remaining rounds of the warm-up, on the images `train` of D_tr.
 
-    What is judged, and where, is the generator as it would go into the search.
+    Checkpoints and measures are of the generator as it would enter the search.
 
     Returns:
         The generator's weights for the search; None where the recipe has no warm-up.

@@ -1,4 +1,4 @@
-"""What the argument GENOTYPE of a command may be: a name, random:N, a file, a run, or a text."""
+"""Reads the argument GENOTYPE of a command: a name, random:N, a file, a run, or a text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_genotype(text: str, how: Settings) -> Cells:
     cells = space_named(how.space).genotype
     if is_notation(text) or text.lstrip().startswith(("{", "|")):
         return cells.from_text(text)
-    # A name that is neither a file nor published is more likely a mistyped name.
+    # A name that is neither a file nor published is probably mistyped.
     if Path(text).suffix or _exists(text):
         return cells.load(text)
     raise InputError(

@@ -1,19 +1,23 @@
-"""A file that says which images belong together (a patient's, say) and must not be separated."""
+"""A file that says which images (of one patient, say) must stay together."""
 
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lfmcw_app.errors import DataWarning, InputError, listed
+from lfmcw_app.bounded_files import text_of
+from lfmcw_app.errors import DataWarning, InputError, listed, shown
 from lfmcw_app.folders import FolderListing
 
 __all__ = ["read_groups"]
 
 COLUMNS = ("file", "group")
+LONGEST = 2**28
+"""Bytes of the file: some millions of images."""
 
 
 def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, list[str]]:
@@ -75,9 +79,11 @@ def _names(listing: FolderListing) -> dict[str, list[str]]:
 def _read(path: Path) -> dict[str, str]:
     """File → group."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(_rows(path, csv.DictReader(lines)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = io.StringIO(text_of(path, LONGEST, encoding="utf-8-sig", pipes=True), newline="")
+        rows = list(_rows(path, csv.DictReader(lines)))
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"data.groups: {path} cannot be read ({error}). It is a CSV file in UTF-8 with the "
             "columns file and group."
@@ -86,8 +92,8 @@ def _read(path: Path) -> dict[str, str]:
     for line, name, group in rows:
         if groups.setdefault(name, group) != group:
             raise InputError(
-                f"data.groups: line {line} of {path} gives {name} the group {group!r}; an earlier "
-                f"line gives it {groups[name]!r}."
+                f"data.groups: line {line} of {path} gives {shown(name)} the group {shown(group)}; "
+                f"an earlier line gives it {shown(groups[name])}."
             )
     return groups
 
@@ -98,7 +104,7 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, str, s
     if not set(COLUMNS) <= set(columns):
         raise InputError(
             f"data.groups: {path} needs the columns file and group in its first line, separated by "
-            f"a comma, and has {', '.join(columns) or 'none'}."
+            f"a comma, and has {listed([name[:80] for name in columns]) or 'none'}."
         )
     reader.fieldnames = columns
     for row in reader:

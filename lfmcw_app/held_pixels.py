@@ -1,4 +1,4 @@
-"""Whether the pixels of image files are held in memory, or read where they are used."""
+"""Whether the pixels of image files are held in memory, or read when they are used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lfmcw_app.memory import memory_of
 __all__ = ["SHARE", "pixels_of", "total_memory"]
 
 SHARE = 0.25
-"""Of the memory that this process may use: as much as the pixels of a data set may take."""
+"""The pixels of a data set may take this share of the memory that the process may use."""
 
 
 def pixels_of(parts: Sequence[ImageFiles], in_memory: bool | None) -> list[Tensor | ImageFiles]:
@@ -26,9 +26,9 @@ def pixels_of(parts: Sequence[ImageFiles], in_memory: bool | None) -> list[Tenso
 
     Args:
         parts: the image files.
-        in_memory: what is wanted; None decodes them if that takes no more than `SHARE` of the
-            memory that there is. The answer is the same on each run on a machine: it depends on
-            the memory that is there, not on what is free.
+        in_memory: the choice; None decodes them if that takes no more than `SHARE` of the memory.
+            The answer is the same for each run on a machine: it depends on the memory that exists,
+            not on what is free.
 
     Raises:
         InputError: naming all files that cannot be read.

@@ -1,4 +1,4 @@
-"""Images in files, used like a tensor of their pixels: decoded where they are read."""
+"""Images in files, used like a tensor of their pixels and decoded when they are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lfmcw_app.image_survey import in_threads
 __all__ = ["ImageFiles", "NoiseImages", "all_pixels", "random_crops"]
 
 _Read = tuple[Tensor, list[DamagedImage]]
-"""Pixels [B, C, size, size], and the files that have none since they cannot be read."""
+"""Pixels [B, C, size, size], and the files that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +83,7 @@ class ImageFiles:
         def read(place: int) -> None:
             pixels[place] = decode(paths[place], place)
 
-        # Every image has its own place, so the order in which they are done does not matter.
+        # Every image has its own place, so the order of decoding does not matter.
         results = in_threads(read, range(len(paths)))
         return pixels, [result for result in results if result is not None]
 

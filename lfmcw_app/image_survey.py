@@ -1,4 +1,4 @@
-"""What the image files of a folder are, by their heads: decides how all of them are decoded."""
+"""Reads the headers of a folder's image files and decides how all of them are decoded."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Result = TypeVar("Result")
 Size = tuple[int, int]
 
 CHECKED = 20_000
-"""Once a file is damaged, as many others are read to name all that are."""
+"""After a damaged file, at most so many others are read to name all damaged ones."""
 FEW_LEVELS = 1 / 8
-"""Of the range: where half of the images stay below it, single values stretch the range."""
+"""Share of the range: if half of the images stay below it, single values stretch the range."""
 ON_THEIR_SIDE = (5, 6, 7, 8)
 """Orientations of EXIF with width and height exchanged."""
 
@@ -47,8 +47,8 @@ class DecodingOptions:
     Attributes:
         fit: how an image becomes square; see `Decoding`.
         channels: 1 or 3; None for 1 where all training images are grey, and 3 otherwise.
-        bits: 2 ** bits - 1 becomes white; None for the highest value of the training images.
-        background: what is seen through transparency.
+        bits: 2 ** bits - 1 becomes white; None: the highest value of the training images does.
+        background: the colour behind transparent pixels.
         on_damaged: whether files that cannot be read are an error, or left out.
     """
 
@@ -122,11 +122,11 @@ class Reading:
         said = f"{low:,.6g} to {high:,.6g} → 0–255"
         if self.measured[0] < low or self.measured[1] > high:
             found = f"{self.measured[0]:,.6g} to {self.measured[1]:,.6g}"
-            said += f" (the training images have {found}: what lies outside is cut off)"
+            said += f" (the training images have {found}: values outside are clipped)"
         if self.mostly_below is not None:
             said += (
-                f" (half of the training images stay below {self.mostly_below:,.6g}: set data.bits "
-                "to cut higher values off)"
+                f" (half of the training images stay below {self.mostly_below:,.6g}: set "
+                "data.bits to clip higher values)"
             )
         return said
 
@@ -136,17 +136,17 @@ def survey(
 ) -> tuple[Decoding, Reading]:
     """Decides how the files of a folder are decoded.
 
-    The heads of all files are read, and files of more than 8 bits whole where their range is
+    The headers of all files are read. Files of more than 8 bits are read in full if their range is
     measured. Channels and range are those of the training images.
 
     Args:
         train: the files of the training images.
         others: those of validation and test images.
         options: what the recipe says.
-        size: of what is made; None for that of the files.
+        size: of the pixels; None for the size of the files.
 
     Raises:
-        InputError: naming files that cannot be read, or that do not go together.
+        InputError: naming files that cannot be read, or that do not fit together.
     """
     paths = [*train, *others]
     headers = _all_read(in_threads(_header, paths), paths)
@@ -186,7 +186,7 @@ def survey(
 
 
 def without_damaged(listing: FolderListing) -> FolderListing:
-    """The listing without the files that cannot be read, each of which is read whole for this.
+    """The listing without the files that cannot be read. Each file is read in full for this.
 
     Raises:
         InputError: if a class has no other files.
@@ -243,7 +243,7 @@ class _Header:
 def _header(path: str) -> _Header:
     with opened(path) as image:
         orientation = orientation_of(image)
-        # Pillow gives the size of a TIFF as it is once the picture is turned.
+        # Pillow gives the size of a TIFF after it is turned upright.
         lies = orientation in ON_THEIR_SIDE and image.format != "TIFF"
         return _Header(
             size=(image.height, image.width) if lies else image.size,
@@ -268,7 +268,7 @@ def _all_read(results: Sequence[Result | DamagedImage], paths: Sequence[str]) ->
     """The results, if no file is damaged.
 
     Raises:
-        InputError: naming the damaged ones, also those that show it only when they are read whole.
+        InputError: naming the damaged ones, including those whose damage shows only in a full read.
     """
     read = [result for result in results if not isinstance(result, DamagedImage)]
     if len(read) == len(results):
@@ -294,8 +294,7 @@ def _common_size(paths: Sequence[str], sizes: Sequence[Size], fit: Fit) -> int:
         if size != sizes[0]:
             raise InputError(
                 f"The images have no common size ({path} has {_shown(size)}, the first one "
-                f"{_shown(sizes[0])}). Say to which size they are to be brought: --set "
-                "data.image_size=64."
+                f"{_shown(sizes[0])}). Set the size to scale them to: --set data.image_size=64."
             )
     return min(sizes[0]) if fit == "crop" else max(sizes[0])
 
@@ -315,10 +314,11 @@ def _depths(
         counts[header.depth] = counts.get(header.depth, 0) + 1
     has_floats = "floating-point numbers" in first
     if options.bits is not None and (has_floats or first.keys() == {"8 bits"}):
-        what = "floating-point numbers have none" if has_floats else "all files have 8 bits"
+        what = "some files have floating-point numbers" if has_floats else "all files have 8 bits"
         raise InputError(
-            f"data.bits is {options.bits}, but it is for whole numbers of more than 8 bits, and "
-            f"{what} ({first['floating-point numbers' if has_floats else '8 bits']}). Drop it."
+            f"data.bits is {options.bits}, but it applies only to whole numbers of more than 8 "
+            f"bits, and {what} ({first['floating-point numbers' if has_floats else '8 bits']}). "
+            "Drop it."
         )
     if len(first) > (2 if options.bits is not None else 1):
         kinds = "; ".join(
@@ -326,11 +326,11 @@ def _depths(
             for depth, path in first.items()
         )
         advice = "" if has_floats else (
-            " Or set data.bits, to take 2 ** bits - 1 for white in the deeper ones."
+            " Or set data.bits, so that 2 ** bits - 1 is white in the deeper ones."
         )  # fmt: skip
         raise InputError(
-            f"The values of the images have no common range: {kinds}. Save all of them in one "
-            f"way.{advice}"
+            f"The values of the images have no common range: {kinds}. Save all of them "
+            f"alike.{advice}"
         )
     return set(first)
 
@@ -342,15 +342,15 @@ def _described(depth: Depth) -> str:
 def _measured(
     train: Sequence[str], paths: Sequence[str]
 ) -> tuple[tuple[float, float], float | None]:
-    """The lowest and highest value, and the value that half of the images stay below if it is low.
+    """The lowest and highest value and, if it is low, the value that half of the images stay below.
 
     Raises:
         InputError: if all values are one.
     """
     if not train:
         raise InputError(
-            "Of the training images none has more than 8 bits, but others have. Save all of them "
-            "in one way."
+            "Some images have more than 8 bits, but none of the training images has. Save all of "
+            "them alike."
         )
     ranges = _all_read(in_threads(value_range, train), paths)
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)

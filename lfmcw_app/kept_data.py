@@ -1,4 +1,4 @@
-"""The data set that was read last, kept for the runs that follow in the same process."""
+"""Keeps the data set that was read last for later runs in the same process."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _reader: ContextVar[Callable[..., Dataset]] = ContextVar("reader", default=load_
 
 
 def reader() -> Callable[..., Dataset]:
-    """`load_dataset`, or what stands for it within `keeping_data`."""
+    """`load_dataset`, or its replacement within `keeping_data`."""
     return _reader.get()
 
 
 @contextmanager
 def keeping_data() -> Iterator[None]:
-    """While the body runs, a data set is read once for as long as no other is asked for.
+    """While the body runs, a data set is read once, until another one is requested.
 
-    Nobody changes a data set that was read, so that the runs which share it do not see one another.
+    Nobody changes a data set after it is read, so runs that share it do not affect one another.
     Files that change meanwhile are not read again.
     """
     token = _reader.set(lru_cache(maxsize=1)(load_dataset))

@@ -1,13 +1,13 @@
-"""Reads published pickles: an unpickler that makes plain values and what a list names, no more.
+"""Reads published pickles with an unpickler that makes only plain values and what a list names.
 
-A pickle says by name which classes and functions are called to make what it holds, so that opening
-one can run anything. Here every name is looked up in a list that the reader of a format gives, and
-nothing is imported by its name. Nor can a file change what outlives it, since it sets the state
-only of objects of the types that the reader gives. Bytes, operations and nested tuples are bounded,
-so that a small file cannot take all memory or end the program.
+A pickle names the classes and functions that are called to rebuild its content, so opening one can
+run anything. Here every name is looked up in a list that the reader of a format gives, and nothing
+is imported by name. A file cannot change anything that outlives it either, because it may set the
+state only of objects of the types that the reader gives. Bytes, operations and nested tuples are
+bounded, so a small file cannot take all memory or end the program.
 
-The unpickler is the one in Python of the standard library, since the one in C makes room for
-whatever index of its memo a file names, and none of its operations can be checked.
+The unpickler is the standard library's Python version. The C version makes room for any memo index
+that a file names, and its operations cannot be checked.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ OPERATIONS = (
     b"pqrghj\x94"  # the memo
     b"c\x93Rb"  # names, calls, states
 )
-"""The codes that a file may use: those of plain values, calls of known names, and states."""
+"""The operations that a file may use: plain values, calls of known names, and states."""
 
 STATE = ord("b")
 TUPLES = b"t\x85\x86\x87"
 LONGEST_TUPLE = 16
-"""Items of a tuple. Tuples can be keys, and hashing one visits all that it holds, in C; published
-files have up to 9 items, and tuples in tuples, but none in these."""
+"""Largest number of items in a tuple. Tuples can be keys, and hashing one visits everything in it,
+in C. Published files have up to 9 items, and tuples in tuples, but no deeper ones.
+"""
 
 
 class PickleError(ValueError):
-    """A pickle is damaged, or names what it may not; the message says which, in a few words."""
+    """A pickle is damaged, or names something forbidden; the message says which, in a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the largest published file of a kind does not reach.
+    """Limits that the largest published file of a kind does not reach.
 
     Attributes:
         content: bytes of the pickle.
@@ -58,19 +59,19 @@ class Limits:
 
 
 class Stream(Protocol):
-    """What a pickle is read from."""
+    """A stream that a pickle is read from."""
 
     def read(self, size: int, /) -> bytes:
         """So many bytes, or fewer at the end."""
         ...
 
     def readline(self, size: int, /) -> bytes:
-        """The bytes of a line, and no more than these."""
+        """The bytes of a line, but at most so many."""
         ...
 
 
 class _Bounded:
-    """A stream that gives what is asked for, up to a limit, or refuses."""
+    """A stream that gives the requested bytes, up to a limit, or refuses."""
 
     def __init__(self, stream: Stream, limit: int) -> None:
         self._stream, self._left = stream, limit
@@ -124,12 +125,12 @@ class _Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         changed = self.stack[-1]
         if not isinstance(changed, self._states):
-            raise PickleError("it sets the state of what has none")
+            raise PickleError("it sets the state of an object that has none")
         changed.__setstate__(state)
 
 
 class _Counted(dict[int, Callable[[Any], None]]):
-    """What does each operation; it counts those that are asked for."""
+    """Maps operations to what performs them, and counts the requested ones."""
 
     def __init__(self, table: Mapping[int, Callable[[Any], None]], most: int) -> None:
         super().__init__(table)
@@ -143,7 +144,7 @@ class _Counted(dict[int, Callable[[Any], None]]):
 
 
 def _refuse(code: int) -> NoReturn:
-    raise PickleError(f"it has the operation {bytes([code])!r}, which no plain value needs")
+    raise PickleError(f"it has the operation {bytes([code])!r}, which plain values do not need")
 
 
 def _checked_tuple(make: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -167,13 +168,13 @@ def unpickled(
     states: tuple[type[Any], ...] = (),
     encoding: str = "ASCII",
 ) -> Any:
-    """What a pickle holds.
+    """Returns the content of a pickle.
 
     Args:
         stream: the pickle.
         known: all names that it may use.
         limits: of its size.
-        states: types of the objects whose state it may set, by their `__setstate__`.
+        states: types of objects whose state it may set, by their `__setstate__`.
         encoding: of Python 2's strings; "bytes" leaves them byte strings.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Looks up a run's test error in a table of all cells of its space, where it would train a network.
+"""Looks up a run's test error in a table of all cells of its space, instead of training a network.
 
-The recipe's section `lookup` names the table and holds a digest of it, so that a run is still a
-function of its recipe: the file may move, but not change.
+The recipe's section `lookup` names the table and holds a digest of it, so a run is still a function
+of its recipe. The file may move, but not change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def open_table(path: Path, dataset: str) -> CellTable:
     """Reads a table of one of the formats.
 
     Args:
-        path: our own CSV, or the file or the folder of NATS-Bench.
+        path: a CSV file of this program, or the file or folder of NATS-Bench.
         dataset: whose test errors are wanted.
 
     Raises:
@@ -44,15 +44,15 @@ def open_table(path: Path, dataset: str) -> CellTable:
         return read_nats_bench(path, dataset)
     if path.suffix == ".pth" or path.is_dir():
         raise InputError(
-            f"{path} is no table that can be read. Of the published ones take NATS-Bench's file or "
-            "folder for the topology space, which has the cells of NAS-Bench-201 "
+            f"{path} is not a table that can be read. Of the published tables, take NATS-Bench's "
+            "file or folder for the topology space, which has the cells of NAS-Bench-201 "
             "(docs/nasbench201.md)."
         )
     return read_cell_table(path, dataset)
 
 
 def with_table_digest(recipe: Recipe) -> Recipe:
-    """The recipe with the digest of the table that it looks up in, if it does.
+    """The recipe with the digest of its table, if it looks its error up.
 
     Raises:
         InputError: if there is no such file, or the recipe has another digest of it.
@@ -63,8 +63,9 @@ def with_table_digest(recipe: Recipe) -> Recipe:
     digest = _digest(Path(how.file))
     if how.digest not in (None, digest):
         raise InputError(
-            f"{how.file} is not the table of the recipe: lookup.digest is {how.digest}, and its "
-            f"digest is {digest}. Name that table with --lookup FILE, or start a new run."
+            f"{how.file} is not the table of the recipe: lookup.digest is {how.digest}, but the "
+            f"file's digest is {digest}. Name the recipe's table with --lookup FILE, or start a "
+            "new run."
         )
     return recipe.model_copy(update={"lookup": how.model_copy(update={"digest": digest})})
 
@@ -79,7 +80,7 @@ def _digest(path: Path) -> str:
     except OSError as error:
         raise InputError(
             f"--lookup: the table {path} cannot be read ({error.strerror or error}). If it has "
-            "moved, name the place with --lookup FILE."
+            "moved, name the new place with --lookup FILE."
         ) from None
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -92,7 +93,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=2**15)
 def _digest_of_file(path: Path, size: int, changed: int) -> str:
-    """Of a file of this size, changed at this time: large ones take seconds."""
+    """The digest is cached by size and time of change, because large files take seconds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -101,7 +102,7 @@ def _digest_of_file(path: Path, size: int, changed: int) -> str:
 
 
 def table_of(recipe: Recipe) -> CellTable | None:
-    """The table that a recipe looks up in, which fits its search; None if it trains instead.
+    """The table of a recipe, checked against its search; None if the recipe trains instead.
 
     Raises:
         InputError: if it cannot be read, has been changed, is not complete, or is of another
@@ -115,14 +116,14 @@ def table_of(recipe: Recipe) -> CellTable | None:
     if (search.space, search.nodes) != (table.space, table.nodes):
         raise InputError(
             f"The table {how.file} holds the cells of the space {table.space} with {table.nodes} "
-            f"nodes, and the recipe is for {search.space} with {search.nodes}. Take --space "
+            f"nodes, but the recipe is for {search.space} with {search.nodes}. Use --space "
             f"{table.space} --set search.nodes={table.nodes}, or another table."
         )
     if not table.complete:
         raise InputError(
             f"The table {how.file} is not complete: it has {table.trainings:,} of "
-            f"{table.expected * table.seeds:,} trainings, which are {table.seeds} of each of "
-            f"{table.expected:,} cells. Regret and rank need all of them; let its writer finish."
+            f"{table.expected * table.seeds:,} trainings, {table.seeds} for each of "
+            f"{table.expected:,} cells. Regret and rank need all of them. Let its writer finish."
         )
     _check_cells(table, how.file)
     return table
@@ -134,27 +135,27 @@ def _check_cells(table: CellTable, file: str) -> None:
     if cells is None:
         raise InputError(
             f"The table {file} cannot be complete: the space {table.space} has too many cells. "
-            "Take --space nasbench201, or train without --lookup."
+            "Use --space nasbench201, or train without --lookup."
         )
     count = 0
     for cell in cells:
         count += 1
         if cell.notation() not in table.cells:
             raise InputError(
-                f"The table {file} is not complete: it says that the space has "
-                f"{table.expected:,} cells, and lacks {cell.notation()}. Regret and rank need all "
-                f"cells of {table.space} with {table.nodes} nodes."
+                f"The table {file} is not complete: it says that the space has {table.expected:,} "
+                f"cells, but lacks {cell.notation()}. Regret and rank need all cells of "
+                f"{table.space} with {table.nodes} nodes."
             )
     if count != len(table.cells):
         raise InputError(
-            f"The table {file} has {len(table.cells):,} cells, and the space {table.space} with "
-            f"{table.nodes} nodes {count:,}. Remove those that are none of its cells."
+            f"The table {file} has {len(table.cells):,} cells, but the space {table.space} with "
+            f"{table.nodes} nodes has {count:,}. Remove the rows of other cells."
         )
 
 
 @lru_cache(maxsize=1)
 def _opened(path: Path, digest: str, dataset: str) -> CellTable:
-    """The table with this digest: large ones take minutes."""
+    """The table with this digest, cached because large ones take minutes."""
     return open_table(path, dataset)
 
 
@@ -167,12 +168,12 @@ def look_up(
         folder: of the run.
         genotype: the cells.
         table: of all cells.
-        device: that the search ran on, for the record of what made the result.
+        device: the search's device, for the record of what made the result.
 
     Raises:
         InputError: if the table does not hold the genotype.
     """
-    # Slow to import, and a recipe is resolved without it.
+    # Slow to import, and not needed to resolve a recipe.
     from lfmcw_app.search_end import generator_result
 
     recipe = folder.recipe

@@ -1,4 +1,4 @@
-"""How much memory there is, and what to do where it ends."""
+"""How much memory there is, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNS = (
     "ALLOC_FAILED",  # cuBLAS, cuDNN
     "Cannot allocate memory",
 )
-"""What libraries say when memory ends, in errors of no type of their own."""
+"""What libraries say when memory runs out, in errors without a special type."""
 
 
 DOING = {
@@ -33,7 +33,7 @@ DOING = {
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has ended, of the machine or of a GPU."""
+    """Whether an error says that the machine or a GPU has run out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in SIGNS)
@@ -43,13 +43,13 @@ def out_of_memory(error: BaseException) -> bool:
 def enough_memory(
     phase: str, recipe: Recipe, device: torch.device, *, resumes: Path | None = None
 ) -> Iterator[None]:
-    """Turns an end of memory in the body into an error that says what takes less.
+    """Turns running out of memory in the body into an error that says what takes less.
 
     Args:
         phase: what the body does: "search", "training", or "data".
         recipe: its settings.
         device: where it runs.
-        resumes: the run folder whose last checkpoint stands.
+        resumes: the run folder whose last checkpoint is kept.
 
     Raises:
         InputError: naming the phase and the keys that decide its size, with their values.
@@ -80,14 +80,14 @@ def _advice(phase: str, recipe: Recipe) -> str:
         )
     searched = recipe.search
     less = "" if searched.checkpointing else (
-        "Set search.checkpointing=true, which keeps fewer activations and changes no number (a run "
-        "that has begun can be resumed with it). Or lower "
+        "Set search.checkpointing=true, which keeps fewer activations and changes no number (a "
+        "run can be resumed with it). Or lower "
     )  # fmt: skip
     sizes = (
         f"search.batch_size (now {searched.batch_size}), search.channels ({searched.channels}) or "
         f"search.generator.channels ({searched.generator.channels})."
     )
-    order = " search.order=first takes less too." if searched.order == "second" else ""
+    order = " search.order=first takes less memory too." if searched.order == "second" else ""
     return f"{less or 'Lower '}{sizes}{order}"
 
 

@@ -1,4 +1,4 @@
-"""The GPU memory that a recipe's phases take, counted on the meta device: no GPU is needed."""
+"""Counts the GPU memory of a recipe's phases on the meta device, without a GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ CARDS = (16, 24, 40, 80)
 """Sizes of GPUs, in GiB, that people have."""
 
 ROOM = 0.85
-"""Of a card, what tensors are taken to have. The rest is for what is not counted: an assumption."""
+"""Share of a card that tensors may take. The rest is for memory that is not counted: an assumption.
+"""
 
 NOT_COUNTED = (
     "Not counted: CUDA's context, the workspaces of cuDNN and cuBLAS, gaps between the allocator's "
@@ -51,13 +52,13 @@ META = torch.device("meta")
 
 @dataclass(frozen=True, kw_only=True)
 class CountedPhase:
-    """What a phase of a run takes of a GPU.
+    """The GPU memory of a phase of a run.
 
     Attributes:
         name: of the phase.
         rounds: how many it has.
         held: bytes that stay between two rounds: weights, optimizers, images.
-        peak: bytes at most, in the second round, which has the optimizers' states too.
+        peak: largest number of bytes in the second round, which includes the optimizers' states.
     """
 
     name: str
@@ -75,12 +76,12 @@ def count_memory(
 
     Args:
         recipe: the recipe.
-        dataset: what is searched and trained on; no pixel of it is looked at.
+        dataset: what is searched and trained on; its pixels are not read.
         searches: whether there is a search.
         genotype: what is trained; None for random cells.
 
     Raises:
-        InputError: if a phase decides by numbers what shape it computes.
+        InputError: if a phase uses numbers to decide the shapes that it computes.
     """
     recipe = in_single_precision(recipe)
     planned = planned_phases(recipe, dataset, META, searches=searches, genotype=genotype)
@@ -102,10 +103,10 @@ def count_phase(phase: PlannedPhase) -> CountedPhase:
     Raises:
         InputError: if it decides by numbers what shape it computes.
     """
-    gc.collect()  # what the phase before has left
+    gc.collect()  # left over from the phase before
     count = MemoryCount()
     try:
-        # Numbers are all 1 there, so what engines say of them means nothing.
+        # All numbers are 1 there, so warnings of engines mean nothing.
         with warnings.catch_warnings(), count:
             warnings.simplefilter("ignore", mlo.SolveWarning)
             optimizer = phase.build()
@@ -116,9 +117,10 @@ def count_phase(phase: PlannedPhase) -> CountedPhase:
     except (NotImplementedError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"The memory of {phase.name} cannot be counted on the meta device ({said}). Its engine "
-            "or an operation of it decides by numbers what is computed. Take another engine "
-            "(search.hypergradient=one_step) for the count, or --device cuda where there is one."
+            f"The memory of {phase.name} cannot be counted on the meta device ({said}). Its "
+            "engine or one of its operations uses numbers to decide what to compute. Use another "
+            "engine for the count (search.hypergradient=one_step), or --device cuda if there is "
+            "a GPU."
         ) from error
     return CountedPhase(
         name=phase.name,
@@ -139,7 +141,7 @@ def fits(peak: float, card: int) -> bool:
 def largest_batch(batches: Sequence[int], peaks: Sequence[int], card: int) -> int | None:
     """The largest batch, a multiple of 8, that fits a card of so many GiB; None if not even 8 does.
 
-    What a round takes is a straight line in the batch: weights, and activations of every image.
+    Memory is linear in the batch: the weights, plus the activations of every image.
 
     Args:
         batches: two batches, the smaller one first.
@@ -156,7 +158,9 @@ def largest_batch(batches: Sequence[int], peaks: Sequence[int], card: int) -> in
 def print_memory(recipe: Recipe, phases: Sequence[CountedPhase], console: Console) -> None:
     """Prints a row per phase, and which cards the largest one fits."""
     if not phases:
-        say(console, "Nothing to count: cells are drawn, and the test error is looked up.")
+        say(
+            console, "Nothing to count: cells are drawn at random, and the test error is looked up."
+        )
         return
     title = "GPU memory, counted on the meta device"
     table = Table(title=title, title_justify="left")
@@ -172,7 +176,7 @@ def print_memory(recipe: Recipe, phases: Sequence[CountedPhase], console: Consol
     cards = f"It fits a card of {', '.join(fitting)}" if fitting else "It fits none of these cards"
     say(
         console,
-        f"{cards}, where {ROOM:.0%} of it are for what is counted. {NOT_COUNTED}",
+        f"{cards}, if the counted memory may take {ROOM:.0%} of it. {NOT_COUNTED}",
     )
     rounded = [
         name for name in ("search", "evaluation") if getattr(recipe, name).precision is not None

@@ -1,7 +1,7 @@
-"""The file metrics.jsonl: a line per round, written so that a resumed run has each line once.
+"""The file metrics.jsonl, with one line per round, also if the run was resumed.
 
-A checkpoint holds the length that the file had. A run that resumes from it continues the file from
-there. The file is for people and reports: whatever happens to it, the run needs none of it.
+A checkpoint holds the length of the file. A run that resumes from it continues the file from there.
+The file is for people and reports. The run does not need it, whatever happens to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["MetricsLog"]
 
 
 class MetricsLog:
-    """Appends lines to a file of metrics; what cannot be written waits in memory.
+    """Appends lines to a file of metrics; lines that cannot be written wait in memory.
 
     Args:
         path: of the file, which need not exist.
@@ -26,8 +26,8 @@ class MetricsLog:
 
     Attributes:
         length: bytes of the file up to the end of the last line that is known to be whole.
-        repeats: whether the rounds that run have their lines in the file already. The length then
-            only advances over them.
+        repeats: whether the current rounds already have their lines in the file. Then only the
+            length advances.
     """
 
     def __init__(self, path: Path, *, writes: bool) -> None:
@@ -51,7 +51,7 @@ class MetricsLog:
         """Writes the lines that wait.
 
         Args:
-            flush: whether they are on the disk afterwards.
+            flush: whether to force them to the disk.
 
         Raises:
             OSError: if they cannot be written; they still wait.
@@ -69,7 +69,7 @@ class MetricsLog:
         self._pending.clear()
 
     def go_to(self, length: int) -> None:
-        """Continues from a length that the file had; what follows is dropped, unless it repeats."""
+        """Continues from an earlier length; later lines are dropped, unless rounds repeat."""
         self._pending.clear()
         self.length = length
         if self._writes and not self.repeats and (length or self.path.exists()):
@@ -80,16 +80,16 @@ class MetricsLog:
         """Cuts a file to `length`, or `length` to the whole lines of a file that has lost some.
 
         A failed write leaves part of a line, which is cut off. A file that was shortened or
-        replaced meanwhile continues behind its last whole line: filled up to the old length it
-        would hold zero bytes.
+        replaced meanwhile continues after its last whole line. Extending it to the old length would
+        fill it with zero bytes.
         """
         there = file.seek(0, os.SEEK_END)
         end = _end_of_lines(file, min(there, self.length))
         if end < self.length:
             warnings.warn(
-                f"{self.path} was changed by something else: it should have {self.length} bytes in "
-                f"whole lines, and has {end}. The lines in between are lost; the run continues "
-                "without them.",
+                f"{self.path} was changed by something else: it should have {self.length} bytes "
+                f"in whole lines, but has {end}. The lines in between are lost, and the run "
+                "continues without them.",
                 mlo.CheckpointWarning,
                 stacklevel=4,
             )

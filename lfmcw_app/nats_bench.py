@@ -3,7 +3,7 @@
 It is published as one file, `NATS-tss-v1_0-3ffb9.pickle.pbz2`, and as a folder with a file per
 cell, `NATS-tss-v1_0-3ffb9-simple`; both are pickles, compressed by bzip2. A cell's entry is
 {"12": …, "200": …}, by the epochs of the training, each with the results of all data sets and
-seeds. What is read is what the package `nats_bench` calls the test accuracy after 200 epochs.
+seeds. The reader takes what the package `nats_bench` calls the test accuracy after 200 epochs.
 
 References: Dong and Yang, NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture
 Search (2020); Dong et al., NATS-Bench: Benchmarking NAS Algorithms for Architecture Topology and
@@ -37,17 +37,17 @@ SPACE, NODES = "nasbench201", 4
 TESTED_ON = {"cifar10": "ori-test", "cifar100": "x-test", "ImageNet16-120": "x-test"}
 """Data set → the set of its images that no training and no choice has seen, as the file names it.
 
-`nats_bench` calls these "test" too. Networks of cifar10 learn on all of its training images.
+`nats_bench` calls these "test" too. Networks of cifar10 learn from all of its training images.
 """
 
 EPOCHS = "200"
 SEED_OF_COSTS = 888
-"""Where the seeds have different costs, those of this one are right, says `nats_bench`."""
+"""If the seeds have different costs, those of this one are right, according to `nats_bench`."""
 
 LARGEST_FILE = Limits(content=2**34, operations=2**31)
 LARGEST_META = Limits(content=2**23, operations=2**18)
 LARGEST_ENTRY = Limits(content=2**24, operations=2**19)
-"""Of the whole table, the names of all cells, and one cell, unpacked.
+"""Limits of the unpacked whole table, names of all cells, and one cell.
 
 An entry of full length has 0.2 million bytes and 33,000 operations, and there are 15,625.
 """
@@ -77,15 +77,15 @@ def read_nats_bench(path: Path, dataset: str) -> CellTable:
     """
     if dataset not in TESTED_ON:
         raise InputError(
-            f"{path} has the errors on {', '.join(TESTED_ON)}, and none on {shown(dataset)}. Take "
-            "one of these data sets; if yours holds the images of one, say so with --set "
+            f"{path} has errors on {', '.join(TESTED_ON)}, but none on {shown(dataset)}. Use one "
+            "of these data sets. If yours holds the images of one of them, say so with --set "
             "lookup.dataset=NAME."
         )
     of_folder = path.is_dir()
     meta = _held(path / META, LARGEST_META) if of_folder else _held(path, LARGEST_FILE)
     names = meta.get("meta_archs")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path} is no table of NATS-Bench: it names no cells (meta_archs).")
+        raise InputError(f"{path} is not a table of NATS-Bench: it names no cells (meta_archs).")
     entries = _of_folder(path, len(names)) if of_folder else _of_file(path, meta)
     cells = {}
     for index, entry in entries:
@@ -108,7 +108,7 @@ def _of_file(path: Path, held: Mapping[Any, Any]) -> Iterator[tuple[int, Any]]:
     """Index and entry of each cell of the one file."""
     entries = held.get("arch2infos")
     if not isinstance(entries, dict) or not all(type(index) is int for index in entries):
-        raise InputError(f"{path} is no table of NATS-Bench: it has no results (arch2infos).")
+        raise InputError(f"{path} is not a table of NATS-Bench: it has no results (arch2infos).")
     yield from entries.items()
 
 
@@ -152,7 +152,7 @@ def _trained(entry: Any, dataset: str, where: str) -> TrainedCell:
 
 
 def _costs(costs: Mapping[int, tuple[float, float]]) -> tuple[float, float]:
-    """Millions of parameters and multiply-adds, as `nats_bench` tells them."""
+    """Millions of parameters and multiply-adds, as `nats_bench` reports them."""
 
     def told(which: int) -> float:
         values = {seed: cost[which] for seed, cost in costs.items()}
@@ -193,16 +193,16 @@ def _number_type(name: Any, *_: Any) -> _NumberType:
 def _number(of: Any, content: Any) -> float:
     """A number of numpy as one of Python."""
     if not isinstance(of, _NumberType) or not isinstance(content, bytes):
-        raise PickleError("it holds a number that is none")
+        raise PickleError("it holds a damaged number")
     try:
         value: float = struct.unpack(f"{of.order}{of.letter}", content)[0]
     except struct.error as error:
-        raise PickleError(f"it holds a number of a wrong size: {error}") from None
+        raise PickleError(f"it holds a number of the wrong size: {error}") from None
     return value
 
 
 def _ordered() -> OrderedDict[Any, Any]:
-    """An empty one, which is filled later: with an argument, a short call would copy much."""
+    """Makes an empty one, filled later: with an argument, a short call could copy a lot."""
     return OrderedDict()
 
 
@@ -212,7 +212,7 @@ _KNOWN = {
     ("numpy.core.multiarray", "scalar"): _number,
     ("numpy._core.multiarray", "scalar"): _number,
 }
-"""All that the published files need: no weights, and of numpy single numbers."""
+"""All names that the published files need: no weights, and only single numbers of numpy."""
 
 
 def _held(path: Path, limits: Limits) -> Mapping[Any, Any]:
@@ -230,10 +230,10 @@ def _held(path: Path, limits: Limits) -> Mapping[Any, Any]:
             )
     except (OSError, PickleError) as error:
         raise InputError(
-            f"The NATS-Bench file {path} cannot be read ({error}). Of the published files take "
-            f"NATS-tss-v1_0-3ffb9{ENDING}, or the folder NATS-tss-v1_0-3ffb9-simple, which hold "
-            "no weights; if it is one of these, fetch it again."
+            f"The NATS-Bench file {path} cannot be read ({error}). Of the published files, use "
+            f"NATS-tss-v1_0-3ffb9{ENDING} or the folder NATS-tss-v1_0-3ffb9-simple, which hold no "
+            "weights. If it is one of these, download it again."
         ) from None
     if not isinstance(held, dict):
-        raise InputError(f"{path} is no table of NATS-Bench: it holds no dictionary.")
+        raise InputError(f"{path} is not a table of NATS-Bench: it holds no dictionary.")
     return held

@@ -1,4 +1,4 @@
-"""network.pt: a trained network with all that is needed to use it, written, read and checked.
+"""Writes, reads and checks network.pt: a trained network with all that is needed to use it.
 
 It is a checkpoint of mlo: plain data and tensors, with a checksum, read without unpickling code.
 The auxiliary head is left out: it helps the training, and no test or prediction uses it.
@@ -37,7 +37,7 @@ NETWORK = "network.pt"
 """The name of the file in a run folder."""
 
 FORMAT, VERSION = "lfmcw network", 1
-"""What the file says it is; files of a later version are refused."""
+"""The file's kind and version; files of a later version are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +108,14 @@ class _About(BaseModel):
 
 
 class _Content(BaseModel):
-    """The file's entries; what is in `genotype` and `decoding` is checked where it is read."""
+    """The file's entries; `genotype` and `decoding` are checked where they are read."""
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
     )
 
     genotype: dict[str, list[list[list[str | int]]]]
-    space: str = "darts"  # files without it are older than spaces with other cells
+    space: str = "darts"  # older files lack it, from before there were spaces with other cells
     primitives: list[str]
     channels: Positive
     layers: Positive
@@ -131,7 +131,7 @@ class _Content(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkFile:
-    """A trained network, and what was known when it was tested.
+    """A trained network, with what was known when it was tested.
 
     Attributes:
         plan: builds it.
@@ -160,7 +160,7 @@ class NetworkFile:
         return network.eval()
 
     def save(self, path: Path) -> None:
-        """Writes the file, whole or not at all.
+        """Writes the file, completely or not at all.
 
         Raises:
             OSError: if it cannot be written.
@@ -188,15 +188,15 @@ class NetworkFile:
         """Reads a file, and checks all of it before anything is built from it.
 
         Raises:
-            CheckpointError: if it is missing, damaged, or no file of a checkpoint's form.
-            InputError: if it holds something else, is of a later version, needs an operation that
-                is not known here, or its weights do not fit its own description.
+            CheckpointError: if it is missing, damaged, or not in the form of a checkpoint.
+            InputError: if it holds something else, is of a later version, needs an unknown
+                operation, or its weights do not fit its own description.
         """
         state = mlo.load_checkpoint(path)
         found = state.pop("format", None), state.pop("version", None)
         if found[0] != FORMAT:
             raise InputError(
-                f"{path} is a checkpoint, but holds no trained network for use. Name a run folder, "
+                f"{path} is a checkpoint, but does not hold a trained network. Name a run folder, "
                 f"or the {NETWORK} in it."
             )
         if found[1] != VERSION:
@@ -254,8 +254,8 @@ class NetworkFile:
 
 
 def _check_weights(path: Path, plan: NetworkPlan, weights: Mapping[str, Tensor]) -> None:
-    """Compares weights with the network that they are for, which is built without memory."""
-    # Each cell has weights of its own: a number without them would only take time.
+    """Compares weights with their network, which is built without memory."""
+    # Each cell has its own weights, so a large number of layers without them would only take time.
     if plan.layers > len(weights):
         raise _damaged(path, f"{plan.layers} layers have only {len(weights)} weights")
     with torch.device("meta"):
@@ -286,8 +286,8 @@ def _described(tensor: Tensor) -> str:
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(
         f"{path} does not describe a trained network ({why.rstrip('.')}). It was changed, or "
-        "written by another program. Take the file of the run again, or delete it and resume the "
-        "run, which writes it anew."
+        "written by another program. Copy the file of the run again, or delete it and resume the "
+        "run, which writes it again."
     )
 
 

@@ -1,8 +1,8 @@
 """How exactly the numbers of a phase are computed: TF32, and algorithms that repeat bit for bit.
 
-PyTorch has both as settings of the whole process. They are set here alone, for as long as a phase
-runs, and put back after it. The third choice, `precision`, belongs to single losses: mlo evaluates
-them under autocast.
+PyTorch has both as settings of the whole process. They are set only here, while a phase runs, and
+restored after it. The third choice, `precision`, belongs to single losses: mlo evaluates them under
+autocast.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ SECTIONS: tuple[Section, ...] = ("search", "evaluation")
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")
-"""Values with which cuBLAS repeats itself (NVIDIA's cuBLAS documentation, section 2.1.4): the first
-takes 24 MB of a GPU, the second less, and may be slower."""
+"""Values with which cuBLAS repeats its results (NVIDIA's cuBLAS documentation, section 2.1.4). The
+first takes 24 MB of a GPU. The second takes less, and may be slower.
+"""
 
 NO_ALGORITHM = "does not have a deterministic implementation"
 NO_WORKSPACE = "Deterministic behavior was enabled"
-"""What PyTorch says under `torch.use_deterministic_algorithms`, of an operation and of cuBLAS."""
+"""What PyTorch says about an operation and about cuBLAS, under
+`torch.use_deterministic_algorithms`.
+"""
 
 
 @contextmanager
 def numerics_of(recipe: Recipe, section: Section) -> Iterator[None]:
-    """Sets for the whole process what a section of a recipe says of its numbers, while a body runs.
+    """Sets, for the whole process, the numerics of a section of a recipe while a body runs.
 
     Args:
         recipe: the recipe of the run.
@@ -63,7 +66,7 @@ def numerics_of(recipe: Recipe, section: Section) -> Iterator[None]:
 
 
 def described_numerics(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Section → what PyTorch is told of its numbers, by PyTorch's names, as plain data."""
+    """Section → its numerics under PyTorch's names, as plain data."""
     found: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
         how = getattr(recipe, section)
@@ -82,7 +85,7 @@ def _switches(*, tf32: bool, deterministic: bool) -> dict[str, bool]:
     found = {"backends.cudnn.allow_tf32": tf32, "backends.cuda.matmul.allow_tf32": tf32}
     found["use_deterministic_algorithms"] = deterministic
     if deterministic:
-        # cuDNN's benchmark picks algorithms by time, so that two runs may pick different ones.
+        # cuDNN's benchmark picks algorithms by time, so two runs may pick different ones.
         found |= {"backends.cudnn.deterministic": True, "backends.cudnn.benchmark": False}
     return found
 
@@ -131,7 +134,7 @@ def _workspace(recipe: Recipe) -> Iterator[None]:
     if there is not None:
         raise InputError(
             f"{asking[0]}.deterministic needs {WORKSPACE} to be one of {', '.join(WORKSPACES)}, "
-            f"and the environment has {shown(there)}. Unset it, or set "
+            f"but the environment has {shown(there)}. Unset it, or set "
             f"{asking[0]}.deterministic=false."
         )
     os.environ[WORKSPACE] = WORKSPACES[0]
@@ -142,19 +145,19 @@ def _workspace(recipe: Recipe) -> Iterator[None]:
 
 
 def _refused(error: RuntimeError, section: Section) -> InputError | None:
-    """What to do where PyTorch refuses an operation; None for another error."""
+    """What to do if PyTorch refuses an operation; None for another error."""
     said = " ".join(str(error).split())
     key = f"{section}.deterministic"
     if NO_ALGORITHM in said:
         operation = said.partition(NO_ALGORITHM)[0].split()[-1]
         return InputError(
-            f"{key} is true, and PyTorch has no deterministic algorithm of {operation} on this "
-            f"device. Set {key}=false (a run that has begun can be resumed with it), or settings "
-            "without this operation."
+            f"{key} is true, but PyTorch has no deterministic algorithm for {operation} on this "
+            f"device. Set {key}=false (a run can be resumed with it), or choose settings without "
+            "this operation."
         )
     if NO_WORKSPACE in said:
         return InputError(
-            f"{key} is true, but this process had used cuBLAS before without a workspace that "
-            f"repeats itself. Set {WORKSPACE}={WORKSPACES[0]} in the environment before its start."
+            f"{key} is true, but this process has already used cuBLAS with another workspace. Set "
+            f"{WORKSPACE}={WORKSPACES[0]} in the environment before you start it."
         )
     return None

@@ -1,4 +1,4 @@
-"""Which implementation of its step an optimizer uses: the one with the fewest kernels."""
+"""Chooses the implementation of an optimizer's step that has the fewest kernels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["step_options"]
 
 
 def step_options(device: torch.device | str) -> dict[str, Any]:
-    """Keyword arguments of a `torch.optim` optimizer of parameters on a device.
+    """Keyword arguments of a `torch.optim` optimizer for parameters on a device.
 
-    A fused step takes all parameters in few kernels. On a CPU it rounds differently from the plain
-    step, so there the one that does not is taken: operators on lists of tensors.
+    A fused step updates all parameters in few kernels. On a CPU it rounds differently from the
+    plain step, so operators on lists of tensors are used there, which round like the plain step.
     """
     kind = torch.device(device).type
     if kind == "cuda":

@@ -1,4 +1,4 @@
-"""Files that commands make where the user says, there whole or not at all."""
+"""Files that commands make where the user says, completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_new(path: Path) -> None:
     """
     if path.exists():
         raise InputError(
-            f"{path} exists already, and nothing is overwritten. Name another file, or remove it."
+            f"{path} already exists, and nothing is overwritten. Name another file, or remove it."
         )
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
@@ -32,7 +32,7 @@ def check_new(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, which takes the name `path` when the body has ended.
+    """Yields a temporary path, which gets the name `path` when the body has ended.
 
     If the body fails, nothing is left.
 
@@ -45,22 +45,22 @@ def new_file(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}). Make room or give the "
-            "permission, or name another file."
+            f"{path} cannot be written ({error.strerror or error}). Free some space, fix the "
+            "permissions, or name another file."
         ) from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file takes the place of `path` when the body has ended well.
+    """Yields a temporary path, whose file replaces `path` when the body has ended well.
 
     If the body fails, what was there stays.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    # In the same folder, so that it can be renamed; with the same ending, which some writers read.
-    # Two commands may write the same file: each has a name of its own until it is whole.
+    # In the same folder, so that it can be renamed, and with the same ending, which some writers
+    # read. Two commands may write the same file: each has its own name until it is complete.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
@@ -70,5 +70,5 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The temporary files in a folder, which writers that were killed have left."""
+    """The temporary files in a folder that killed writers have left."""
     return [path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name)]

@@ -23,27 +23,27 @@ _REGISTERED: dict[str, Callable[[Path], Any]] = {}
 
 FORM = (
     "((train_images, train_labels), (test_images, test_labels), class_names), with images uint8 "
-    "[N, C, H, W] and labels integers [N]; or None in place of the test images, to have a fifth "
-    "held out"
+    "[N, C, H, W] and labels integers [N]; or None in place of the test images, to hold out a "
+    "fifth"
 )
 
 
 def register_dataset(name: str, function: Callable[[Path], Any]) -> None:
-    """Makes your own images available by a name, as a data set in this process.
+    """Makes your own images available under a name, as a data set in this process.
 
     Args:
         name: what commands and recipes call it; letters, digits, "-", "_" and ".".
         function: called with the folder of data files (`--data`). It returns `((images, labels),
             (test_images, test_labels), class_names)`: images are uint8 tensors or arrays
             [N, C, H, W] with C = 1 or 3, labels are integers [N]. In place of the test images it
-            may return None; then a fifth is held out, stratified.
+            may return None; then a stratified fifth is held out.
 
     Raises:
         InputError: if the name is taken by a data set of the application, or cannot be used.
     """
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
         raise InputError(
-            f"The name of a data set has letters, digits, -, _ and . only, got {shown(name)}."
+            f"The name of a data set may have only letters, digits, -, _ and ., got {shown(name)}."
         )
     if name in DATASETS:
         raise InputError(f"{name} is a data set of the application. Choose another name.")
@@ -74,14 +74,14 @@ def _function(name: str) -> Callable[[Path], Any]:
         function: Callable[[Path], Any] = point.load()
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"The data set {name} of {point.value} cannot be imported ({error!r}). Mend or remove "
+            f"The data set {name} of {point.value} cannot be imported ({error!r}). Fix or remove "
             "the package that offers it."
         ) from None
     return function
 
 
 def _parts(name: str, returned: Any) -> Parts:
-    """What a user's function returned, checked.
+    """Checks what a user's function returned.
 
     Raises:
         InputError: saying what it should be.
@@ -105,7 +105,7 @@ def _parts(name: str, returned: Any) -> Parts:
             raise InputError(
                 f"The data set {name} has training images of shape "
                 f"{tuple(images.pixels.shape[1:])} and test images of shape "
-                f"{tuple(tested.pixels.shape[1:])}. Bring them to one."
+                f"{tuple(tested.pixels.shape[1:])}. Make them equal."
             )
         return Parts(images, tested, class_names)
     held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)

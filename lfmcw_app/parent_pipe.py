@@ -1,11 +1,11 @@
 """Processes that end with the one that started them, however that ends.
 
 A process that is killed by SIGKILL cannot tell its children. So each child holds the reading end of
-a pipe of which the parent has the only writing end: the system closes that with the parent. The
-child then does what it does at SIGTERM.
+a pipe, and the parent has the only writing end. When the parent ends, the system closes it, and the
+child reacts as to SIGTERM.
 
-`torchrun` holds no such pipe. Its processes look each second whether their parent is still the one
-that it was.
+`torchrun` holds no such pipe. Its processes check every second whether they still have the same
+parent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOOK = 1.0
 
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Starts a process that calls `end_with_parent`, which is how it learns of this one's end.
+    """Starts a process that calls `end_with_parent` to learn when this one ends.
 
     Args:
         command: the program and its arguments.
@@ -69,11 +69,11 @@ class _Writer:
 def end_with_parent() -> None:
     """Sends this process SIGTERM when the parent has ended.
 
-    The parent is one that used `start_child`, or `torchrun`; with any other nothing is done.
+    The parent must have used `start_child`, or be `torchrun`; otherwise nothing is done.
     """
     if LAUNCHED in os.environ:
         _end_with_launcher()
-    # Taken out, so that a process that this one starts does not watch somebody else's parent.
+    # Removed, so that processes started by this one do not watch the wrong parent.
     descriptor = os.environ.pop(VARIABLE, None)
     if descriptor is None:
         return

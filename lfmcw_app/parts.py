@@ -1,6 +1,6 @@
-"""The parts of the images that a recipe uses: D_tr, D_val, what the search leaves, and training.
+"""The parts of the images that a recipe uses: D_tr, D_val, unused images, and training.
 
-All under the conditions of the recipe (conditions.py).
+All are under the conditions of the recipe (conditions.py).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class SearchParts:
     Attributes:
         train: D_tr.
         validation: D_val.
-        rightly_labelled: the images of D_tr and of D_val with their right labels, which
-            `data.wrong_labels` may have made wrong in the other two.
+        rightly_labelled: the images of D_tr and of D_val with their correct labels, which
+            `data.wrong_labels` may have changed in the other two.
         unused: the training images that `generator.name: real` draws from; None without it.
     """
 
@@ -46,7 +46,7 @@ def search_parts(recipe: Recipe, dataset: Dataset) -> SearchParts:
     """The images of a recipe's search.
 
     Raises:
-        InputError: if there is nothing to split, or no image of some class is left to draw.
+        InputError: if there is nothing to split, or if no image of some class is left to draw.
     """
     (first, train_labels), (second, validation_labels) = _placed(recipe, dataset)
     unused = None
@@ -62,7 +62,7 @@ def search_parts(recipe: Recipe, dataset: Dataset) -> SearchParts:
 
 
 def search_part_labels(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The labels of D_tr and of D_val, without touching an image.
+    """The labels of D_tr and of D_val, without reading an image.
 
     Raises:
         InputError: as `search_parts` does.
@@ -86,7 +86,7 @@ def training_part(recipe: Recipe, dataset: Dataset) -> Images:
 
 
 def training_labels(recipe: Recipe, dataset: Dataset) -> Tensor:
-    """The labels of the `training_part`, without touching an image.
+    """The labels of the `training_part`, without reading an image.
 
     Raises:
         InputError: as `training_part` does.
@@ -95,7 +95,7 @@ def training_labels(recipe: Recipe, dataset: Dataset) -> Tensor:
 
 
 Placed = tuple[Tensor, Tensor]
-"""Places of images among the training or validation images, and the labels that they have there."""
+"""Places of images among the training or validation images, and their labels there."""
 
 
 def _placed(recipe: Recipe, dataset: Dataset) -> tuple[Placed, Placed]:
@@ -117,7 +117,7 @@ def _placed(recipe: Recipe, dataset: Dataset) -> tuple[Placed, Placed]:
 
 
 def _training(recipe: Recipe, dataset: Dataset) -> Placed:
-    """What the derived network is trained on; all places in their order where it is all."""
+    """The images that the derived network is trained on; if it is all, in their order."""
     how, train = recipe.data, dataset.train
     if how.conditions_apply_to == "search":
         places = subset_places(train.labels, how.train_images, recipe.seed)
@@ -128,10 +128,10 @@ def _training(recipe: Recipe, dataset: Dataset) -> Placed:
 
 
 def _unused(dataset: Dataset, first: Tensor, second: Tensor, needed: Tensor) -> Tensor:
-    """The places of the training images that are in neither part, nor in a group with such.
+    """The places of the training images that are in neither part, nor in a group of one.
 
-    They have their right labels, and those that `class_shares` takes away are among them: a
-    generator that draws as well as the data set knows no conditions.
+    They have their correct labels, and include images that `class_shares` removes: a generator that
+    draws as well as the data set is not subject to conditions.
 
     Args:
         dataset: the data set.

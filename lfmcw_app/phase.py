@@ -1,4 +1,4 @@
-"""The one loop of a run: the rounds of a phase, with what each of them logs, saves and shows."""
+"""The one loop of a run: the rounds of a phase, and what each of them logs, saves and shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app import stopping
-from lfmcw_app.errors import InputError, NumbersWarning, shown
+from lfmcw_app.errors import InputError, NumbersWarning, listed, shown
 from lfmcw_app.printing import say
 from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
@@ -27,13 +27,13 @@ __all__ = ["Phase", "PhaseState", "Round", "entry_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseState:
-    """What a phase knows beside its optimizer, saved with it.
+    """The state of a phase besides its optimizer, saved with it.
 
     Attributes:
-        loss_sum: sum of the losses of the rounds since the last due checkpoint.
+        loss_sum: sum of the losses over the rounds since the last due checkpoint.
         loss_count: number of these rounds.
         best: lowest mean of such losses so far; None before the first.
-        rollbacks: times that the run returned to the last due checkpoint.
+        rollbacks: how often the run returned to the last due checkpoint.
     """
 
     loss_sum: float = 0.0
@@ -43,7 +43,7 @@ class PhaseState:
 
     @classmethod
     def read(cls, saved: dict[str, Any]) -> PhaseState:
-        """What a checkpoint holds of it.
+        """Reads it from a checkpoint.
 
         Raises:
             CheckpointError: if that is something else.
@@ -56,20 +56,20 @@ class PhaseState:
             if key not in kinds or not (unset or of_kind):
                 raise CheckpointError(
                     f"The checkpoint's entry standing.{key} is {shown(value)}, which no run "
-                    "writes. It was edited. Use an earlier checkpoint, or a new folder."
+                    "writes, so it was edited. Use an earlier checkpoint, or a new folder."
                 )
         return cls(**saved)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """A round of a phase that was run, and not yet logged, saved and shown.
+    """A round of a phase that was run but not yet logged, saved and shown.
 
     Attributes:
-        record: what the optimizer says of it.
+        record: the optimizer's record of it.
         is_due: whether a checkpoint belongs to its end.
         entry: its line in metrics.jsonl; what the loop adds is logged too.
-        shown: numbers that are shown beside the losses, by name; the loop fills them in.
+        shown: numbers that are shown beside the losses, by name, filled in by the loop.
     """
 
     record: Record
@@ -82,21 +82,21 @@ SAVE_AFTER = 120.0
 """Seconds without a checkpoint after which the next round ends with one, due or not."""
 
 ROLLBACKS = 3
-"""Times that a run returns to one and the same checkpoint because numbers were lost."""
+"""How often a run returns to the same checkpoint after losing numbers."""
 
 
 class Phase:
-    """A phase of a run, from where its checkpoint stands.
+    """A phase of a run, resumed from its checkpoint.
 
     Args:
         folder: of the run.
-        name: of the phase, everywhere: of its checkpoints, in metrics.jsonl, in timings.jsonl.
-        optimizer: what is run; it is moved to the phase's checkpoint.
+        name: of the phase, in its checkpoints, in metrics.jsonl and in timings.jsonl.
+        optimizer: the one to run; it is moved to the phase's checkpoint.
         rounds: number of rounds of the phase.
         save_every: rounds between checkpoints.
         phases: all phases of the run, in their order.
-        judged_by: the problem whose mean loss decides which checkpoint is the best; None where none
-            is, as of a game.
+        judged_by: the problem whose mean loss decides which checkpoint is the best; None if there
+            is no best, as in a game.
         console: where progress is shown.
         device: where the updates run.
     """
@@ -135,12 +135,13 @@ class Phase:
             self._save(self._state, must=True)
 
     def _take_up_changes(self, *, last: bool) -> None:
-        """Records what was changed, where the phase has rounds to come."""
+        """Records what was changed, if the phase has rounds to come."""
         done = self._optimizer.round
         if done > self._rounds:
             raise InputError(
-                f"{self._name} has {done} rounds behind it, and {self._rounds} would be all of "
-                "them. A phase can be made longer, or end where it stands, but not before."
+                f"{self._name} has already made {done} rounds, so it cannot have only "
+                f"{self._rounds}. A phase can be made longer, or end at its current round, but no "
+                "earlier."
             )
         if self._folder.changes and (last or done < self._rounds):
             for change in self._folder.changes:
@@ -152,17 +153,17 @@ class Phase:
         before_round: Callable[[], None] | None = None,
         cells: Callable[[], Cells] | None = None,
     ) -> Iterator[Round]:
-        """Runs the rounds that are left; each is logged and saved when the next is asked for.
+        """Runs the remaining rounds; each is logged and saved when the next is requested.
 
         Args:
             before_round: is called at the beginning of each round.
-            cells: derives the cell that is shown beside the progress.
+            cells: derives the cell that is shown with the progress.
 
         Raises:
             Stopped: after a checkpoint, if a signal asked for it.
             InputError: if a loss or gradient is not finite and the recipe says stop, or nothing
-                else helped; if the state of the last round cannot be written, or none could be for
-                a long time.
+                else helped; if the state of the last round cannot be written, or no state could be
+                for a long time.
         """
         optimizer = self._optimizer
         with PhaseProgress(self._console, self._name, self._rounds, optimizer.round) as progress:
@@ -198,21 +199,21 @@ class Phase:
         return record
 
     def _way_out(self, error: NonFiniteError) -> str:
-        """What can be done about numbers that a run has lost."""
+        """What a user can do about numbers that a run has lost."""
         if error.data["nonfinite_tensors"]:
             return (
                 "The run is stopped. Its state was lost before this round, so its checkpoint may "
-                f"be of no use. To do {self._name} again from its beginning, delete "
-                f"{self._name}*.pt in {self._folder.path}, and resume with what is better, such as "
-                "--set search.weights.lr=…"
+                f"be useless. To repeat {self._name} from its beginning, delete {self._name}*.pt "
+                f"in {self._folder.path} and resume with better settings, such as --set "
+                "search.weights.lr=…"
             )
         return (
-            "The run is stopped; the last checkpoint is older. It can be resumed from there with "
-            "other settings: --set on_nonfinite=rollback, or a lower learning rate."
+            "The run is stopped. Its last checkpoint is from an earlier round. Resume from there "
+            "with other settings: --set on_nonfinite=rollback, or a lower learning rate."
         )
 
     def _roll_back(self, told: str) -> None:
-        """Returns to the last checkpoint, with other batches and noise than led away from it.
+        """Returns to the last checkpoint, to continue with other batches and noise.
 
         See `roll_back` of mlo.
         """
@@ -222,12 +223,12 @@ class Phase:
         self._state = PhaseState.read(state)
         if self._state.rollbacks == ROLLBACKS:
             raise InputError(
-                f"{told} The run went back to round {self._optimizer.round} of {self._name} "
-                f"{ROLLBACKS} times, and is stopped."
+                f"{told} The run has gone back to round {self._optimizer.round} of {self._name} "
+                f"{ROLLBACKS} times, so it is stopped."
             )
         self._state = replace(self._state, rollbacks=self._state.rollbacks + 1)
 
-        # A run that is resumed from here then has the same batches to come.
+        # A run that is resumed from here then has the same batches ahead.
         self._save(self._state, must=True)
         warnings.warn(
             f"{told} The run goes back to round {self._optimizer.round} of {self._name}, with "
@@ -240,7 +241,7 @@ class Phase:
         return round_number == self._rounds or round_number % self._save_every == 0
 
     def _finish(self, done: Round) -> None:
-        """Logs a round, writes what is due after it, and stops where a signal asked for it."""
+        """Logs a round, writes what is due after it, and stops if a signal asked for it."""
         record, due = done.record, done.is_due
         self._folder.log(done.entry)
         loss = None if self._judged_by is None else record.losses.get(self._judged_by)
@@ -252,8 +253,8 @@ class Phase:
         if due:
             self._save_due(record.round, last=record.round == self._rounds)
 
-        # Rounds that take minutes are saved between due checkpoints too. Processes tell one another
-        # what they were asked, so that all save and stop after the same round.
+        # Rounds that take minutes are saved between due checkpoints too. Processes share the
+        # requests they got, so that all save and stop after the same round.
         overdue = time.monotonic() - self._saved_at > SAVE_AFTER
         asked = all_gathered((stopping.requested(), overdue))
         received = next((number for number, _ in asked if number is not None), None)
@@ -265,7 +266,7 @@ class Phase:
             raise stopping.Stopped(received)
 
     def _save_due(self, round_number: int, *, last: bool) -> None:
-        """Saves a checkpoint that is due; the mean of the losses starts anew if it was written."""
+        """Saves a checkpoint that is due; if it was written, the mean of the losses restarts."""
         now = self._state
         mean = now.loss_sum / now.loss_count if now.loss_count else None
         better = mean is not None and (now.best is None or mean < now.best)
@@ -277,7 +278,7 @@ class Phase:
     def _save(
         self, state: PhaseState, *, must: bool, best: bool = False, keep_as: int | None = None
     ) -> bool:
-        """Saves a checkpoint, and with it what the rounds since the last one took.
+        """Saves a checkpoint, and the times of the rounds since the last one.
 
         Raises:
             InputError: if it would hold parameters that are not finite.
@@ -306,13 +307,12 @@ class Phase:
             raise InputError(
                 f"Round {self._optimizer.round} of {self._name}: {listed(lost)} are not finite, "
                 "though all losses are. They are not saved, and the last checkpoint stands. Resume "
-                "from it with other settings, such as a lower learning "
-                "rate."
+                "from it with other settings, such as a lower learning rate."
             )
 
 
 def entry_of(record: Record) -> dict[str, Any]:
-    """A record as plain data; nothing in it depends on the clock, so equal runs log equal lines."""
+    """A record as plain data. Nothing in it depends on the clock, so equal runs log equal lines."""
     entry: dict[str, Any] = {
         "round": record.round,
         "losses": record.losses,

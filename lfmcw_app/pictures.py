@@ -45,8 +45,8 @@ def save_samples(
     The generator's statistics and the random state are left as they are.
 
     Args:
-        source: the generator, or the images that are drawn from in its place.
-        dataset: gives the real ones.
+        source: the generator, or the images that are drawn in its place.
+        dataset: gives the real images.
         path: of the picture.
         device: where the generator is.
     """
@@ -58,7 +58,7 @@ def save_samples(
 
 
 def snapshot_rounds(rounds: int) -> frozenset[int]:
-    """The rounds of a stage after which a generator's images are kept.
+    """The rounds of a stage after which generated images are kept.
 
     They are the first, and the ends of its eighths.
     """
@@ -102,7 +102,7 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         described["conditions"] = conditions
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)
-    if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
+    if dataset.name.startswith(FOLDER):  # a relative name means something else in another folder
         place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
         described["path"] = str(place.resolve())
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
@@ -153,7 +153,7 @@ def _generated(
 def _first(images: Images, classes: int, columns: int) -> Tensor:
     """The first images of the first classes, with pixels in [0, 1], [classes, columns, C, H, W].
 
-    Missing images of a class are white.
+    Missing images are white.
     """
     rows = []
     for label in range(classes):

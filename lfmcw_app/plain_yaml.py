@@ -1,11 +1,13 @@
-"""YAML as recipes are written in it: plain data, and nothing that two readers read differently.
+"""YAML for recipes: plain data, and nothing that two readers read differently.
 
 PyYAML reads YAML 1.1 and keeps the last of two equal keys. Here
 
-1. a key that stands twice in one mapping is refused: the first section would be lost;
-2. what YAML 1.1 and YAML 1.2 read differently is refused: `010`, `0o17`, `1:30`, `yes`, `off`;
+1. a key that occurs twice in one mapping is refused, because the first section would be lost;
+2. values that YAML 1.1 and YAML 1.2 read differently are refused: `010`, `0o17`, `1:30`, `yes`,
+   `off`;
 3. a number with an exponent and without a dot (`1e-3`, text in YAML 1.1) is a number;
-4. a date is text, since no setting is a date.
+4. a date is text, since no setting is a date;
+5. what a few lines can blow up by anchors is refused, and so is what holds itself.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ TEXT = "tag:yaml.org,2002:str"
 PATTERNS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    # 1_000_000 is one in Python and in YAML 1.1, and looks like nothing else.
+    # 1_000_000 is a number in Python and in YAML 1.1, and looks like nothing else.
     "int": (r"[-+]?(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+|0x[0-9a-fA-F]+)", "-+0123456789"),
     "float": (
         r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -38,29 +40,59 @@ PATTERNS = {
     ),
     "merge": (r"<<", "<"),
 }
-"""YAML's type → what is one when it stands without quotes, and the characters it begins with."""
+"""YAML's type → the pattern of its unquoted values, and the characters that they begin with."""
 
 AMBIGUOUS = {
-    r"[-+]?0[0-9_]+": "an octal number to some readers of YAML, a decimal one to others; "
-    "drop the zeros in front",
-    r"[-+]?0(?:o[0-7_]+|b[01_]+)": "a number to some readers of YAML, text to others; write it in "
-    "decimal digits",
-    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?": "a number of base 60 to some readers of "
-    "YAML, text to others; write it in decimal digits, or in quotes if it is text",
-    r"(?i:yes|no|on|off)": "true or false to some readers of YAML, text to others; write true or "
-    "false, or put it in quotes if it is text",
+    r"[-+]?0[0-9_]+": "an octal number to some readers of YAML, and a decimal number to others; "
+    "drop the leading zeros",
+    r"[-+]?0(?:o[0-7_]+|b[01_]+)": "a number to some readers of YAML, and text to others; write "
+    "it in decimal digits",
+    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?": "a base-60 number to some readers of "
+    "YAML, and text to others; write it in decimal digits, or in quotes if it is text",
+    r"(?i:yes|no|on|off)": "true or false to some readers of YAML, and text to others; write "
+    "true or false, or put it in quotes if it is text",
 }
-"""What one reader of YAML takes for something else than another → the reason for refusing it."""
+"""Values that readers of YAML read differently → the reason for refusing them."""
+
+
+LONGEST_TEXT = 2**20
+"""Characters; a recipe with all candidates of all edges of 64 nodes has half as many."""
+
+MOST_VALUES = 200_000
+"""Of a document, with what its aliases repeat counted as often as it stands there."""
 
 
 class _Refused(ValueError):
-    """YAML that is valid, and refused."""
+    """YAML that is valid but refused."""
 
 
 class _Reader(yaml.SafeLoader):
     """Reads one document."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        if node is None or node in self._sizes:
+            return node
+        if isinstance(event, yaml.AliasEvent):  # of a node that has not ended yet
+            raise _Refused(f"{_line(event)}: *{event.anchor} stands within what it repeats")
+        # Aliases of aliases double what is read with each line; a merge (<<) copies all of it.
+        entries: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        size = 1 + sum(
+            sum(self._sizes[part] for part in entry) if pairs else self._sizes[entry]
+            for entry in entries
+        )
+        if size > MOST_VALUES:
+            raise _Refused(f"{_line(event)}: with its aliases it holds over {MOST_VALUES:,} values")
+        self._sizes[node] = size
+        return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         event: yaml.ScalarEvent = self.peek_event()  # type: ignore[no-untyped-call]
@@ -71,8 +103,8 @@ class _Reader(yaml.SafeLoader):
         return super().compose_scalar_node(anchor)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, and not where the mapping is made: there a merge (<<) has already put the keys of
-        # another mapping before those that may stand over them.
+        # Checked here, not where the mapping is made. There a merge (<<) has already added the keys
+        # of another mapping, which the mapping's own keys may override.
         node = super().compose_mapping_node(anchor)
         first: dict[str, yaml.Node] = {}
         for key, _ in node.value:
@@ -80,7 +112,7 @@ class _Reader(yaml.SafeLoader):
                 raise _Refused(f"{_line(key)}: a key must be text, got {_shown(key)}")
             if key.value in first:
                 raise _Refused(
-                    f"{_line(key)}: the key {key.value!r} stands in the same section as in "
+                    f"{_line(key)}: the key {key.value!r} is already in the same section, in "
                     f"{_line(first[key.value])}; only one of the two can count, so drop or rename "
                     "one"
                 )
@@ -99,16 +131,19 @@ for _name, (_pattern, _beginnings) in PATTERNS.items():
         _class.add_implicit_resolver(
             f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_beginnings)
         )
-# Text that would be refused without quotes is written in quotes, as what is not text.
+# Text that would be refused without quotes is written in quotes, like text that looks like another
+# type.
 _Writer.add_implicit_resolver("!ambiguous", re.compile(rf"(?:{'|'.join(AMBIGUOUS)})\Z"), None)
 
 
 def parse_yaml(text: str) -> Any:
-    """Reads YAML without making anything but plain data of it.
+    """Reads YAML as plain data.
 
     Raises:
         ValueError: if it is not YAML, or ambiguous (see above), with the number of the line.
     """
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"it has more than {LONGEST_TEXT:,} characters")
     reader = None
     try:
         reader = _Reader(text)  # looks at the characters already
@@ -128,7 +163,7 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Writer, sort_keys=False)
 
 
-def _line(place: yaml.Node | yaml.ScalarEvent) -> str:
+def _line(place: yaml.Node | yaml.Event) -> str:
     assert place.start_mark is not None
     return f"line {place.start_mark.line + 1}"
 

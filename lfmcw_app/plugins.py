@@ -1,4 +1,4 @@
-"""Tables that packages of others can add to: primitives, spaces, generators.
+"""Tables that other packages can extend: primitives, spaces, generators.
 
 An entry comes from a table's own file, from `register`, or from a package that names it under the
 table's group of entry points:
@@ -23,10 +23,10 @@ Entry = TypeVar("Entry")
 
 
 class Table(Mapping[str, Entry]):
-    """Name → entry, in the order in which they were added; those of other packages come last.
+    """Name → entry, in the order of adding; those of other packages come last.
 
-    An entry of another package is loaded when it is asked for. So one that is broken, or whose name
-    is taken, is in the way of nothing else.
+    An entry of another package is loaded when it is requested. So a broken entry, or one whose name
+    is taken, does not affect anything else.
 
     Args:
         kind: what an entry is, for messages.
@@ -49,15 +49,15 @@ class Table(Mapping[str, Entry]):
         Args:
             name: of letters, digits and underscores.
             entry: of the table's type.
-            replace: whether it may take the place of another one.
+            replace: whether it may replace another entry.
 
         Raises:
-            InputError: if the name is taken or none, or the entry of another type.
+            InputError: if the name is taken or invalid, or the entry is of another type.
         """
         if not replace and name in self and (name not in self._entries or self[name] != entry):
             raise InputError(
-                f"There is another {self._kind} called {name!r} already. Choose another name, or "
-                "pass replace=True."
+                f"There is already a {self._kind} called {name!r}. Choose another name, or pass "
+                "replace=True."
             )
         self._entries[name] = self._checked(name, entry, "the one that is registered")
 
@@ -69,8 +69,8 @@ class Table(Mapping[str, Entry]):
         """
         if name not in self:
             raise ValueError(
-                f"Unknown {self._kind} {name!r}. {nearest(str(name), list(self))} If it is one of "
-                f"your own, register it, or install the package that has it (entry points "
+                f"Unknown {self._kind} {name!r}. {nearest(str(name), list(self))} If it is your "
+                "own, register it, or install the package that has it (entry points "
                 f"{self._group})."
             )
         return self[name]
@@ -80,7 +80,7 @@ class Table(Mapping[str, Entry]):
         if len(places) + (name in self._own) > 1:
             ours = ["lfmcw_app itself"] if name in self._own else []
             raise InputError(
-                f"Several packages bring a {self._kind} called {name!r}: "
+                f"Several packages have a {self._kind} called {name!r}: "
                 f"{', '.join([*ours, *places])}. Rename it in one, or remove one."
             )
         if name not in self._entries:
@@ -113,7 +113,7 @@ class Table(Mapping[str, Entry]):
         except Exception as error:  # whatever the other package's import raises
             raise InputError(
                 f"The {self._kind} {point.name!r} ({point.value}) cannot be loaded: "
-                f"{type(error).__name__}: {error}. Mend or remove the package that brings it."
+                f"{type(error).__name__}: {error}. Fix or remove the package that has it."
             ) from error
         return self._checked(point.name, entry, point.value)
 
@@ -121,8 +121,8 @@ class Table(Mapping[str, Entry]):
         """The entry, if it can be one: names are keys of checkpoints, files and colours."""
         if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
             raise InputError(
-                f"A {self._kind} cannot be called {name!r} ({where}): its name has letters, digits "
-                "and underscores alone, a letter first."
+                f"A {self._kind} cannot be called {name!r} ({where}): its name must have only "
+                "letters, digits and underscores, and start with a letter."
             )
         if not isinstance(entry, self._type):
             raise InputError(

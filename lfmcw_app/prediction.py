@@ -1,4 +1,4 @@
-"""Predictions of a trained network for image files, and its error where their classes are known."""
+"""Predictions of a trained network for image files, and its error if their classes are known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ImageFile:
 
     Attributes:
         path: of the file.
-        label: its class, where it is in a folder that is named after one; else None.
+        label: its class, if it is in a folder named after one; otherwise None.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class ImageFile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What the network says of an image.
+    """The network's prediction for an image.
 
     Attributes:
         image: which.
@@ -48,19 +48,19 @@ class Prediction:
     probabilities: Tensor
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """The likeliest classes with their probabilities; of equal ones the class listed first."""
+        """The most likely classes with their probabilities; if they tie, the class listed first."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
         return [(label, float(self.probabilities[label])) for label in order.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How the images of a class were predicted.
+    """The predictions for the images of a class.
 
     Attributes:
         label: the class.
         images: number of its images.
-        wrong: how many of them were taken for another class.
+        wrong: how many of them were predicted as another class.
     """
 
     label: int
@@ -79,7 +79,7 @@ class Predictions:
 
     Attributes:
         class_names: one name per class.
-        done: of the images that could be read, in their order.
+        done: predictions for the images that could be read, in their order.
         failed: image → why it could not be read.
     """
 
@@ -88,7 +88,7 @@ class Predictions:
     failed: dict[Path, str]
 
     def scores(self) -> list[ClassScore]:
-        """For each class that has images whose class is known."""
+        """The predictions class by class, for images whose class is known."""
         images = [0] * len(self.class_names)
         wrong = list(images)
         for prediction in self.done:
@@ -109,7 +109,7 @@ class FoundImages:
 
     Attributes:
         images: each once.
-        skipped: kind of file → how many in the folders are no images.
+        skipped: kind of file → how many files in the folders are not images.
     """
 
     images: tuple[ImageFile, ...]
@@ -117,13 +117,13 @@ class FoundImages:
 
 
 def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundImages:
-    """Finds the images that are named, and those in the folders that are named.
+    """Finds the named images, and those in the named folders.
 
-    An image in a folder is of the class that the outermost of the folders between is named after.
-    A file that is named by itself may end in anything.
+    An image in a folder belongs to the class that the outermost folder above it is named after. A
+    file that is named directly may have any ending.
 
     Args:
-        sources: files and folders, which are searched through all their levels.
+        sources: files, and folders with everything below them.
         class_names: of the network.
 
     Raises:
@@ -158,13 +158,13 @@ def predict(
     *,
     batch_size: int = 64,
 ) -> Predictions:
-    """Predicts images; those that cannot be read are told together, with the reasons.
+    """Predicts images; those that cannot be read are reported together, with the reasons.
 
     Args:
         network: on the device that computes.
         preprocess: decodes the files.
         class_names: one name per logit.
-        images: which.
+        images: the images to predict.
         batch_size: images at a time; memory grows with it, and results do not depend on it beyond
             rounding.
 
@@ -180,7 +180,7 @@ def predict(
             return preprocess.pixels(image.path)
         except DamagedImage as error:
             return error.reason
-        except InputError as error:  # of another depth than the training images
+        except InputError as error:  # its depth differs from that of the training images
             return str(error)
 
     # Pillow releases the interpreter's lock while it decodes.

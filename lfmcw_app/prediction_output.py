@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["as_csv", "as_data", "draw", "print_predictions"]
 
 MOST_DRAWN, COLUMNS = 60, 3
-"""Images of a picture, at most, and beside each other."""
+"""Largest number of images in a picture, and in a row."""
 
 
 def print_predictions(predictions: Predictions, count: int, console: Console) -> None:
-    """Prints the likeliest classes of each image, and the errors where classes are known.
+    """Prints the most likely classes of each image, and the errors if classes are known.
 
     Args:
         predictions: of the images.
@@ -119,7 +119,7 @@ def as_data(predictions: Predictions, count: int) -> dict[str, Any]:
 def as_csv(predictions: Predictions, count: int) -> str:
     """Predictions as CSV: a line per image with path, class, and `count` pairs of class and share.
 
-    Images that could not be read have a line with their path alone.
+    Images that could not be read have a line with only their path.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -150,7 +150,7 @@ def _name(names: tuple[str, ...], label: int | None) -> str | None:
 
 
 def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Path) -> None:
-    """Draws the images as the network sees them, each with its likeliest classes as bars.
+    """Draws the images as the network sees them, each with its most likely classes as bars.
 
     Args:
         predictions: of the images; the first `MOST_DRAWN` are drawn.
@@ -191,7 +191,7 @@ def _title(prediction: Prediction, predictions: Predictions) -> str:
 
 
 def _draw_bars(ax: Axes, prediction: Prediction, names: Sequence[str], count: int) -> None:
-    """Bars of the likeliest classes; of a known class, the first is green where it is right."""
+    """Bars of the most likely classes; the first one is green if it is known to be right."""
     best = prediction.top(count)
     label = prediction.image.label
     colours = ["tab:blue"] * len(best)

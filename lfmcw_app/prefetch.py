@@ -1,4 +1,4 @@
-"""Prepares the next values of a function of an index in threads, while the last one is used."""
+"""Prepares the next values of a function of an index in threads, while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ __all__ = ["DEPTH", "Prefetcher"]
 Value = TypeVar("Value")
 
 DEPTH = 2
-"""How many values are prepared ahead. Two keep up with work whose time varies; more take memory."""
+"""How many values are prepared ahead. Two keep up with work of varying duration; more take memory.
+"""
 
 
 class Prefetcher(Generic[Value]):
-    """Values of a function, of which those with the next indices are prepared ahead.
+    """Values of a function; those of the next indices are prepared ahead.
 
-    A value depends on its index alone: what is prepared ahead, and how many, changes when a value
-    is there, and never the value. So any index may follow any other (a rollback, a resumed run),
-    and readers with places of their own share what they both need.
+    A value depends on its index alone. Preparing ahead changes when a value is ready, but never the
+    value. So any index may follow any other (a rollback, a resumed run), and readers at different
+    places share what they both need.
 
-    A thread lives for as long as it prepares something, so none is left where readers stop, for
-    whatever reason. An error is raised to the reader that asks for the index, not before.
+    A thread lives only while it prepares something, so none is left when readers stop, for whatever
+    reason. An error is raised to the reader that requests the index, not earlier.
 
-    Held are the values that a reader was given last, the one before it, and `depth` after it.
+    The prefetcher holds the value that a reader was given last, the one before it, and `depth`
+    after it.
 
     Args:
         make: the function. It is called in threads, several at a time.
-        depth: how many values are prepared ahead; with 0 each is made where it is asked for, and
-            not held.
+        depth: how many values are prepared ahead; with 0 each is made when it is requested, and not
+            held.
         end: the first index that has no value; None for a function without an end.
     """
 
@@ -37,15 +39,15 @@ class Prefetcher(Generic[Value]):
         self, make: Callable[[int], Value], *, depth: int = DEPTH, end: int | None = None
     ) -> None:
         self._make, self._depth, self._end = make, depth, end
-        self._places: dict[Hashable, int] = {}  # reader → the index that it asked for last
+        self._places: dict[Hashable, int] = {}  # reader → the index that it requested last
         self._prepared: dict[int, Future[Value]] = {}
 
     def get(self, index: int, reader: Hashable = None) -> Value:
-        """Returns the value of an index, and begins to prepare those after it.
+        """Returns the value of an index, and starts to prepare those after it.
 
         Args:
             index: at least 0.
-            reader: who asks. All readers ask from one thread.
+            reader: the caller. All readers call from one thread.
 
         Raises:
             BaseException: what the function raised for this index.
@@ -57,7 +59,7 @@ class Prefetcher(Generic[Value]):
         last = index + self._depth if self._end is None else min(index + self._depth, self._end - 1)
         missing = [k for k in range(index, last + 1) if k not in self._prepared]
         if missing:
-            # The executor is told at once that nothing follows: its thread ends with its work.
+            # The executor is told at once that nothing follows, so its thread ends with its work.
             with_one_thread = ThreadPoolExecutor(1, "prefetch")
             for k in missing:
                 self._prepared[k] = with_one_thread.submit(self._make, k)
@@ -65,11 +67,11 @@ class Prefetcher(Generic[Value]):
         try:
             return self._prepared[index].result()
         except BaseException:
-            self._prepared.pop(index)  # whoever asks again has it tried again
+            self._prepared.pop(index)  # the next request tries again
             raise
 
     def _forget(self) -> None:
-        """Drops what is near no reader; what has not begun is not begun."""
+        """Drops values that are near no reader, and cancels those that have not begun."""
         near = {
             k for place in self._places.values() for k in range(place - 1, place + self._depth + 1)
         }

@@ -1,4 +1,4 @@
-"""Lines for people, printed as they are: not wrapped, not coloured, brackets without a meaning."""
+"""Prints lines for people unchanged: not wrapped, not coloured, and with plain brackets."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     w2    W2 minimises CE on D_tr + λ Σ_c l_c(A, W1, D_val) Σ_m CE(generated x̂_{c,m}, c)  (Eq. 3)
     arch  A minimises W2's cross entropy on D_val                                        (Eq. 4)
 
-The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` finds these
+The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` derives these
 routes from what the losses below read. Plain DARTS, the baseline, is the same graph with fewer
 problems: w2 on D_tr alone, and arch.
 """
@@ -40,7 +40,9 @@ __all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 
 
 INDEPENDENT_STREAM, REAL_STREAM = 2**64, 2**65
-"""A stream has the seed 2 · seed + stream. These are beyond the streams 0 and 1 of all seeds."""
+"""A stream has the seed 2 · seed + stream. These numbers are beyond the streams 0 and 1 of all
+seeds.
+"""
 
 # ------------------------------ losses
 
@@ -68,7 +70,8 @@ def make_gan_loss(name: str) -> Callable[..., PlayerLosses]:
 def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
     """Makes the loss of W2 (Eq. 3); with `synthetic_only` without the images of D_tr (Eq. 19).
 
-    With `generator.name: real` the batch brings the generated images, and no GAN is read.
+    With `generator.name: real` the batch contains the images to use in place of generated ones, and
+    no GAN is read.
     """
 
     def weighted(
@@ -80,7 +83,8 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
     ) -> tuple[Tensor, dict[str, Any]]:
         images, labels, validation_images, validation_labels = batch
 
-        # `mlo.once`: finite differences of this loss in W2 share what does not depend on W2.
+        # `mlo.once`: finite differences of this loss in W2 share the parts that do not depend on
+        # W2.
         mixing = mlo.once(arch)
         logits = w2(images, mixing)
         real = F.cross_entropy(logits, labels)
@@ -90,7 +94,7 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         validation_logits = mlo.once(w1, validation_images, mixing)
         class_weights = w2.class_weights(validation_logits, validation_labels, how.absent_class)
         if how.class_weighting == "uniform":
-            # The sum stays the same, and so does what it can be differentiated in.
+            # The sum stays the same, and so does what it is differentiable in.
             class_weights = class_weights.mean().expand_as(class_weights)
         generated = generate(labels)
         generated_logits = w2(generated, mixing)
@@ -106,7 +110,7 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         total = how.lam * synthetic if how.synthetic_only else real + how.lam * synthetic
         return total, metrics
 
-    # mlo reads the graph off the names of the arguments: here A → G → W2, there no G.
+    # mlo reads the graph from the names of the arguments: A → G → W2 here, and no G there.
     def w2_loss(
         w2: WeightedLearner,
         batch: tuple[Tensor, Tensor, Tensor, Tensor],
@@ -142,7 +146,7 @@ def plain_w2_loss(
 def make_arch_loss(
     penalty: BudgetPenalty | None = None,
 ) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
-    """Makes the loss of A: W2's cross entropy on a validation batch (Eq. 4), and any penalty."""
+    """Makes the loss of A: W2's cross entropy on a validation batch (Eq. 4), plus any penalty."""
 
     def arch_loss(
         arch: Architecture, batch: tuple[Tensor, Tensor], *, w2: WeightedLearner
@@ -175,15 +179,15 @@ def search_rounds(search: Search, images: int) -> int:
 def learning_rate_schedule(
     optimizer: torch.optim.Optimizer, how: WeightOptimizer, rounds: int, per_epoch: int
 ) -> LambdaLR:
-    """A cosine or a line from `lr` to `min_lr` in steps of epochs, as in DARTS's programs.
+    """A cosine or linear schedule from `lr` to `min_lr` in steps of epochs, as in DARTS's programs.
 
-    An epoch has `per_epoch` rounds. The schedule is one function of the epoch, warm-up included:
-    with a warm-up by hand the scheduler would multiply a wrong last rate.
+    An epoch has `per_epoch` rounds. The schedule is one function of the epoch, warm-up included.
+    With a separate warm-up the scheduler would multiply a wrong last rate.
     """
     epochs = max(1, math.ceil(rounds / per_epoch))
 
     def factor(step: int) -> float:
-        # The rate relative to `lr`, which a LambdaLR multiplies by it.
+        # The rate relative to `lr`; a LambdaLR multiplies it by `lr`.
         epoch = min(step // per_epoch, epochs)
         done = epoch / epochs
         share = (1 + math.cos(math.pi * done)) / 2 if how.schedule == "cosine" else 1 - done
@@ -204,14 +208,14 @@ def build_search(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> MultilevelOptimizer:
-    """Declares the problems of a search (plain DARTS: two, else four) and their engines.
+    """Declares the problems of a search (two for plain DARTS, otherwise four) and their engines.
 
     With `generator.name: real` there is no game: the generated images are drawn from `unused`, one
     per label of the training batch, uniformly among its class and with replacement.
 
     All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round,
-    unless the discriminator makes several moves, each on a batch. The two streams of validation
-    batches, which w2 (for the class weights) and arch read, have one seed too, unless
+    unless the discriminator makes several moves, each on its own batch. The two streams of
+    validation batches, which w2 (for the class weights) and arch read, have one seed too, unless
     `validation_batch` says otherwise.
     """
     search = recipe.search
@@ -237,7 +241,7 @@ def build_search(
             matched_to=matched_to,
         )
 
-    # Each problem has a stream of its own; streams of one kind read each file once (`alike`).
+    # Each problem has its own stream; streams of one kind read each file once (`alike`).
     training, validating = batches(train, 0), batches(validation, 1)
 
     # Learning rates and warm-ups are counted in epochs of the training half.
@@ -269,13 +273,13 @@ def build_search(
             data=data,
         )
 
-    # α moves on the validation half. In the warm-up it rests and draws no batches; its stream
-    # begins where that of the class weights will be then, so that both see the same batch.
+    # α moves on the validation half. During the warm-up it rests and draws no batches. Its stream
+    # begins where that of the class weights will be afterwards, so that both see the same batch.
     rests = search.architecture.warmup_epochs * per_epoch
     of_arch = validating.alike()
     of_arch.position = rests
     penalty = None
-    if isinstance(modules.arch, Architecture):  # other cells than DARTS's have no budget
+    if isinstance(modules.arch, Architecture):  # only DARTS's cells have a budget
         penalty = make_penalty(recipe, dataset, modules.arch.primitives, device)
     arch = Problem(
         "arch",
@@ -326,7 +330,8 @@ def build_search(
         arch,
     ]
     if modules.gan is not None:
-        # The game's module has no call of its own: that a part of it is compiled, mlo is only told.
+        # The game's module is never called itself, so mlo must be told that a part of it is
+        # compiled.
         compiled = compile_discriminator(search, modules)
         problems.insert(1, _game(search, modules.gan, training.alike(), device, compiled))
     return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
@@ -345,7 +350,7 @@ def _game(
     def adam(module: nn.Module, lr: float) -> torch.optim.Adam:
         return torch.optim.Adam(module.parameters(), lr=lr, betas=how.betas, **step_options(device))
 
-    # The players have an Adam each; the discriminator may move several times per round.
+    # Each player has its own Adam; the discriminator may move several times per round.
     return Problem(
         "gan",
         module=gan,

@@ -1,4 +1,4 @@
-"""The processes of `torchrun`: how a run joins them, and what each of them does."""
+"""The processes of `torchrun`: how a run joins them, and what each one does."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others before it counts them as lost."""
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-"""Kind of device → what its processes talk by. NCCL carries no tensors of the CPU, such as the
-numbers of a solver or what `all_gathered` sends; gloo does, and no GPU waits for them."""
+"""Kind of device → the backends of its processes. NCCL does not carry CPU tensors, such as the
+numbers of a solver or what `all_gathered` sends. Gloo does, and no GPU waits for them.
+"""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another process is gone."""
 
 WAITED = ("Timed out waiting", "collective operation timeout")
-"""What gloo and NCCL say when another process does not come."""
+"""What gloo and NCCL say when another process does not arrive."""
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Joins the processes of `torchrun`, if it started any; yields this process's device.
 
-    They are left at the end of the body.
+    At the end of the body this process leaves them.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -73,24 +74,24 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def _what_happened(error: str, rank: int) -> str | None:
-    """What an error of the connection to other processes means; None where it is another one."""
-    # The process that failed first says why; the others only lose the connection to it.
+    """What a connection error between processes means; None for another error."""
+    # The process that failed first says why. The others only lose the connection to it.
     if any(text in error for text in LOST):
         return (
-            f"Process {rank} lost the connection to another one, which has ended; that one's own "
-            "message says why."
+            f"Process {rank} lost the connection to another process, which has ended. The message "
+            "of that process says why."
         )
     if any(text in error for text in WAITED):
         minutes = PATIENCE.total_seconds() / 60
         return (
-            f"Process {rank} has waited {minutes:.0f} minutes for another one, which hangs or was "
-            "stopped. End all of them, and look at its machine."
+            f"Process {rank} has waited {minutes:.0f} minutes for another process, which hangs or "
+            "was stopped. End all processes, and look at its machine."
         )
     return None
 
 
 def is_main() -> bool:
-    """Whether this process writes and talks: it is the first one, or alone."""
+    """Whether this process writes and prints: it is the first one, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -134,13 +135,13 @@ def all_gathered(value: Any) -> list[Any]:
 
 
 def parallelism(recipe: Recipe, *, own_noise: bool) -> DataParallel | None:
-    """How the processes share a phase; None for a single one.
+    """How the processes share a phase; None for a single process.
 
     Args:
-        recipe: says what is averaged when.
+        recipe: says what is averaged and when.
         own_noise: whether the phase has dropout, whose masks must differ between the processes.
-            Without it all draw the noise of the whole batch and take their rows, so that it does
-            not depend on their number.
+            Without it all processes draw the noise of the whole batch and take their rows, so that
+            it does not depend on their number.
     """
     if rank_and_size()[1] == 1:
         return None
@@ -166,20 +167,20 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
     for key, (batch, used) in sizes.items():
         if used and batch % size:
             raise InputError(
-                f"{key} is {batch}, the size of the whole batch, which {size} processes cannot "
-                f"share equally. Set it to a multiple of {size}."
+                f"{key} is {batch}, the size of the whole batch. {size} processes cannot share it "
+                f"equally. Set it to a multiple of {size}."
             )
 
 
 def shared_folder(opened: RunFolder | None, place: Callable[[], Path], recipe: Recipe) -> RunFolder:
-    """The run folder of all processes: the first one makes it unless it is `opened` already.
+    """The run folder of all processes: the first one makes it, unless it is `opened` already.
 
     The others only read it.
 
     Args:
         opened: the folder of a run that is resumed.
-        place: where a new one is made. By default the path contains the time, so the first process
-            alone decides on it.
+        place: where a new one is made. By default the path contains the time, so only the first
+            process decides on it.
         recipe: of the run.
     """
     if not dist.is_initialized():

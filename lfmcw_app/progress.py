@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live display in a terminal, elsewhere plain lines."""
+"""What a person sees during a run: a live display in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from lfmcw_app.units import duration
 __all__ = ["PhaseProgress"]
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines where the output is not a terminal."""
+"""Seconds between two lines if the output is not a terminal."""
 LIVE_INTERVAL = 0.5
-"""Seconds between two changes in a terminal."""
+"""Seconds between two updates in a terminal."""
 
 
 class PhaseProgress:
-    """The progress of one phase: rounds, time left, losses, and the cell derived now.
+    """The progress of one phase: rounds, time left, losses, and the currently derived cell.
 
     Args:
-        console: where it is shown; nothing is where it is quiet.
+        console: where it is shown; a quiet console shows nothing.
         name: of the phase.
         total: rounds of it.
-        done: rounds that were done before (a resumed run).
+        done: rounds that an earlier process made, if the run was resumed.
     """
 
     def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
         self._console = console
         self._name, self._total = name, total
-        # The rate is that of the rounds of this process, not of those before a resumption.
+        # The rate is that of this process's rounds, not of those before it resumed.
         self._started, self._begun_at = time.monotonic(), done
         self._shown_at = -PLAIN_INTERVAL
         self._cells: Cells | None = None
@@ -92,7 +92,7 @@ class PhaseProgress:
             done: rounds.
             losses: problem → its loss; of a game player → loss.
             values: other numbers, by name.
-            cells: derives the cell of now; called only when it is shown.
+            cells: derives the current cell; called only when it is shown.
         """
         now = time.monotonic()
         interval = PLAIN_INTERVAL if self._live is None else LIVE_INTERVAL
@@ -109,7 +109,7 @@ class PhaseProgress:
             self._live.update(Group(*parts))
             return
 
-        # Where there is no terminal: one line, and the cells only if they have changed.
+        # Without a terminal: one line, and the cells only if they have changed.
         rate = (now - self._started) / max(1, done - self._begun_at)
         left = " ".join(duration(rate * (self._total - done)))
         self._print(f"{self._name} {done}/{self._total}  {'  '.join(numbers)}  {left} left")

@@ -1,4 +1,4 @@
-"""What a run will take, from two rounds of each of its phases, on modules made for that alone."""
+"""Projects what a run will take from two rounds of each of its phases, on separate modules."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Projection:
     Attributes:
         name: of the phase.
         rounds: how many it has.
-        seconds: of one of them, the second one: the first also fills caches.
-        memory: peak memory so far in GB: of the device, or on a CPU of the process.
+        seconds: of the second round, since the first also fills caches.
+        memory: peak memory so far in GB, of the device or, on a CPU, of the process.
     """
 
     name: str
@@ -71,9 +71,9 @@ class PlannedPhase:
 
     Attributes:
         name: of the phase.
-        section: of the recipe, whose settings it has.
+        section: the section of the recipe with its settings.
         rounds: how many it has.
-        build: makes modules, data streams and optimizers for it alone.
+        build: makes separate modules, data streams and optimizers for it.
     """
 
     name: str
@@ -90,16 +90,16 @@ def planned_phases(
     searches: bool = True,
     genotype: Cells | None = None,
 ) -> list[PlannedPhase]:
-    """The phases of a run, each as it is when it takes most.
+    """The phases of a run, each at its most expensive.
 
-    The architecture moves from the first round on: in a warm-up it rests, which is cheaper. Which
-    operations a stage of P-DARTS drops is not known yet; those that cost most are kept here. Paths
-    drop with the probability of the last epoch.
+    The architecture moves from the first round on: in a warm-up it rests, which is cheaper. It is
+    not yet known which operations a stage of P-DARTS drops, so the most expensive ones are kept
+    here. Paths drop with the probability of the last epoch.
 
     Args:
         recipe: the recipe.
         dataset: what is searched and trained on.
-        device: where.
+        device: where it runs.
         searches: whether there is a search.
         genotype: what is trained; None for random cells.
     """
@@ -162,7 +162,7 @@ def project(
     searches: bool = True,
     genotype: Cells | None = None,
 ) -> list[Projection]:
-    """Runs two rounds of every phase, as `planned_phases` has them; returns what they will take."""
+    """Runs two rounds of every phase of `planned_phases`, and returns what the phases will take."""
     found = []
     for phase in planned_phases(recipe, dataset, device, searches=searches, genotype=genotype):
         kind = "search" if phase.section == "search" else "training"
@@ -181,7 +181,7 @@ Real: LFM-CW with generator real, which has no game.
 """
 
 LONG_PASS = 0.2
-"""Seconds of a pass that is long enough to tell the time of one image from it."""
+"""A pass of so many seconds is long enough to give the time per image."""
 
 
 def rough_seconds(
@@ -189,8 +189,8 @@ def rough_seconds(
 ) -> float:
     """What a run takes, roughly, from one pass through each of its networks, in seconds.
 
-    `project` knows it better, but two rounds of each phase can take minutes. The random state is
-    left as it was.
+    `project` is more accurate, but two rounds of each phase can take minutes. The random state does
+    not change.
     """
     how, trained = recipe.search, recipe.evaluation
     shape = (dataset.channels, dataset.image_size, dataset.image_size)
@@ -229,8 +229,8 @@ def _seconds_per_image(
     batch_size: int,
     device: torch.device,
 ) -> float:
-    """Seconds that a pass, forward and backward, takes per image of a batch."""
-    # On growing batches, since small ones take long per image, until a pass takes long enough.
+    """Seconds of a forward and backward pass per image of a batch."""
+    # The batch grows until a pass takes long enough, because small batches take longer per image.
     size = 2
     while True:
         images = torch.randn(size, *shape, device=device)
@@ -255,20 +255,23 @@ def after_projection(
     dry_run: bool,
     max_steps: int | None,
 ) -> Recipe | None:
-    """Prints the projection that a dry run or a trial begins with.
+    """Prints the projection with which a dry run or a trial begins.
 
     Args:
         recipe: of the whole run.
         measure: projects it.
         console: where it is printed.
-        dry_run: whether that is all.
+        dry_run: whether to stop after it.
         max_steps: rounds of each phase of a trial.
 
     Returns:
-        The recipe that is to be run, if one is.
+        The recipe to run, if any.
     """
     if (dry_run or max_steps is not None) and not phases_of(recipe):
-        say(console, "Nothing to project: cells are drawn, and the test error is looked up.")
+        say(
+            console,
+            "Nothing to project: cells are drawn at random, and the test error is looked up.",
+        )
     elif dry_run or max_steps is not None:
         console.print("Measuring two rounds of each phase …", highlight=False)
         _print(measure(), console)
@@ -277,7 +280,7 @@ def after_projection(
     if max_steps is None:
         return recipe
     console.print(
-        f"A trial, whose result says nothing; rounds of each phase: {max_steps}.", highlight=False
+        f"A trial with a meaningless result; rounds of each phase: {max_steps}.", highlight=False
     )
     return trial(recipe, max_steps)
 
@@ -290,10 +293,10 @@ def _without_warmup(recipe: Recipe) -> Recipe:
 
 
 def _most_costly(candidates: Candidates, dropped: int) -> Candidates:
-    """As many operations of each edge as are left, those with the most weights."""
+    """The operations that each edge keeps: those with the most weights."""
 
     def left(edge: tuple[str, ...]) -> tuple[str, ...]:
-        # Of equally large ones the last: in DARTS's order pools and identities come first.
+        # If they tie, the last ones are kept: in DARTS's order pools and identities come first.
         by_size = sorted(edge, key=lambda name: (name != "none", primitive_weights(name, 16, 1)))
         kept = by_size[dropped:]
         return tuple(name for name in edge if name in kept)
@@ -325,18 +328,19 @@ def _synchronize(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else kB
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, kB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def print_choice(
     recipe: Recipe, dataset: Dataset, device: torch.device, console: Console, *, searches: bool
 ) -> None:
-    """Says which preset was chosen where none was named, and what it takes, roughly.
+    """Says which preset was chosen if none was named, and roughly what it takes.
 
-    Only where the choice is not obvious: of a folder, and of the paper's settings, which take days.
+    It does so only if the choice is not obvious: for a folder, and for the paper's settings, which
+    take days.
     """
-    alone = rank_and_size()[1] == 1  # processes that wait for one another have other times
+    alone = rank_and_size()[1] == 1  # processes that wait for one another take different times
     if not alone or not (recipe.dataset.startswith(FOLDER) or recipe.preset == "paper"):
         return
     on = "a GPU" if device.type == "cuda" else "a CPU"
@@ -356,7 +360,7 @@ def print_choice(
 def _print(projections: list[Projection], console: Console) -> None:
     """Prints one row per phase, and the sum."""
     table = Table(title="projected from two rounds of each phase", title_justify="left")
-    for column in ("phase", "rounds", "seconds a round", "time"):
+    for column in ("phase", "rounds", "seconds per round", "time"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in projections:
         table.add_row(

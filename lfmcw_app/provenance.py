@@ -1,4 +1,4 @@
-"""What made a result: the version of the program, and the kind of machine but not its name."""
+"""What made a result: the version of the program and the kind of machine, but not its name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def commit(folder: Path = Path(__file__).parents[1]) -> str | None:
     """
     root = _git(folder, "rev-parse", "--show-toplevel")
     if root is None or Path(root).resolve() != folder.resolve():
-        return None  # the repository around an installation is another program's
+        return None  # the repository around an installation belongs to another program
     return _git(folder, "describe", "--always", "--dirty", "--exclude=*")
 
 

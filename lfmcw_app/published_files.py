@@ -1,4 +1,4 @@
-"""Files of published data sets: where they are looked for, and how they are downloaded."""
+"""Finds and downloads the files of published data sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lfmcw_app.errors import InputError
 __all__ = ["PLACES", "download", "places", "places_said", "unusable_file"]
 
 PLACES = (".", "data", "../data", "~/data", "~/datasets")
-"""Where people keep data sets for torchvision, which has no place of its own."""
+"""Where people keep data sets for torchvision, which has no fixed place."""
 
 
 def places(root: Path, folders: Sequence[str]) -> list[Path]:
@@ -31,7 +31,7 @@ def places(root: Path, folders: Sequence[str]) -> list[Path]:
 
 
 def places_said(root: Path, folders: Sequence[str]) -> str:
-    """The same places in words, which are fewer than their paths."""
+    """The same places in words, which are shorter than their paths."""
     within = " or ".join("the folder itself" if folder == "." else folder for folder in folders)
     return f"{', '.join(dict.fromkeys((str(root), *PLACES)))} ({within})"
 
@@ -40,8 +40,8 @@ def unusable_file(path: Path, error: Exception) -> InputError:
     """The error for a file of data that is damaged, or that the system does not let this read."""
     if isinstance(error, OSError) and error.strerror:
         return InputError(
-            f"The file {path} cannot be read ({error.strerror}). It may be whole: give the "
-            "permission, or mend the disk."
+            f"The file {path} cannot be read ({error.strerror}). It may be intact: fix the "
+            "permissions, or repair the disk."
         )
     return InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.")
 
@@ -49,20 +49,20 @@ def unusable_file(path: Path, error: Exception) -> InputError:
 def download(
     dataset: str, url: str, folder: Path, md5: str, *, looked: str, otherwise: str
 ) -> None:
-    """Downloads a file into a folder, where it gets its name once its checksum is right.
+    """Downloads a file into a folder. It gets its name once its checksum is right.
 
     Args:
         dataset: whose file it is.
         url: where it is published.
         folder: where it goes; it is made.
         md5: of the file, as published.
-        looked: where it is not, in words; see `places_said`.
+        looked: where it was looked for, in words; see `places_said`.
         otherwise: what the user can do without a download.
 
     Raises:
-        InputError: if it cannot be downloaded, or is another file. Nothing of it is kept.
+        InputError: if it cannot be downloaded, or is the wrong file. Nothing of it is kept.
     """
-    # Takes seconds to import, so it is imported only where it is used.
+    # This import takes seconds, so it is done only if it is needed.
     from torchvision.datasets.utils import download_url
 
     missing = [made for made in (folder, *folder.parents) if not made.exists()]
@@ -82,6 +82,6 @@ def download(
                 made.rmdir()  # only where it is empty
         raise InputError(
             f"The data set {dataset} is not in {looked}, and could not be downloaded from {url} "
-            f"({error}). Connect to the internet, or {otherwise}; or try the embedded data set: "
+            f"({error}). Connect to the internet, or {otherwise}; or try the bundled data set: "
             "digits."
         ) from None

@@ -62,13 +62,13 @@ FASHION_CLASSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Images in memory or in files.
+    """Images, in memory or in files.
 
     Attributes:
-        pixels: [N, C, H, W], uint8; files are decoded where `pixels` is indexed.
+        pixels: [N, C, H, W], uint8; files are decoded when `pixels` is indexed.
         labels: [N], int64.
         source: the folder or file that they come from; "" for those of a package.
-        groups: [N], int64; images of one group are in one part. None for no groups.
+        groups: [N], int64; images of one group stay in one part. None without groups.
     """
 
     pixels: Tensor | ImageFiles
@@ -80,7 +80,7 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor) -> Images:
-        """Returns the images at `indices`; of files none is read."""
+        """Returns the images at `indices`; no file is read."""
         pixels = self.pixels
         chosen = pixels.select(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
         groups = None if self.groups is None else self.groups[indices]
@@ -88,15 +88,15 @@ class Images:
 
 
 class Parts(NamedTuple):
-    """What a reader returns; the first three will do.
+    """What a reader returns; the first three entries are enough.
 
     Attributes:
         train: training images.
         test: test images.
         class_names: one name per class.
         validation: images of D_val; None where D_val is a part of the training images.
-        fingerprint: None for images in memory: that of their pixels is made.
-        left_out: words on what else a folder holds.
+        fingerprint: None for images in memory, for which that of the pixels is made.
+        left_out: says what else a folder holds.
         reading: what was read of a folder's files.
     """
 
@@ -114,7 +114,7 @@ def _digits(root: Path) -> Parts:
 
     One fifth is the test set, fixed and stratified.
     """
-    # Takes seconds to import, so it is imported only where it is used.
+    # This import takes seconds, so it is done only if it is needed.
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
@@ -155,7 +155,7 @@ def _fashion_mnist(root: Path) -> Parts:
 
 
 def _either(path: Path) -> Path:
-    """The gzipped file, or the unpacked one where that is what there is."""
+    """The gzipped file, or the unpacked one if only that exists."""
     return path if path.is_file() else path.with_suffix("")
 
 
@@ -197,11 +197,11 @@ def read_folder(
 ) -> Parts:
     """Reads a folder of images, one subfolder per class.
 
-    Where it has no test part, about a fifth of the images is held out by name.
+    If it has no test part, about a fifth of the images is held out by name.
 
     Args:
         folder: see `list_folder`.
-        image_size: height and width that images are brought to; None if all have one size.
+        image_size: height and width that images are scaled to; None if all have one size.
         in_memory: whether all images are decoded at once; see `pixels_of`.
         groups: a file that says which images stay together; see `read_groups`.
         options: how files become pixels; None for the defaults.

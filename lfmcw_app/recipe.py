@@ -20,15 +20,17 @@ from pydantic import (
     model_validator,
 )
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import GAMES, REAL
-from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
+from lfmcw_app.plain_yaml import LONGEST_TEXT, dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
 __all__ = [
+    "MOST_ROUNDS",
     "PRESETS",
     "Channels",
     "Recipe",
@@ -48,12 +50,14 @@ ADAPTED: dict[str, tuple[str, Any]] = {
     "search.batch_size": ("search.fits_batch", False),
     "search.generator.init.run": ("search.generator.warmup_rounds", 0),
 }
-"""What presets adapt to the data → the key that says so, and its value where one is given."""
+"""Setting that presets adapt to the data → the key that enables this, and its value if the setting
+is given.
+"""
 MOST_SECTIONS = 3
-"""Sections within one another: search.generator.init."""
+"""Depth of nested sections: search.generator.init."""
 
 OVERLAYS = {"original": ("paper", "original")}
-"""Presets that go over another one; the others stand for themselves."""
+"""Presets that build on another one; the others are complete."""
 
 
 # ------------------------------ the sections
@@ -66,19 +70,26 @@ class _Section(BaseModel):
 
 
 def _without_point(value: Any) -> Any:
-    """3.0 and 1e4 as the integers that they are; anything else as it is."""
+    """3.0 and 1e4 as integers; anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Whole = Annotated[int, BeforeValidator(_without_point)]
-"""A whole number: 3, 3.0 or 1e4, but no truth value, and no text that reads like a number."""
+"""A whole number: 3, 3.0 or 1e4, but no truth value and no text that looks like a number."""
 
 Count = Annotated[Whole, Field(lt=2**53)]
-"""A number of things. Products with fractions of them are floats, which are exact below 2**53."""
+"""A count. Its products with fractions are floats, which are exact below 2**53."""
+
+
+MOST_ROUNDS = 10**9
+"""Of a phase: the smallest network takes months for so many."""
+
+Rounds = Annotated[Whole, Field(le=MOST_ROUNDS)]
+"""A number of rounds, or of epochs of at least one round."""
 
 
 def _no_truth_value(value: Any) -> Any:
-    """The value, unless it is true or false, which Python takes for 1 and 0."""
+    """The value, unless it is true or false, which Python treats as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError(f"1 or 3, got {str(value).lower()}")  # noqa: TRY004 - pydantic's rule
     return value
@@ -89,7 +100,7 @@ Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)]
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
-"""strict=False: of YAML, which has no tuples, a list is taken; what is in it stays strict."""
+"""strict=False: YAML has no tuples, so a list is accepted; its items stay strict."""
 
 MOST_CELLS, MOST_NODES = 1000, 64
 """A cell of n nodes has n(n + 3)/2 edges of 8 operations: 64 nodes are 17,152 of them."""
@@ -102,11 +113,9 @@ class Augmentation(_Section):
         default=0, ge=0, description="pixels of zero padding before a random crop"
     )
     flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
-    cutout: Count = Field(
-        default=0, ge=0, description="side of a square that is set to the mean; evaluation only"
-    )
+    cutout: Count = Field(default=0, ge=0, description="side of a square that is set to the mean")
     resized_crop: bool = Field(
-        default=False, description="a window of 8% to 100% of the image, brought to its size"
+        default=False, description="a window of 8% to 100% of the image, scaled to its size"
     )
     color_jitter: tuple[float, float, float, float] = Field(
         default=(0.0, 0.0, 0.0, 0.0),
@@ -118,23 +127,23 @@ class Augmentation(_Section):
 DETERMINISTIC: Any = Field(
     default=False,
     description="on a GPU, algorithms that repeat bit for bit, some of them slower; an operation "
-    "that has none ends the run",
+    "without one ends the run",
 )
 
 FITS_BATCH: Any = Field(
     default=False,
-    description="where there are fewer images than a batch, it has as many as there are; false "
-    "where batch_size is given beside a preset",
+    description="if there are fewer images than a batch, the batch shrinks to their number; "
+    "false if batch_size is given besides a preset",
 )
 
 
 def _as_text(value: Any) -> Any:
-    """A whole number as text; anything else as it is."""
+    """A whole number as text; anything else unchanged."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 ClassName = Annotated[str, BeforeValidator(_as_text)]
-"""The name of a class, or its number where no class is called so."""
+"""The name of a class, or its number if no class has it as its name."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -150,15 +159,15 @@ class WrongLabels(_Section):
     in_: Literal["train", "both"] = Field(
         default="train",
         alias="in",
-        description="train: D_tr and the training, while D_val has the right labels; both: D_val "
-        "too",
+        description="train: D_tr and the training, while D_val has the correct labels; both: "
+        "D_val too",
     )
 
     model_config = ConfigDict(validate_by_name=True)
 
 
 class Data(_Section):
-    """What is read, how much of it, and under which conditions."""
+    """Which data are read, how much of them, and under which conditions."""
 
     image_size: Count | None = Field(
         default=None, ge=8, description="images larger than this are reduced to it"
@@ -183,13 +192,13 @@ class Data(_Section):
     )
     class_shares: dict[ClassName, Share] = Field(
         default_factory=dict,
-        description="classes made small, for experiments: class → share of its images that D_tr, "
-        "D_val and the training are taken from",
+        description="classes reduced, for experiments: class → share of its images that is kept "
+        "for D_tr, D_val and the training",
     )
     imbalance: Share | None = Field(
         default=None,
-        description="such a share of the last class, with an exponential decay from the first; "
-        "class_shares goes over it",
+        description="share of the last class that is kept, with an exponential decay from the "
+        "first; class_shares overrides it",
     )
     conditions_apply_to: Literal["all", "search"] = Field(
         default="all",
@@ -213,7 +222,7 @@ class Data(_Section):
     )
     channels: Channels | None = Field(
         default=None,
-        description="folder: 1 for grey, 3 for colours; null: 1 where all training images are grey",
+        description="folder: 1 for grey, 3 for colours; null: 1 if all training images are grey",
     )
     bits: Count | None = Field(
         default=None,
@@ -223,7 +232,7 @@ class Data(_Section):
         "null: those from the lowest to the highest value of the training images",
     )
     background: Literal["white", "black"] = Field(
-        default="white", description="folder: what is seen through transparency"
+        default="white", description="folder: the colour behind transparent pixels"
     )
     on_damaged: Literal["stop", "skip"] = Field(
         default="stop",
@@ -233,7 +242,7 @@ class Data(_Section):
 
     @property
     def has_conditions(self) -> bool:
-        """Whether labels are made wrong, or classes small."""
+        """Whether labels are made wrong or classes reduced."""
         return bool(self.wrong_labels or self.class_shares) or self.imbalance is not None
 
     @field_validator("wrong_labels")
@@ -294,23 +303,23 @@ class ArchitectureOptimizer(_Section):
     )
     moves_first: bool = Field(
         default=False,
-        description="the architecture begins a round, looking one step ahead at the weights "
-        "(DARTS's program); by default it ends it (Algorithm 1)",
+        description="the architecture moves first in a round, at weights one step ahead (DARTS's "
+        "program); by default it moves last (Algorithm 1)",
     )
 
 
 class StartingWeights(_Section):
     """Weights of another run to start from, instead of random ones."""
 
-    run: str | None = Field(default=None, description="run folder that they are taken from")
+    run: str | None = Field(default=None, description="run folder to take them from")
     digest: str | None = Field(
-        default=None, description="of the weights; filled in, and checked where it is given"
+        default=None, description="of the weights; filled in, or checked if it is given"
     )
 
     @model_validator(mode="after")
     def _of_a_run(self) -> StartingWeights:
         if self.run is None and self.digest is not None:
-            raise ValueError("digest needs run, the folder whose weights it is of")
+            raise ValueError("digest needs run, the folder with the weights")
         return self
 
 
@@ -319,8 +328,8 @@ class Generator(_Section):
 
     name: str = Field(
         default="dcgan",
-        description="a name in generators/games.py, or real: training images that the search does "
-        "not use are drawn, the upper bound of a generator",
+        description="a name in generators/games.py, or real: draws training images that the "
+        "search does not use, the upper bound of a generator",
     )
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
@@ -329,8 +338,8 @@ class Generator(_Section):
     discriminator_steps: Count = Field(
         default=1,
         ge=1,
-        description="moves of the discriminator per move of the generator, each on a batch of its "
-        "own",
+        le=1000,
+        description="moves of the discriminator per move of the generator, each on its own batch",
     )
     betas: Betas = (0.5, 0.999)
     discriminator_norm: Literal["group", "batch", "instance", "none"] | None = Field(
@@ -339,19 +348,19 @@ class Generator(_Section):
     )
     discriminator_head: Literal["flatten", "sum"] | None = Field(
         default=None,
-        description="flatten keeps where features are, sum adds them up; null: the generator's "
-        "usual one",
+        description="flatten keeps the positions of features, sum adds them up; null: the "
+        "generator's usual one",
     )
     quality: Literal["snapshots", "end", "never"] = Field(
         default="end",
         description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
         "the rounds of the snapshots, at the end of the search, or never",
     )
-    warmup_rounds: Count = Field(
+    warmup_rounds: Rounds = Field(
         default=0,
         ge=0,
-        description="rounds of the game alone, before the search, with a small discriminator of no "
-        "architecture",
+        description="rounds of the game alone, before the search, with a small discriminator "
+        "without an architecture",
     )
     warmup_batch_size: Count | None = Field(
         default=None, ge=2, description="null: that of the search"
@@ -364,7 +373,7 @@ class Generator(_Section):
     )
     warmup_augmentation: bool = Field(
         default=True,
-        description="the discriminator sees all images, real and generated, changed at random",
+        description="the discriminator sees real and generated images under random augmentation",
     )
     init: StartingWeights = Field(
         default=StartingWeights(), description="of the generator: from the warm-up of a run"
@@ -372,13 +381,13 @@ class Generator(_Section):
     warmed_lr: float = Field(
         default=1e-4,
         gt=0,
-        description="in place of lr in the search of a generator that has learned before it, by a "
-        "warm-up or init; a new discriminator would lead it astray at a higher one",
+        description="replaces lr in the search for a generator that has learned before, by a "
+        "warm-up or init; at a higher rate a new discriminator would ruin it",
     )
 
     @property
     def begins_warm(self) -> bool:
-        """Whether the generator of a search has learned before it."""
+        """Whether the generator has learned before the search."""
         return self.warmup_rounds > 0 or self.init.run is not None
 
     @field_validator("name")
@@ -399,25 +408,25 @@ class Lookup(_Section):
 
     file: str | None = Field(
         default=None,
-        description="our own CSV, or NATS-Bench's file or folder (docs/nasbench201.md)",
+        description="a CSV file of ours, or NATS-Bench's file or folder (docs/nasbench201.md)",
     )
     digest: str | None = Field(
-        default=None, description="of the file; filled in, and checked where it is given"
+        default=None, description="of the file; filled in, or checked if it is given"
     )
     dataset: str | None = Field(
         default=None,
-        description="name of the data set in the table; null: the run's, which then is its name",
+        description="name of the data set in the table; null: the name of the run's data set",
     )
 
     @model_validator(mode="after")
     def _of_a_file(self) -> Lookup:
         if self.file is None and (self.digest, self.dataset) != (None, None):
-            raise ValueError("digest and dataset need file, the table that they are of")
+            raise ValueError("digest and dataset need file, the table that they belong to")
         return self
 
 
 class Budget(_Section):
-    """What the derived network may cost at most, in millions; null: any."""
+    """What the derived network may cost at most, in millions; null: no limit."""
 
     parameters: float | None = Field(
         default=None, gt=0, description="millions of trainable parameters"
@@ -436,10 +445,12 @@ class Progressive(_Section):
     added_layers: tuple[Count, ...] = Field(
         default=(0, 6, 12),
         strict=False,
-        description="cells that each stage has more than `layers`",
+        description="cells that each stage has in addition to `layers`",
     )
     dropped_operations: tuple[Count, ...] = Field(
-        default=(3, 2, 2), strict=False, description="operations that each edge loses after it"
+        default=(3, 2, 2),
+        strict=False,
+        description="operations that each edge loses after each stage",
     )
     skip_dropout: tuple[float, ...] = Field(
         default=(0.1, 0.4, 0.7), strict=False, description="initial dropout on identities"
@@ -465,7 +476,7 @@ class Progressive(_Section):
 
 
 def _names_in(value: Any) -> tuple[str, ...]:
-    """A list of names as a tuple."""
+    """Turns a list of names into a tuple."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise ValueError(
             f"a list of names is needed, such as [none,skip_connect], got {shown(value)}"
@@ -488,7 +499,7 @@ class Search(_Section):
         "edge, or {normal: […], reduction: […]} with a list for each",
     )
     partial_channels: Count = Field(
-        default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
+        default=4, ge=1, description="pcdarts: operations see 1 in so many channels"
     )
     progressive: Progressive = Field(
         default=Progressive(), description="pdarts: its stages, each of epochs or steps"
@@ -505,9 +516,9 @@ class Search(_Section):
     layers: Count = Field(default=8, ge=3, le=MOST_CELLS, description="cells of the supernet")
     nodes: Count = Field(default=4, ge=1, le=MOST_NODES, description="intermediate nodes of a cell")
     epochs: float | None = Field(
-        default=None, gt=0, lt=2**53, description="passes over the search's training half"
+        default=None, gt=0, le=MOST_ROUNDS, description="passes over the search's training half"
     )
-    steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    steps: Rounds | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: Count = Field(default=64, ge=2)
     fits_batch: bool = FITS_BATCH
     order: Literal["first", "second"] = Field(
@@ -522,7 +533,7 @@ class Search(_Section):
     )
     class_weighting: Literal["losses", "uniform"] = Field(
         default="losses",
-        description="uniform: every class weighs the mean of the class losses, the control of the "
+        description="uniform: every class gets the mean of the class losses, the control of the "
         "method",
     )
     absent_class: Literal["running_mean", "batch_mean", "zero"] = Field(
@@ -531,16 +542,16 @@ class Search(_Section):
     )
     validation_batch: Literal["same", "independent", "matched"] = Field(
         default="same",
-        description="what class weights are measured on: A's batch, another one of D_val, or one "
-        "with the classes of the training batch",
+        description="batch for the class weights: A's batch, another one from D_val, or one with "
+        "the classes of the training batch",
     )
     synthetic_only: bool = Field(
-        default=False, description="W2 learns on generated images only (Eq. 19)"
+        default=False, description="W2 learns from generated images only (Eq. 19)"
     )
     gradient_terms_every: Count = Field(
         default=0,
         ge=0,
-        description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: "
+        description="rounds between records of the terms of A's gradient (through W2, W1, G); 0: "
         "never",
     )
     precision: Literal["bf16"] | None = Field(
@@ -554,8 +565,8 @@ class Search(_Section):
     deterministic: bool = DETERMINISTIC
     checkpointing: bool = Field(
         default=False,
-        description="cells run again in backward passes instead of keeping activations: less "
-        "memory",
+        description="cells are recomputed in backward passes instead of keeping activations: "
+        "less memory",
     )
     compile: Literal["inductor", "aot_eager", "eager"] | None = Field(
         default=None,
@@ -637,7 +648,7 @@ class Search(_Section):
             return self
         if self.checkpointing:
             raise ValueError(
-                f"compile {self.compile} and checkpointing: cells that run again are not compiled "
+                f"compile {self.compile} and checkpointing: recomputed cells are not compiled "
                 "(torch 2.14.1). Set checkpointing to false, or compile to null"
             )
         if self.order == "first":
@@ -659,15 +670,15 @@ class Search(_Section):
     def _generates(self) -> Search:
         if self.synthetic_only and self.method != "lfmcw":
             raise ValueError(
-                f"synthetic_only needs generated images, which method {self.method} has none of"
+                f"synthetic_only needs generated images, but method {self.method} has none"
             )
         if self.draws_real and self.generator.init.run is not None:
             raise ValueError(
-                "generator.init gives weights of a generator, and with generator.name real there "
+                "generator.init gives weights of a generator, but with generator.name real there "
                 "is none: drop one of them"
             )
         if self.synthetic_only and self.lam == 0.0:
-            raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
+            raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn from")
         return self
 
 
@@ -676,13 +687,13 @@ class Evaluation(_Section):
 
     channels: Count = Field(default=36, ge=2)
     layers: Count = Field(default=20, ge=3, le=MOST_CELLS)
-    epochs: Count | None = Field(default=600, ge=1)
-    steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
-    min_steps: Count = Field(
+    epochs: Rounds | None = Field(default=600, ge=1)
+    steps: Rounds | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    min_steps: Rounds = Field(
         default=0,
         ge=0,
-        description="least number of rounds: epochs are added until there are so many; 0 where "
-        "epochs are given beside a preset",
+        description="least number of rounds: epochs are added until it is reached; 0 if epochs "
+        "are given besides a preset",
     )
     batch_size: Count = Field(default=96, ge=2)
     fits_batch: bool = FITS_BATCH
@@ -721,12 +732,12 @@ class Distributed(_Section):
 
     sync: Literal["exact", "final"] = Field(
         default="exact",
-        description="exact: the gradients of the whole batch; final: one reduction an update, with "
-        "a bias",
+        description="exact: the gradients of the whole batch; final: one reduction per update, "
+        "with a bias",
     )
     sync_batchnorm: bool = Field(
         default=False,
-        description="BatchNorm with the statistics of the whole batch, not of each process's part",
+        description="BatchNorm with the statistics of the whole batch, not of each process's share",
     )
 
 
@@ -737,7 +748,7 @@ class Recipe(_Section):
     dataset: str = "digits"
     seed: Whole = Field(default=0, ge=0, lt=2**62)
     trial: bool = Field(
-        default=False, description="cut short by --max-steps, so that the result says nothing"
+        default=False, description="cut short by --max-steps, so the result is meaningless"
     )
     checkpoint_every: Count = Field(
         default=50, ge=1, description="rounds of the search between checkpoints"
@@ -745,12 +756,12 @@ class Recipe(_Section):
     checkpoint_keep_every: Count = Field(
         default=0,
         ge=0,
-        description="every so-many-th checkpoint of a phase stays; 0: only the last two and the "
+        description="every checkpoint with this interval is kept; 0: only the last two and the "
         "best",
     )
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         default="stop",
-        description="a loss or gradient that is not finite stops the run, or its update is "
+        description="if a loss or gradient is not finite, the run stops, or the update is "
         "skipped, or the run goes back to its last checkpoint with other batches and noise; each "
         "is bounded",
     )
@@ -760,8 +771,8 @@ class Recipe(_Section):
         "(collapse.py)",
     )
     data: Data = Data()
-    # Made when it is needed: a package's entry that cannot be used is then an error of the recipe,
-    # and its import may import this module.
+    # Imported when it is needed: so a package's entry that cannot be used is an error of the
+    # recipe, and it may itself import this module.
     search: Search = Field(default_factory=lambda: Search(epochs=50))
     evaluation: Evaluation = Evaluation()
     lookup: Lookup = Lookup()
@@ -771,13 +782,13 @@ class Recipe(_Section):
     def _trains_what_is_started(self) -> Recipe:
         if not self.trains and self.evaluation.init.run is not None:
             raise ValueError(
-                "evaluation.init gives a training weights to start from, and with lookup nothing "
+                "evaluation.init gives starting weights for a training, but with lookup nothing "
                 "is trained; drop one of them"
             )
         if not self.trains and self.data.has_conditions and self.data.conditions_apply_to == "all":
             raise ValueError(
-                "conditions of the data are to apply to the training of the derived network, whose "
-                "error is looked up; set data.conditions_apply_to to search"
+                "conditions of the data would apply to the training of the derived network, but "
+                "its error is looked up; set data.conditions_apply_to to search"
             )
         return self
 
@@ -804,8 +815,8 @@ def load_recipe(
 ) -> Recipe:
     """Resolves a recipe: the preset's files, a configuration file, options, then assignments.
 
-    A preset has a file, and may have one for a space and one for ImageNet, which go over it in this
-    order.
+    A preset has a file, and may have one for a space and one for ImageNet, which override it in
+    this order.
 
     Args:
         preset: one of `PRESETS`.
@@ -824,7 +835,7 @@ def load_recipe(
             f"Unknown search space {shown(space)}. {nearest(str(space), list(SPACES))}"
         )
 
-    # The preset's files, from the general to the special: what comes later overrides.
+    # The preset's files, from general to special; later ones override earlier ones.
     tree: dict[str, Any] = {}
     parts = ["", f".{space}"]
     if is_imagenet((overrides or {}).get("dataset", "")):
@@ -847,7 +858,7 @@ def changed_recipe(
     overrides: Mapping[str, Any],
     assignments: tuple[str, ...],
 ) -> Recipe:
-    """The recipe with a configuration file, options and assignments over it, as `load_recipe`'s.
+    """The recipe overridden by a configuration file, options and assignments, as in `load_recipe`.
 
     Raises:
         InputError: for an unknown key, or a value of the wrong type or range.
@@ -876,9 +887,9 @@ def _over(
 
 
 def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted key → value, of a tree's sections and of what is in them.
+    """Dotted key → value, of a tree's sections and their contents.
 
-    No deeper than a recipe: a YAML file can hold itself.
+    The depth is bounded, because a YAML file can contain itself.
     """
     found: dict[str, Any] = {}
     for name, value in tree.items():
@@ -895,14 +906,14 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read, or holds something else.
     """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = text_of(path, LONGEST_TEXT, pipes=True)
+    except (OSError, ValueError) as error:
         raise InputError(f"The configuration file {path} cannot be read ({error}).") from None
     return _read_yaml(text, str(path))
 
 
 def validate_recipe(tree: Any) -> Recipe:
-    """Makes a recipe of plain data.
+    """Makes a recipe from plain data.
 
     Raises:
         InputError: naming the first key that is wrong.
@@ -914,8 +925,8 @@ def validate_recipe(tree: Any) -> Recipe:
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:
-    """Returns the recipe with `steps` rounds of each phase and no warm-ups, to try all of a run."""
-    # A warm-up that is longer than the trial would be refused.
+    """Returns the recipe with `steps` rounds of each phase and no warm-ups, to try a whole run."""
+    # A warm-up longer than the trial would be refused.
     tree = recipe.model_dump(mode="json", by_alias=True)
     for phase in (tree["search"], tree["evaluation"]):
         phase["epochs"], phase["steps"] = None, steps
@@ -948,11 +959,11 @@ def _explain(error: ValidationError) -> str:
 
 
 def _how_to_write(value: Any, problem: str) -> str:
-    """The sentence that follows a value of a wrong type, where what was meant can be told."""
+    """The sentence after a value of a wrong type, if its meaning can be guessed."""
     if not isinstance(value, str) or problem not in ("int_type", "float_type", "bool_type"):
         return ""
     if value == "None":
-        return " Nothing is written null."
+        return " To give no value, write null."
     try:
         meant = parse_yaml(value)
     except ValueError:
@@ -980,7 +991,7 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise InputError(
-            f"{source} holds a {type(tree).__name__}; a recipe is a mapping of keys to values."
+            f"{source} holds a {type(tree).__name__}, but a recipe is a mapping of keys to values."
         )
     return tree
 
@@ -991,7 +1002,7 @@ def key_value(setting: str, option: str, example: str) -> tuple[str, Any]:
     Args:
         setting: what was given.
         option: the option that it was given to, for messages.
-        example: a setting that is right.
+        example: a valid setting.
 
     Raises:
         InputError: naming the option.
@@ -1006,12 +1017,12 @@ def key_value(setting: str, option: str, example: str) -> tuple[str, Any]:
 
 
 def is_imagenet(dataset: str) -> bool:
-    """Whether a data set is ImageNet, or noise in its shape."""
+    """Whether a data set is ImageNet or noise in its shape."""
     return dataset.removeprefix("random:") == "imagenet"
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
+    """`base` with the entries of `over`; sections are merged, engines replaced as a whole."""
     result = dict(base)
     for key, value in over.items():
         sections = isinstance(value, dict) and isinstance(result.get(key), dict)

@@ -1,4 +1,4 @@
-"""The recipe that a command line asks for: data set, preset, space, file and settings together."""
+"""The recipe that a command line describes: data set, preset, space, file and settings together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ __all__ = ["default_preset", "resolve_recipe"]
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
 LARGE_FOLDER = 5000
-"""Files of a folder for which a GPU is given the paper's settings, of days, by default."""
+"""With at least so many files in a folder, a GPU gets the paper's settings by default, which take
+days.
+"""
 
 
 def default_preset(dataset: str, *, cuda: bool | None = None) -> str:
-    """The preset that is meant for a data set: of a folder of images, for its size and the device.
+    """The default preset of a data set; for a folder it depends on its size and the device.
 
     Args:
         dataset: its name.
@@ -58,7 +60,7 @@ def resolve_recipe(
 ) -> Recipe:
     """Makes the recipe of a command line; see its options.
 
-    `cuda` says whether there is a GPU to run on, which decides on the preset where none is given.
+    `cuda` says whether there is a GPU to run on, which decides on the preset if none is given.
 
     Raises:
         InputError: for an unknown data set, preset or key, a value of the wrong type or range, or
@@ -103,7 +105,7 @@ def resolve_recipe(
 
 
 def _agreed(given: dict[str, Any]) -> Any:
-    """The value that was given, or None; several places may give it if they agree.
+    """The given value, or None; several places may give it if they agree.
 
     Args:
         given: place → value.

@@ -1,4 +1,4 @@
-"""The result of a run: as a file, and printed."""
+"""The result of a run, as a file and printed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.printing import say
+from lfmcw_app.result_file import check_complete
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
@@ -17,12 +18,15 @@ from lfmcw_app.spaces import space_named
 
 __all__ = ["as_json", "edge_names", "of_run", "print_result"]
 
+OF_RESULTS = ("genotype", "test_error_percent", "parameters", "multiply_adds_millions", "seed")
+"""Entries of every result."""
+
 WORST = 3
-"""Classes that are named with the result."""
+"""At most so many classes are named with the result."""
 
 
 def as_json(result: dict[str, Any]) -> str:
-    """The text of result.json: one line per entry; of lists of classes one line per class."""
+    """The text of result.json: one line per entry, and one per class in lists of classes."""
     lines = []
     for key, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
@@ -34,7 +38,7 @@ def as_json(result: dict[str, Any]) -> str:
 
 
 def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
-    """The last entries of every result: the seed, what makes the run an exception, the cells."""
+    """The last entries of every result: the seed, what makes the run exceptional, and the cells."""
     recipe = folder.recipe
     return {
         "seed": recipe.seed,
@@ -45,7 +49,13 @@ def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
-    """Prints the derived cells, the test error and where everything is."""
+    """Prints the derived cells, the test error, and where everything is.
+
+    Raises:
+        InputError: if the result lacks an entry that is printed.
+    """
+    entries = [*OF_RESULTS, *(() if "lookup" in result else ("test_images", "dataset"))]
+    check_complete(result, folder.path / "result.json", entries)
     table = Table(title="derived cells", title_justify="left")
     for column in ("cell", "node", "edges"):
         table.add_column(column)

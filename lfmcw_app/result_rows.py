@@ -1,17 +1,21 @@
-"""The row of a results file that belongs to a run: what its folder says of it."""
+"""Makes the row of a results file for a run from its folder."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.data import short_name
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
-from lfmcw_app.results_file import Row
+from lfmcw_app.result_file import check_complete
+from lfmcw_app.results_file import DATE, Row
 from lfmcw_app.resuming import leaves
 from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
 from lfmcw_app.stages import TRAINING
@@ -25,10 +29,13 @@ IN_COLUMNS = {
 }  # fmt: skip
 """Keys of a recipe that have columns of their own."""
 
+LONGEST_LINE = 2**16
+"""Bytes of a line of timings.jsonl."""
+
 CONDITIONS = (
     "data.wrong_labels", "data.class_shares", "data.imbalance", "data.conditions_apply_to",
 )  # fmt: skip
-"""Keys of a recipe that make the data worse than they are."""
+"""Keys of a recipe that make the data worse."""
 
 
 def row_of(table: str, arm: str, folder: Path) -> Row:
@@ -46,6 +53,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     result = run.result
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
+    check_complete(result, folder / "result.json", ("test_error_percent",))
     how = run.recipe.search
     draws = how.method == "lfmcw" and how.lam > 0
     looked_up = result.get("lookup", {})
@@ -80,44 +88,56 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
 
 
 def _made_by(folder: Path) -> dict[str, Any]:
-    """The columns on what completed the run; of an earlier version's, on what began it."""
+    """The columns on what completed the run; for a run of an earlier version, on what began it."""
     file = folder / ENVIRONMENT
     try:
-        began = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        began = read_object(file)
+        made = began.get("completed") or {
+            "time": began["started"],
+            "mlo": began["mlo"],
+            "commit": None,
+            "torch": began["torch"],
+            "device": began["gpu"] or "CPU",
+        }
+        found = {
+            "version": made["mlo"],
+            "commit": made["commit"],
+            "torch": made["torch"],
+            "device": made["device"],
+            "date": made["time"][:10],
+        }
+        for column, value in found.items():
+            if not (isinstance(value, str) or (column == "commit" and value is None)):
+                raise ValueError(f"{column} is {shown(value)}")
+            if value == "":
+                raise ValueError(f"{column} is empty")
+        if not re.fullmatch(DATE, found["date"]):
+            raise ValueError(f"time is {shown(made['time'])}")
+        return found
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}, which says what made the result, cannot be read ({error}). Move the run "
-            "away: the table then runs it anew."
+            "away: the table then runs it again."
         ) from None
-    made = began.get("completed") or {
-        "time": began["started"],
-        "mlo": began["mlo"],
-        "commit": None,
-        "torch": began["torch"],
-        "device": began["gpu"] or "CPU",
-    }
-    return {
-        "version": made["mlo"],
-        "commit": made["commit"],
-        "torch": made["torch"],
-        "device": made["device"],
-        "date": made["time"][:10],
-    }
 
 
 def _seconds(folder: Path) -> tuple[float | None, float | None]:
-    """What the phases of the search took, and the training; None for what was not run.
+    """The time of the search's phases and of the training; None for what was not run.
 
-    Of a run that was interrupted, what it really took, repeated rounds included. A process that is
-    killed may leave half a line: then nobody knows.
+    For an interrupted run this is the time actually spent, repeated rounds included. A killed
+    process may leave half a line; the time is then unknown.
     """
     taken: dict[bool, float] = {}
     try:
-        for line in (folder / TIMINGS).read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            trains = entry["phase"] == TRAINING
-            taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
-    except (FileNotFoundError, ValueError):
+        check_regular(folder / TIMINGS)
+        with (folder / TIMINGS).open("rb") as file:
+            for line in lines_of(file, LONGEST_LINE, cut=True):
+                entry = parse_json(line.decode("utf-8"))
+                trains, seconds = entry["phase"] == TRAINING, float(entry["seconds"])
+                if not 0 <= seconds < math.inf:
+                    return None, None
+                taken[trains] = taken.get(trains, 0.0) + seconds
+    except (OSError, ValueError, LookupError, TypeError):
         return None, None
     searching, training = taken.get(False), taken.get(True)
     return (
@@ -127,11 +147,11 @@ def _seconds(folder: Path) -> tuple[float | None, float | None]:
 
 
 def _told(recipe: Recipe, *, conditions: bool) -> str | None:
-    """The settings that differ from the preset's, as key=value; either of the data or the others.
+    """The settings that differ from the preset's, as key=value: of the data, or the others.
 
-    Without paths, and without digests, which the recipe's own has in it.
+    Paths and digests are left out; the recipe's own digest covers them.
     """
-    # Where errors are looked up, conditions cannot apply to more than the search.
+    # If errors are looked up, conditions can apply only to the search.
     if conditions and not recipe.data.has_conditions:
         return None
     unsaid = set(IN_COLUMNS) if recipe.trains else {*IN_COLUMNS, "data.conditions_apply_to"}
@@ -148,10 +168,11 @@ def _told(recipe: Recipe, *, conditions: bool) -> str | None:
 
 
 def setting_told(key: str, value: str) -> str:
-    """A setting as key=value, of which the runs of an arm have the same; empty: not told.
+    """A setting as key=value, the same for all runs of an arm; empty if it is left out.
 
-    Each seed can begin with weights of another run. That there is one is told, and not which. The
-    file of a look-up is not told: the row has a rank. The digest of the recipe has both.
+    Each seed can begin with weights of another run. The row says that there is one, but not which.
+    It leaves out the file of a look-up, because the row has a rank. The recipe's digest covers
+    both.
     """
     if key == "lookup.file":
         return ""

@@ -1,22 +1,27 @@
-"""The results file: one row per run, with what made it, in one schema for every table and machine.
+"""The results file: one row per run and what made it, in one schema for every table and machine.
 
-`lfmcw_app.table` writes it as runs.csv. The files in docs/data/ have the same schema; the pages of
-results are made of them. Rows of several machines can stand in one file or in several.
+`lfmcw_app.table` writes it as runs.csv. The files in docs/data/ have the same schema, and the pages
+of results are made from them. Rows of several machines can be in one file or in several.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.output_files import replacing
 
 __all__ = ["COLUMNS", "Row", "distinct", "read_results", "write_results"]
+
+
+DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 
 
 class Row(BaseModel):
@@ -33,11 +38,11 @@ class Row(BaseModel):
     order: str | None = Field(description="first or second; empty without a search")
     generator: str | None = Field(description="its name; empty without one")
     method: str = Field(min_length=1, description="lfmcw, darts or random")
-    condition: str | None = Field(description="what was made wrong with the data; empty: nothing")
+    condition: str | None = Field(description="conditions of the data; empty: none")
     settings: str | None = Field(description="other settings that differ from the preset's")
     test_error_percent: float = Field(ge=0, le=100)
     regret_percent: float | None = Field(
-        ge=0, description="test error above the best cell's of the look-up, percentage points"
+        ge=0, description="test error minus that of the best cell of the look-up, percentage points"
     )
     rank: int | None = Field(ge=1, description="of the cell among those of the look-up; 1: best")
     parameters: int | None = Field(ge=0, description="of the derived network")
@@ -55,7 +60,7 @@ class Row(BaseModel):
     commit: str | None = Field(description="of its repository, where it ran from one")
     torch: str = Field(min_length=1)
     device: str = Field(min_length=1, description="model of the GPU, or of the CPU")
-    date: str = Field(pattern=r"^\d{4}-\d\d-\d\d$", description="when the run was completed")
+    date: str = Field(pattern=DATE, description="when the run was completed")
     recipe: str = Field(min_length=1, description="digest of recipe and data, in the folder's name")
     run: str = Field(min_length=1, description="name of the run folder")
 
@@ -67,12 +72,15 @@ class Row(BaseModel):
         return {name: None if value == "" else value for name, value in values.items()}
 
 
+LONGEST = 2**26
+"""Bytes of a file: some 100,000 runs."""
+
 COLUMNS = tuple(Row.model_fields)
 """Names of the columns, in the order of the file."""
 
 
 def write_results(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a results file, so that it is there whole or not at all.
+    """Writes a results file, completely or not at all.
 
     Raises:
         OSError: if it cannot be written.
@@ -87,7 +95,7 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_results(*paths: Path) -> list[Row]:
-    """The rows of results files, file by file; a row that stands in two of them comes once.
+    """The rows of results files, file by file; a row in two of them is returned once.
 
     Raises:
         InputError: if a file cannot be read, has other columns, or holds a value that a column
@@ -103,12 +111,14 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 def _rows(path: Path) -> Iterator[Row]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or ())
-            for cells in reader:
-                yield _row(path, reader.line_num, cells)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = text_of(path, LONGEST)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        _check_columns(path, reader.fieldnames or ())
+        for cells in reader:
+            yield _row(path, reader.line_num, cells)
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The results file {path} cannot be read ({error}).") from None
 
 
@@ -118,10 +128,11 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     missing = [name for name in COLUMNS if name not in names]
     others = [name for name in names if name not in COLUMNS]
     raise InputError(
-        f"{path} is no results file of this version: it lacks the columns "
-        f"{', '.join(missing) or 'none'} and has others ({', '.join(map(shown, others)) or 'none'})"
-        f", or its columns have another order. It needs {', '.join(COLUMNS)}. Run the command of "
-        "its table again, which writes it anew from the run folders."
+        f"{path} is not a results file of this version: it lacks the columns "
+        f"{', '.join(missing) or 'none'} and has others "
+        f"({', '.join(map(shown, others)) or 'none'}), or its columns have another order. It "
+        f"needs {', '.join(COLUMNS)}. Repeat the command of its table, which writes it again from "
+        "the run folders."
     )
 
 

@@ -1,9 +1,10 @@
-"""Resuming a run with other settings: which may change in the middle, and the record of changes.
+"""Resuming a run with other settings: which ones may change, and the record of changes.
 
 A run is a function of its recipe, unless settings that decide numbers changed in its middle. Each
-change is a line of changes.jsonl: when it was made, from which round of which phase on, and what.
-The recipe that the run began with is in environment.json. So all recipes that a run ever had are
-known, a checkpoint must be of one of them, and an edit of config.yaml is a change as any other.
+change is a line of changes.jsonl: when it was made, from which round of which phase it holds, and
+what changed. The recipe that the run began with is in environment.json. So all recipes that a run
+ever had are known. A checkpoint must be of one of them, and an edit of config.yaml is a change like
+any other.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
@@ -36,6 +39,9 @@ __all__ = [
 
 CHANGES = "changes.jsonl"
 """The file of a run folder with a line per change."""
+
+MOST = 10_000
+"""Changes of a run that are read."""
 
 FOLDER = "folder:"
 
@@ -76,7 +82,7 @@ CHANGEABLE = {
     "evaluation.weights.min_lr": True,
     "evaluation.weights.grad_clip": True,
 }
-"""Key that may change in the middle of a run → whether numbers of the run can depend on it."""
+"""Key that may change during a run → whether numbers of the run can depend on it."""
 
 LENGTHS = {
     "search": ("search.epochs", "search.steps"),
@@ -90,8 +96,7 @@ class Change:
 
     Attributes:
         key: dotted.
-        old: its value until then, as plain data.
-        new: its value from then on.
+        old: its value before, as plain data. new: its value afterwards.
     """
 
     key: str
@@ -108,7 +113,7 @@ class Change:
 def planned_changes(
     path: Path, current: Recipe, wanted: Recipe, *, searches: bool
 ) -> tuple[Change, ...]:
-    """What changes if the run in a folder is resumed by another recipe.
+    """The changes if the run in a folder is resumed by another recipe.
 
     Args:
         path: the run folder.
@@ -117,15 +122,15 @@ def planned_changes(
         searches: whether the folder holds a search, not the evaluation of a given genotype.
 
     Raises:
-        InputError: naming a setting that may not change, or would change nothing any more.
+        InputError: naming a setting that may not change, or whose change would have no effect.
     """
     changes = _differences(_recorded(path, current)[-1], wanted)
     for change in changes:
         if change.key not in CHANGEABLE:
             raise InputError(
-                f"The run in {path} has another recipe: {change}. This cannot change in the middle "
-                f"of a run. What can: {', '.join(CHANGEABLE)}. Resume without it, or start a new "
-                "run."
+                f"The run in {path} has another recipe: {change}. This cannot change during a "
+                f"run. Settings that can: {', '.join(CHANGEABLE)}. Resume without it, or start a "
+                "new run."
             )
         _check_in_time(path, change, wanted, searches=searches)
     of_numbers = [change for change in changes if CHANGEABLE[change.key]]
@@ -144,18 +149,18 @@ def planned_changes(
 
 
 def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool) -> None:
-    """Raises an InputError for a change that comes too late to have its meaning."""
+    """Raises an InputError for a change that comes too late."""
     if change.key == "dataset":
         if not all(str(name).startswith(FOLDER) for name in (change.old, change.new)):
             raise InputError(
                 f"The run in {path} has another recipe: {change}. Only the place of a folder of "
-                "images can change; its files stay the same."
+                "images can change, not its files."
             )
         return
     if change.key.startswith("evaluation.") and not wanted.trains:
         raise InputError(
-            f"The run in {path} trains no network, its error is looked up, so {change} would "
-            "change nothing. Drop it."
+            f"The run in {path} trains no network, because its error is looked up. So {change} "
+            "would change nothing. Drop it."
         )
     if not change.key.startswith("search."):
         return
@@ -166,8 +171,8 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
         raise InputError(f"The run in {path} {has}, so {change} would change nothing. Drop it.")
     if later and change.key in LENGTHS["search"]:
         raise InputError(
-            f"The run in {path} is in its stage {later[-1]}: {change} would change the stages "
-            "before it too, whose result is used already. Drop it."
+            f"The run in {path} is in its stage {later[-1]}. {change} would also change earlier "
+            "stages, whose result is already in use. Drop it."
         )
 
 
@@ -208,23 +213,39 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        for entry in entries:
-            Change(**{name: entry[name] for name in ("key", "old", "new")})
+        check_regular(file)
+        with file.open("rb") as lines:
+            entries = [_entry(line) for line in islice(lines_of(lines, cut=True), MOST)]
     except PermissionError:  # it may be whole
         raise
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{file} is damaged ({error}). It says which settings the run had when. Put it back, "
+            f"{file} is damaged ({error}). It says when the run had which settings. Put it back, "
             "or start a new run."
         ) from None
     return entries
 
 
+def _entry(line: bytes) -> dict[str, Any]:
+    """A change, as it stands in a line.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    entry = parse_json(line.decode("utf-8"))
+    if not isinstance(entry, dict) or not {"key", "old", "new"} <= set(entry):
+        raise ValueError(f"a line is no change: {shown(entry)}")
+    for name, kind in (("key", str), ("phase", str), ("time", str), ("round", int)):
+        value = entry.get(name, kind())
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} of a change is {shown(value)}")  # noqa: TRY004
+    return entry
+
+
 def numbers_changed(path: Path) -> list[dict[str, Any]]:
-    """The changes so far that numbers of the run can depend on, without their times."""
+    """The changes so far on which numbers of the run can depend, without their times."""
     return [
-        {name: entry[name] for name in ("phase", "round", "key", "old", "new")}
+        {name: entry.get(name) for name in ("phase", "round", "key", "old", "new")}
         for entry in read_changes(path)
         if CHANGEABLE.get(entry["key"], True)
     ]
@@ -243,36 +264,49 @@ def known_recipes(path: Path, current: Recipe) -> list[Recipe]:
         path: the run folder.
         current: the recipe in its config.yaml.
     """
-    return [validate_recipe(tree) for tree in _recorded(path, current)]
+    try:
+        return [validate_recipe(tree) for tree in _recorded(path, current)]
+    except InputError as error:
+        raise _unfit(path, str(error)) from None
 
 
 def _recorded(path: Path, current: Recipe) -> list[dict[str, Any]]:
     changes = read_changes(path)
     try:
-        began = json.loads((path / "environment.json").read_text("utf-8"))["recipe"]
+        began = read_object(path / "environment.json")["recipe"]
         trees = [_tree(validate_recipe(began))]  # with the defaults of keys that are new since
     except (OSError, LookupError, TypeError, ValueError):
-        # A folder of an earlier version: from the recipe that it has now, change by change, back.
+        # A folder of an earlier version: undo the changes one by one, starting from the current
+        # recipe.
         trees = [_tree(current)]
         for entry in reversed(changes):
-            trees.append(_with(trees[-1], entry["key"], entry["old"]))
+            trees.append(_with(path, trees[-1], entry["key"], entry["old"]))
         return trees[::-1]
     for entry in changes:
-        trees.append(_with(trees[-1], entry["key"], entry["new"]))
+        trees.append(_with(path, trees[-1], entry["key"], entry["new"]))
     return trees
 
 
-def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a tree with another value of a dotted key."""
+def _with(path: Path, tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a tree, of the run in a folder, with another value of a dotted key."""
     name, dot, rest = key.partition(".")
-    return {**tree, name: _with(tree[name], rest, value) if dot else value}
+    if name not in tree or (dot and not isinstance(tree[name], Mapping)):
+        raise _unfit(path, f"there is no setting {shown(name)}.")
+    return {**tree, name: _with(path, tree[name], rest, value) if dot else value}
+
+
+def _unfit(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path / CHANGES} does not fit the recipe of the run: {why} Put it back, or start a new "
+        "run."
+    )
 
 
 # ------------------------------ learning rates
 
 
 def learning_rates(optimizer: MultilevelOptimizer) -> dict[tuple[str, str], list[float]]:
-    """The rates that a recipe gave, of (problem, optimizer), before any state was loaded."""
+    """The rates that a recipe gave each (problem, optimizer), before any state was loaded."""
     return {
         (name, key): [float(group.get("initial_lr", group["lr"])) for group in own.param_groups]
         for name, problem in optimizer.problems.items()
@@ -285,8 +319,8 @@ def set_learning_rates(
 ) -> None:
     """Sets the rates of `learning_rates` after a state was loaded, which brings its own.
 
-    A schedule stands where the state left it, and continues from the new rates. Where none has
-    changed, all stay what they are, to the last bit.
+    A schedule stays where the state left it, and continues from the new rates. If none has changed,
+    all stay the same, to the last bit.
     """
     for (name, key), initial in rates.items():
         problem = optimizer.problems[name]

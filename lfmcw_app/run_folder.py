@@ -1,4 +1,4 @@
-"""A run folder: what a run writes, where, and how an interrupted run finds its place again.
+"""A run folder: what a run writes, where, and how an interrupted run resumes.
 
 config.yaml        the resolved recipe, as it is now
 environment.json   versions and hardware, how numbers are computed (numerics.py), and the recipe
@@ -48,6 +48,7 @@ from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.batchnorm import without_statistics
+from lfmcw_app.bounded_files import read_object, text_of
 from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
 from lfmcw_app.numerics import described_numerics
@@ -55,6 +56,7 @@ from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.result_file import read_result
 from lfmcw_app.resuming import (
     CHANGES,
     Change,
@@ -77,28 +79,28 @@ KEEP = {
     "metrics": ("*.pt", *PICTURES),
     "results": ("*.pt", *PICTURES, "metrics.jsonl"),
 }
-"""What is kept of a run that is complete → what is removed, or not made in the first place."""
+"""What is kept of a complete run → what is removed, or not made in the first place."""
 
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
-"""What a run folder may hold before its recipe is there: after a kill in the first moment."""
+"""What a run folder may hold without a recipe: the run was killed in its first moment."""
 
 DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processes")
-"""Entries of environment.json on which the last bits of a run depend."""
+"""Entries of environment.json that affect the last bits of a run."""
 
 GONE = "the folder is gone: it was moved or deleted"
 
 FAILED_SAVES = 10
-"""A run stops after so many checkpoints in a row that could not be written: it keeps nothing."""
+"""A run stops after so many failed checkpoints in a row, because it saves nothing."""
 
 DIAGNOSES = 5
-"""Diagnostic files of numbers that were lost, at most."""
+"""Largest number of diagnostic files on lost numbers."""
 
 
 class RunFolder:
     """The folder of one run.
 
-    Lines of metrics and checkpoints that cannot be written (a full disk) are warned of and tried
-    again at the next checkpoint; the lines wait in memory.
+    If metrics or checkpoints cannot be written (a full disk), there is a warning, and the next
+    checkpoint tries again; the lines wait in memory.
 
     Args:
         path: an existing folder with a `config.yaml`; see `create` and `open`.
@@ -106,9 +108,9 @@ class RunFolder:
 
     Attributes:
         listeners: are called with each entry that is logged.
-        changes: settings that change with the next round; see `change` and `record_changes`.
-        written_recipe: the recipe in config.yaml, which does not have these changes yet.
-        keep: what stays of the run when it is complete, a name in `KEEP`.
+        changes: settings that change at the next round; see `change` and `record_changes`.
+        written_recipe: the recipe in config.yaml, which does not have these changes yet. keep: what
+        is kept of the run when it is complete, a name in `KEEP`.
     """
 
     writes = True
@@ -132,7 +134,7 @@ class RunFolder:
         """Makes a new run folder.
 
         Raises:
-            InputError: if the folder holds something already, or cannot be written.
+            InputError: if the folder is not empty, or cannot be written.
         """
         folder = cls(path, recipe)
         try:
@@ -145,8 +147,8 @@ class RunFolder:
                 folder._write_environment(recipe)
         except OSError as error:
             raise InputError(
-                f"The run folder {path} cannot be written ({error}). Make room or give the "
-                "permission, then start again, or name another folder with --out."
+                f"The run folder {path} cannot be written ({error}). Free some space or fix the "
+                "permissions, then start again, or name another folder with --out."
             ) from None
         return folder
 
@@ -157,12 +159,12 @@ class RunFolder:
         self.write(ENVIRONMENT, json.dumps(found, indent=1))
 
     def changed_environment(self) -> list[str]:
-        """What is not as it was when the run began, and may change last bits: "torch 2.8 → 2.9"."""
+        """What has changed since the run began and may change last bits: "torch 2.8 → 2.9"."""
         try:
-            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            began = read_object(self.path / ENVIRONMENT)
             known = {key: began[key] for key in DECIDES_BITS if began.get(key) is not None}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return []  # damaged or not there: nothing is known
+        except (OSError, ValueError):
+            return []  # damaged or missing: nothing is known
         here = _environment()
         return [
             f"{key} {shown(before)} → {shown(here[key])}"
@@ -177,16 +179,16 @@ class RunFolder:
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
             what = "another run" if (path / "config.yaml").exists() else "something else"
             raise InputError(
-                f"--out {path} holds {what} already, and nothing there is overwritten. Name a new "
-                f"folder, or resume that run by --resume {path}."
+                f"--out {path} already holds {what}, and nothing there is overwritten. Name a new "
+                f"folder, or resume that run with --resume {path}."
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from running in this folder while the body runs.
 
-        The system releases the lock of a process that dies. What killed writers have left is
-        removed, and made whole.
+        The system releases the lock of a process that dies. Leftovers of killed writers are removed
+        or completed.
 
         Raises:
             HeldError: if another process holds it.
@@ -202,8 +204,8 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise InputError(
-                f"The run folder {self.path} cannot be written ({error}). Make room or give the "
-                "permission, then start again."
+                f"The run folder {self.path} cannot be written ({error}). Free some space or fix "
+                "the permissions, then start again."
             ) from None
         try:
             self._tidy()
@@ -212,7 +214,7 @@ class RunFolder:
             lock.release()
 
     def _tidy(self) -> None:
-        """Removes leftovers of killed writers; writes environment.json if it is missing."""
+        """Removes leftovers of killed writers, and writes environment.json if it is missing."""
         for leftover in leftovers(self.path):
             with self.attempting(leftover.name):
                 leftover.unlink(missing_ok=True)
@@ -229,27 +231,27 @@ class RunFolder:
         """
         config = path / "config.yaml"
         try:
-            tree = parse_yaml(config.read_text("utf-8"))
+            text = text_of(config)
         except FileNotFoundError:
             stopped = path.is_dir() and any(BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir())
-            again = " It was stopped before it began: start it again with --out." if stopped else ""
-            raise InputError(
-                f"--resume {path}: there is no run in it (no config.yaml).{again}"
-            ) from None
+            again = " It was stopped before it began. Start it again with --out." if stopped else ""
+            raise InputError(f"--resume {path}: it holds no run (no config.yaml).{again}") from None
         except PermissionError:
             raise
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"--resume {path}: its config.yaml cannot be read ({error})."
             ) from None
-        except ValueError as error:
-            raise InputError(f"--resume {path}: its config.yaml cannot be read: {error}.") from None
-        return cls(path, validate_recipe(tree))
+        try:
+            return cls(path, validate_recipe(parse_yaml(text)))
+        except ValueError as error:  # an InputError is one
+            why = str(error).rstrip(".")
+            raise InputError(f"--resume {path}: its config.yaml cannot be read: {why}.") from None
 
     # ------------------------------ changes
 
     def change(self, wanted: Recipe, *, searches: bool) -> None:
-        """Takes over another recipe for the rounds to come, if the run may be resumed by it.
+        """Switches to another recipe for later rounds, if the run may resume with it.
 
         Args:
             wanted: the recipe.
@@ -262,25 +264,25 @@ class RunFolder:
         self.recipe = wanted
 
     def record_changes(self, phase: str, round_number: int) -> None:
-        """Writes down the changes that take effect after a round of a phase."""
+        """Records the changes that take effect after a round of a phase."""
         if not self.changes:
             return
         time = datetime.now().astimezone().isoformat(timespec="seconds")
         lines = change_lines(self.changes, time=time, phase=phase, round_number=round_number)
-        before = (self.path / CHANGES).read_text("utf-8") if read_changes(self.path) else ""
+        before = text_of(self.path / CHANGES) if read_changes(self.path) else ""
 
-        # The recipe first: if the record is missing, the difference is found as an edit would be.
+        # The recipe comes first: if the record is missing, the difference is found like an edit.
         self.write("config.yaml", self.recipe.to_yaml())
         self.write(CHANGES, before + lines)
         self.written_recipe = self.recipe
-        with self.writing("result.json"):  # a result of the settings before
+        with self.writing("result.json"):  # a result of the earlier settings
             (self.path / "result.json").unlink(missing_ok=True)
         self.changes = ()
 
     # ------------------------------ files
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file so that it is there whole or not at all.
+        """Writes a file, completely or not at all.
 
         Raises:
             InputError: if it cannot be written.
@@ -289,7 +291,7 @@ class RunFolder:
             self._replace(name, text)
 
     def _replace(self, name: str, text: str) -> None:
-        # A name that is replaced in one step shows the old file or the new one, at any moment.
+        # A name that is replaced in one step always shows either the old file or the new one.
         with (
             replacing(self.path / name) as temporary,
             temporary.open("w", encoding="utf-8") as file,
@@ -306,19 +308,19 @@ class RunFolder:
         except OSError as error:
             raise InputError(
                 f"{what} cannot be written in {self.path} ({self._reason(error)}). "
-                f"{self._remedy()}, then resume with --resume: nothing that was saved is lost."
+                f"{self._remedy()}, then resume with --resume. Nothing that was saved is lost."
             ) from None
 
     def _reason(self, error: OSError) -> str:
         return error.strerror or str(error) if self.path.is_dir() else GONE
 
     def _remedy(self) -> str:
-        return "Make room or give the permission" if self.path.is_dir() else "Put it back"
+        return "Free some space or fix the permissions" if self.path.is_dir() else "Put it back"
 
     def log(self, entry: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl, and passes it to the listeners.
 
-        A line that cannot be written waits in memory for the next checkpoint.
+        A line that cannot be written waits in memory until the next checkpoint.
         """
         try:
             self._log.add(entry)
@@ -331,7 +333,7 @@ class RunFolder:
             listener(entry)
 
     def _continue_log(self, length: int) -> None:
-        """Continues metrics.jsonl from a length that it had."""
+        """Continues metrics.jsonl from an earlier length."""
         try:
             self._log.go_to(length)
         except OSError as error:  # the next write cuts it to this length
@@ -344,18 +346,18 @@ class RunFolder:
     def attempting(self, what: str) -> Iterator[None]:
         """Downgrades a failure to make or to write an optional file to a warning.
 
-        Nothing that a picture or a report can fail at is worth a search of days.
+        No failure of a picture or a report is worth losing a search of days.
         """
         try:
             yield
         except OSError as error:
             self._warn(
-                f"{what} cannot be written in {self.path} ({self._reason(error)}); the run "
+                f"{what} cannot be written in {self.path} ({self._reason(error)}). The run "
                 "continues without it."
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said
             self._warn(
-                f"{what} cannot be made ({type(error).__name__}: {error}); the run continues "
+                f"{what} cannot be made ({type(error).__name__}: {error}). The run continues "
                 "without it."
             )
 
@@ -364,15 +366,15 @@ class RunFolder:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
 
     def record_completion(self, made_by: dict[str, Any]) -> None:
-        """Adds to environment.json what completed the run; it may have begun elsewhere."""
+        """Adds to environment.json what completed the run, which may have begun elsewhere."""
         if not self.writes:
             return
         with self.attempting(f"What completed the run (in {ENVIRONMENT})"):
-            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            began = read_object(self.path / ENVIRONMENT)
             self.write(ENVIRONMENT, json.dumps({**began, "completed": made_by}, indent=1))
 
     def complete(self, result: str, made_by: dict[str, Any]) -> None:
-        """Writes what completed the run, and then its result, which makes it a complete one.
+        """Writes what completed the run, and then its result, which makes the run complete.
 
         Args:
             result: the text of result.json.
@@ -384,9 +386,10 @@ class RunFolder:
     def finish_clearing(self) -> None:
         """Clears a complete run, if it was stopped between its result and the end of `clear`."""
         if self.writes and self.keep == "all":
-            with self.attempting(f"What is to be kept (in {ENVIRONMENT})"):
-                began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
-                self.keep = began.get("completed", {}).get("keep", "all")
+            with self.attempting(f"The record of what to keep (in {ENVIRONMENT})"):
+                completed = read_object(self.path / ENVIRONMENT).get("completed")
+                keep = completed.get("keep", "all") if isinstance(completed, dict) else "all"
+                self.keep = keep if isinstance(keep, str) and keep in KEEP else "all"
         self.clear()
 
     @property
@@ -396,7 +399,7 @@ class RunFolder:
 
     @property
     def draws(self) -> bool:
-        """Whether this process makes pictures and the report."""
+        """Whether this process draws pictures and the report."""
         return self.writes and self.keep == "all"
 
     def clear(self) -> None:
@@ -411,18 +414,20 @@ class RunFolder:
                 try:
                     path.unlink(missing_ok=True)  # another process may clear it too
                 except OSError as error:
-                    self._warn(f"{path} cannot be removed ({error.strerror or error}) and stays.")
+                    self._warn(
+                        f"{path} cannot be removed ({error.strerror or error}), so it stays."
+                    )
 
     def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
-        """Writes what is known of lost numbers, the first few times; returns where, in words."""
+        """Writes what is known about lost numbers, the first few times; says where."""
         if len(list(self.path.glob("nonfinite-*.pt"))) >= DIAGNOSES:
-            return f"There are {DIAGNOSES} diagnostic files already; no more are written."
+            return f"There are already {DIAGNOSES} diagnostic files; no more are written."
         name = f"nonfinite-{error.problem}-round-{error.round}.pt"
         try:
             mlo.save_checkpoint(error.data, self.path / name)
         except OSError as failure:
-            return f"A diagnostic file cannot be written ({failure.strerror or failure})."
-        return f"What is known of it is in {self.path / name} (mlo.load_checkpoint)."
+            return f"No diagnostic file can be written ({failure.strerror or failure})."
+        return f"Details are in {self.path / name} (read it with mlo.load_checkpoint)."
 
     @property
     def samples(self) -> Path:
@@ -438,17 +443,16 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The result, if the run is complete."""
         try:
-            result: dict[str, Any] = json.loads((self.path / "result.json").read_text("utf-8"))
+            return read_result(self.path / "result.json")
         except FileNotFoundError:
             return None
         except PermissionError:  # it may be whole, and is not to be deleted
             raise
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume: the "
-                "result is computed again."
+                f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume. The "
+                "result is then computed again."
             ) from None
-        return result
 
     # ------------------------------ checkpoints
 
@@ -472,18 +476,18 @@ class RunFolder:
             phase: which.
             optimizer: its state is saved.
             phase_state: what else the phase needs to resume; `restore` returns it.
-            must: whether the run cannot do without this one.
+            must: whether the run cannot continue without this checkpoint.
             best: whether it is the best of the phase.
-            keep_as: number under which a copy stays.
+            keep_as: number under which a copy is kept.
 
         Returns:
             Whether it was written; if not, there was a warning.
 
         Raises:
-            InputError: if it could not be written and must be, or `FAILED_SAVES` in a row could
+            InputError: if a required one could not be written, or `FAILED_SAVES` in a row could
                 not.
         """
-        # The lines first: a checkpoint may not know of lines that are not on the disk.
+        # The lines come first: a checkpoint must not count lines that are not on the disk.
         try:
             self._log.write(flush=True)
             state = {
@@ -503,10 +507,10 @@ class RunFolder:
             if must or self._failed_saves >= FAILED_SAVES:
                 often = f" ({self._failed_saves} in a row)" if self._failed_saves > 1 else ""
                 raise InputError(
-                    f"{what}{often}. The run stops, and the last checkpoint stands. "
+                    f"{what}{often}. The run stops, and the last checkpoint is kept. "
                     f"{self._remedy()}, then resume with --resume."
                 ) from None
-            self._warn(f"{what}. The run continues, and tries again at the next one.")
+            self._warn(f"{what}. The run continues, and tries again at the next checkpoint.")
             return False
         self._failed_saves = 0
         return True
@@ -514,10 +518,10 @@ class RunFolder:
     def restore(
         self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]
     ) -> dict[str, Any]:
-        """Loads a phase's checkpoint, if there is one; drops metrics written since the latest.
+        """Loads a phase's checkpoint, if there is one; drops metrics written after the latest.
 
-        If the last one is damaged, the one before is loaded. Where a later phase has a checkpoint
-        already, the rounds that are then computed again add no lines: metrics.jsonl has them.
+        If the last one is damaged, the one before it is loaded. If a later phase already has a
+        checkpoint, the recomputed rounds add no lines, because metrics.jsonl has them.
 
         Args:
             phase: which.
@@ -525,7 +529,7 @@ class RunFolder:
             phases: all phases of the run, in their order.
 
         Returns:
-            What `save` was given as `phase_state`; empty where there is no checkpoint.
+            The `phase_state` that `save` was given; empty without a checkpoint.
 
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
@@ -549,7 +553,7 @@ class RunFolder:
         return phase_state
 
     def roll_back(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> dict[str, Any]:
-        """Returns to the last checkpoint of a phase, with new batches and noise; drops later lines.
+        """Returns to the last checkpoint of a phase, for new batches and noise; drops later lines.
 
         Returns:
             What `save` was given as `phase_state`.
@@ -571,7 +575,7 @@ class RunFolder:
         self, state: dict[str, Any], optimizer: mlo.MultilevelOptimizer
     ) -> dict[str, Any]:
         """The state of an optimizer without running statistics that its modules do not keep."""
-        # What has another shape is left to the optimizer, which refuses it in words.
+        # A state of another shape is left to the optimizer, which refuses it with a message.
         found = state.get("problems")
         problems, dropped = dict(found) if isinstance(found, dict) else {}, 0
         for name, problem in optimizer.problems.items():
@@ -583,8 +587,8 @@ class RunFolder:
         if dropped:
             self._warn(
                 f"The checkpoint in {self.path} is of an earlier version, whose supernets kept "
-                f"running statistics of BatchNorm. These {dropped} tensors are dropped: no search "
-                "reads them."
+                f"running statistics of BatchNorm. These {dropped} tensors are dropped, because "
+                "no search reads them."
             )
         return {**state, "problems": problems} if dropped else state
 
@@ -596,10 +600,10 @@ class RunFolder:
         parts = (state.get("optimizer"), state.get("standing", {}))
         if not is_count or not all(isinstance(part, dict) for part in parts):
             raise mlo.CheckpointError(
-                f"{where} is not one of a run: it lacks entries, or they were edited. Use another "
-                "folder."
+                f"{where} is not a run's checkpoint: it lacks entries, or they were edited. Use "
+                "another folder."
             )
-        # Keys that are new since it was written have their defaults.
+        # Keys that are newer than the checkpoint have their defaults.
         try:
             recipe = validate_recipe(parse_yaml(state["recipe"]))
         except (KeyError, ValueError):  # an InputError is a ValueError
@@ -607,8 +611,8 @@ class RunFolder:
         known = known_recipes(self.path, self.written_recipe)
         if state.get("phase") != phase or recipe not in known:
             raise mlo.CheckpointError(
-                f"{where} ({phase}.pt) is from another recipe than any that this run has had. "
-                "Resume the run that it belongs to, or start again in a new folder."
+                f"{where} ({phase}.pt) is from a recipe that this run has never had. Resume the "
+                "run that it belongs to, or start again in a new folder."
             )
 
 
@@ -630,7 +634,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line that started this process, as it can be typed again."""
+    """The command line that started this process, ready to be typed again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", spec.name] if spec is not None else [sys.argv[0]]
     return shlex.join([*program, *sys.argv[1:]])

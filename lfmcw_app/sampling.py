@@ -1,8 +1,7 @@
-"""More images from a run's generator, as a sheet or as one file per image."""
+"""Draws more images from a run's generator, as a sheet or as one file per image."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import make_generator
 from lfmcw_app.collapse import last_quality
 from lfmcw_app.errors import InputError, shown
@@ -49,8 +49,8 @@ class TrainedGenerator:
     Attributes:
         generator: with settled statistics, in evaluation mode.
         class_names: one name per class.
-        stage: of the search that it is from; "generator" for the warm-up before it.
-        rounds: of that stage after which it was saved.
+        stage: the search stage that it is from; "generator" for the warm-up.
+        rounds: rounds of that stage after which it was saved.
     """
 
     generator: ImageGenerator
@@ -62,8 +62,8 @@ class TrainedGenerator:
     def images(self, label: int, count: int, seed: int) -> Tensor:
         """Draws images of a class, [count, C, S, S], uint8, on the CPU.
 
-        Those of a smaller count are the first ones of a larger, and do not depend on the other
-        classes that are drawn. The random state is left as it was.
+        The images of a smaller count are the first ones of a larger count, and do not depend on
+        other classes. The random state does not change.
         """
         device = self.generator.mean.device
         labels = torch.full((CHUNK,), label, device=device)
@@ -87,7 +87,7 @@ class TrainedGenerator:
 
 
 class _Described(BaseModel):
-    """What is needed of dataset.json."""
+    """The needed entries of dataset.json."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -104,11 +104,11 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         device: where it goes.
 
     Raises:
-        InputError: if the run has no generator, or none yet.
+        InputError: if the run has no generator, or not yet.
         CheckpointError: if the checkpoint is damaged.
     """
     if not (run / "config.yaml").exists():
-        raise InputError(f"{run} is no run folder: it has no config.yaml.")
+        raise InputError(f"{run} is not a run folder: it has no config.yaml.")
     if (run / EVALUATED).exists():
         raise InputError(
             f"{run} holds the evaluation of a given genotype, which has no generator. Name the "
@@ -122,8 +122,8 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         )
     if how.draws_real:
         raise InputError(
-            f"The run in {run} has no generator: its search.generator.name is real, so that images "
-            f"of {folder.recipe.dataset} were drawn instead. Some of them are in samples.png there."
+            f"The run in {run} has no generator: its search.generator.name is real, so images of "
+            f"{folder.recipe.dataset} were drawn instead. Some of them are in its samples.png."
         )
     for phase in reversed(phases_of(folder.recipe)[:-1]):
         state = folder.checkpoints(phase).load()
@@ -131,8 +131,8 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
             break
     else:
         raise InputError(
-            f"The search in {run} has no checkpoint yet, or they were removed. It writes one every "
-            f"{folder.recipe.checkpoint_every} rounds: wait, or resume it."
+            f"The search in {run} has no checkpoint: there is none yet, or they were removed. It "
+            f"writes one every {folder.recipe.checkpoint_every} rounds. Wait for it, or resume it."
         )
     described = _described(run / "dataset.json")
     weights, rounds = _weights(state, run, phase)
@@ -166,7 +166,7 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
 
 
 def measured_quality(run: Path, trained: TrainedGenerator) -> tuple[int, Quality, list[str]] | None:
-    """What the run itself measured of its generator, last before it was saved; see `last_quality`.
+    """The run's own last measurement of its generator before it was saved; see `last_quality`.
 
     Raises:
         InputError: if the run's metrics are damaged.
@@ -178,17 +178,23 @@ def measured_quality(run: Path, trained: TrainedGenerator) -> tuple[int, Quality
         for entry in phase.entries
         if phase.name == trained.stage
     ]
-    return last_quality(entries, trained.rounds)
+    try:
+        return last_quality(entries, trained.rounds)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"What the run in {run} measured of its generator cannot be used ({error}): its "
+            "metrics.jsonl was edited. Put it back, or delete it."
+        ) from None
 
 
 def _described(path: Path) -> _Described:
     try:
-        return _Described.model_validate(json.loads(path.read_text("utf-8")))
+        return _Described.model_validate(read_object(path))
     except (OSError, ValueError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise InputError(
             f"{path}, which describes the run's images, cannot be used ({why}). Resume the run, "
-            "which writes it anew."
+            "which writes it again."
         ) from None
 
 
@@ -197,7 +203,7 @@ def _weights(state: Mapping[str, Any], run: Path, stage: str) -> tuple[dict[str,
     try:
         optimizer = state["optimizer"]
         module, rounds = optimizer["problems"]["gan"]["module"], int(optimizer["round"])
-        # After a warm-up they are averages; a search has none beside those of the generator's own.
+        # After a warm-up they are averages; a search has only the generator's own averages.
         weights = averaged_generator(module)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise _unfit(run, stage, "it has no generator") from None
@@ -232,7 +238,7 @@ def save_images(images: Mapping[str, Tensor], folder: Path) -> None:
     """
     if folder.exists():
         raise InputError(
-            f"{folder} exists already, and nothing is overwritten. Name a new folder, or a .png "
+            f"{folder} already exists, and nothing is overwritten. Name a new folder or a .png "
             "file."
         )
     try:
@@ -243,8 +249,8 @@ def save_images(images: Mapping[str, Tensor], folder: Path) -> None:
                 _picture(image).save(place / f"{index:04d}.png")
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written ({error.strerror or error}). Make room or give the "
-            "permission."
+            f"{folder} cannot be written ({error.strerror or error}). Free some space or fix the "
+            "permissions."
         ) from None
 
 
@@ -253,7 +259,7 @@ def _file_name(name: str) -> str:
     for letter in {"/", os.sep, "\0"}:
         name = name.replace(letter, "-")
     if name in ("", ".", ".."):
-        raise InputError(f"No folder can be named after the class {shown(name)}.")
+        raise InputError(f"The class {shown(name)} cannot be the name of a folder.")
     return name
 
 

@@ -46,7 +46,7 @@ from mlo import Record
 __all__ = ["search"]
 
 STAGE_SEEDS = 1_000_003
-"""Between the seeds of two stages. With 1, a later stage would have the seed of another run."""
+"""Distance between the seeds of two stages. With 1, a later stage would have another run's seed."""
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Cells:
@@ -75,19 +75,19 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
 def _searched(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
 ) -> tuple[Cells, ImageGenerator | Images | None]:
-    """Runs all stages; returns the genotype, and what images were drawn from, if anything."""
+    """Runs all stages; returns the genotype and the source of images, if any."""
     how = folder.recipe.search
     space = space_named(how.space)
     if how.method == "random":
         return space.random(how, folder.recipe.seed), None
 
     if not any(folder.checkpoints(phase).exists() for phase in phases_of(folder.recipe)):
-        check_generator_fits(folder.recipe, dataset)  # a table's run comes here unchecked
+        check_generator_fits(folder.recipe, dataset)  # a table's run arrives here unchecked
     parts = search_parts(folder.recipe, dataset)
     judge = Judge(*parts.rightly_labelled, dataset, seed=folder.recipe.seed, device=device)
     warmed = warm_up(folder, dataset, parts.train, judge, console, device)
 
-    # A stage begins with the candidates that the one before left, and with new modules.
+    # A stage begins with new modules, and with the candidates that the stage before kept.
     candidates = space.candidates(how)
     for index, stage in enumerate(space.stages(how)):
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
@@ -105,7 +105,7 @@ def _searched(
 
 
 def _source(modules: SearchModules, parts: SearchParts) -> ImageGenerator | Images | None:
-    """What images are drawn from: the generator, or real images; None for plain DARTS."""
+    """The source of images: the generator or real images; None for plain DARTS."""
     return modules.gan.generator if modules.gan is not None else parts.unused
 
 
@@ -132,7 +132,7 @@ def _run_stage(
     console: Console,
     device: torch.device,
 ) -> None:
-    """Runs the rounds of a stage, from where its checkpoint stands."""
+    """Runs the rounds of a stage, resumed from its checkpoint."""
     recipe = folder.recipe
     how, train = recipe.search, parts.train
     optimizer = build_search(
@@ -193,7 +193,7 @@ def _run_stage(
                 quality = judge.measure(modules.gan.generator)
                 done.entry["quality"] = quality.to_data()
         if detector is not None:
-            # A generator that has just begun draws no pictures yet, and that is no collapse.
+            # A generator that has just begun does not draw pictures yet; that is not a collapse.
             begins = record.round < min(WINDOW, rounds)
             _warn_of_collapse(detector, record, cells(), None if begins else quality)
 
@@ -217,7 +217,7 @@ def _warn_of_collapse(
 
 
 def _of_architecture(done: Round, modules: SearchModules, candidates: Any) -> dict[str, Any]:
-    """What is logged of the architecture: its α at times, and first what their columns mean."""
+    """Entries of the architecture: α at intervals, and first the meaning of its columns."""
     entry: dict[str, Any] = {}
     if done.is_due or done.record.round == 1:
         entry["alpha"] = {

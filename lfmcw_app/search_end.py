@@ -1,7 +1,7 @@
-"""What the networks of a search are worth at its end: search.json.
+"""Measures the networks of a search at its end, for search.json.
 
-Of the generator its quality (generator_quality.py). Of W1, whose mistakes on D_val are the class
-weights, the confusion matrix on D_val, by the labels that D_val has in the search.
+For the generator it is the quality (generator_quality.py). For W1, whose mistakes on D_val are the
+class weights, it is the confusion matrix on D_val, with the labels that D_val has in the search.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from lfmcw_app.assessment import MOST_CLASSES
 from lfmcw_app.batchnorm import give_statistics, recompute_statistics
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import SearchModules
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.errors import InputError
@@ -36,7 +37,7 @@ __all__ = [
 SEARCH_END = "search.json"
 
 MOST_IMAGES = 5000
-"""Pictures of D_val, and of D_tr for the statistics, at most."""
+"""Largest number of pictures of D_val, and of D_tr for the statistics."""
 
 BATCH = 256
 
@@ -68,20 +69,20 @@ def measure_end(
     at: Mapping[str, Any],
     measured: Quality | None,
 ) -> Quality | None:
-    """Measures what is not in search.json yet, and writes it there.
+    """Measures what search.json does not have yet, and writes it there.
 
     Args:
         folder: of the run.
         modules: as they are at the end of the search.
         parts: the images of the search.
-        source: what images are drawn from.
+        source: the source of images.
         dataset: gives normalisation and classes.
         judge: of the source.
-        at: the stage and the round where the search ended; what is recorded for others is replaced.
-        measured: the generator's quality, where it was measured after this round.
+        at: the stage and round where the search ended; entries recorded for others are replaced.
+        measured: the generator's quality, if it was measured after this round.
 
     Returns:
-        The source's quality; None where there is none, where it is not to be measured, or where
+        The source's quality; None if there is no source, if it is not to be measured, or if
         measuring failed, of which there was a warning.
 
     Raises:
@@ -115,25 +116,27 @@ def measure_end(
 
 
 def read_search_end(folder: RunFolder) -> dict[str, Any] | None:
-    """What `measure_end` wrote; None where there is nothing.
+    """What `measure_end` wrote; None if it wrote nothing.
 
     Raises:
         InputError: if the file is damaged.
     """
     path = folder.path / SEARCH_END
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        found = read_object(path)
+        if found.get("generator") is not None:
+            Quality.from_data(found["generator"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged ({error}). Delete it and resume: it is measured again."
+            f"{path} is damaged ({error}). Delete it and resume. It is then measured again."
         ) from None
     return found
 
 
 def generator_result(folder: RunFolder) -> dict[str, Any]:
-    """The entry `generator` of a run's result; empty where no generator was measured."""
+    """The entry `generator` of a run's result; empty if no generator was measured."""
     generator = (read_search_end(folder) or {}).get("generator")
     return {} if generator is None else {"generator": generator}
 
@@ -141,16 +144,16 @@ def generator_result(folder: RunFolder) -> dict[str, Any]:
 def confusion_of_w1(
     modules: SearchModules, train: Images, validation: Images, dataset: Dataset
 ) -> list[list[int]]:
-    """What W1 takes the images of D_val for; columns: the class that it names.
+    """W1's confusion matrix on D_val; columns: the class that it answers.
 
-    The rows are the labels that D_val has in the search, by which W1's mistakes weigh the classes:
-    the right ones, unless `data.wrong_labels` makes some wrong in D_val too (in: both).
+    The rows are the labels of D_val in the search, on which the class weights are based: the
+    correct ones, unless `data.wrong_labels` changes some in D_val too (in: both).
 
-    A copy of it has running statistics, computed on images of D_tr: an answer does not depend on
-    the images beside it. Modules and random state are left as they are.
+    A copy of W1 has running statistics, computed on images of D_tr, so an answer does not depend on
+    the other images of its batch. Modules and random state do not change.
 
     Returns:
-        Counts, [classes][classes]. Answers that are no numbers are in none.
+        Counts, [classes][classes]. Answers that are not numbers are left out.
     """
     assert modules.w1 is not None
     device = next(modules.w1.parameters()).device

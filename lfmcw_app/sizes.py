@@ -1,8 +1,8 @@
-"""What a recipe takes at least, by arithmetic, before anything is built.
+"""The least memory that a recipe takes, by arithmetic, before anything is built.
 
-All numbers are lower bounds, so that nothing that works is refused: convolutions without norms and
-biases, of activations the outputs of cells alone. What comes close to the limit is seen by
-`--dry-run`, or ends with the message of memory.py.
+All numbers are lower bounds, so that nothing that works is refused. They count convolutions without
+norms and biases, and only the outputs of cells as activations. A recipe close to the limit is
+caught by `--dry-run`, or ends with the message of memory.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import memory_of
 from lfmcw_app.recipe import Generator, Recipe, Search
-from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.nasbench201_network import STAGES
 from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.supernet import reduction_layers
 from lfmcw_app.spaces import space_named
@@ -36,14 +36,23 @@ __all__ = [
 
 FLOAT = 4
 STEM_MULTIPLIER = 3
+MODULE_BYTES = 1000
+"""Of an operation on an edge, beside its weights: Python's objects took 2,300 at least."""
+
+WIDEST = 2**20
+"""Channels up to which operations are counted: those of wider ones have more weights."""
 
 SMALLEST = {
     "search.channels": 4, "search.layers": 3, "search.nodes": 1, "search.batch_size": 2,
     "search.generator.channels": 1, "search.generator.noise_dim": 1,
+    "search.generator.warmup_discriminator_channels": 1,
     "evaluation.channels": 2, "evaluation.layers": 3, "evaluation.batch_size": 2,
     "data.image_size": 8,
 }  # fmt: skip
-"""Key that decides what a recipe takes → a value with which it takes little."""
+"""Key that decides the memory of a recipe → a value with which it takes little."""
+
+SUMS = "nasbench201"
+"""The space whose nodes are sums: its cells have other edges, and its networks other stages."""
 
 
 def check_sizes(
@@ -68,8 +77,8 @@ def check_sizes(
     Raises:
         InputError: naming the key that makes it too large.
     """
-    if not issubclass(space_named(recipe.search.space).genotype, Genotype):
-        return  # the arithmetic is that of DARTS's cells
+    if space_named(recipe.search.space).network_of not in ("darts", SUMS):
+        return  # of cells of another package nothing is known
     limit = memory_of(device)
     shape = (image_size, image_channels, classes)
     needed = least_memory(recipe, *shape, searches=searches)
@@ -77,7 +86,7 @@ def check_sizes(
     if limit is None or needed[phase] <= limit:
         return
 
-    # The key to blame is the one without whose size the least is left.
+    # The key to blame is the one whose reduction saves most.
     def left(key: str) -> int:
         smaller = image_size if key != "data.image_size" else SMALLEST[key]
         of_key = least_memory(
@@ -97,28 +106,45 @@ def check_sizes(
 def least_memory(
     recipe: Recipe, image_size: int, image_channels: int, classes: int, *, searches: bool
 ) -> dict[str, int]:
-    """Phase → bytes that it takes at least."""
+    """Phase → the least number of bytes that it takes."""
     found = {}
     how = recipe.search
     if searches and how.method != "random":
         weights = supernet_weights(how, classes)
-        # SGD keeps a momentum of every weight, Adam two; one gradient is there at a time.
+        # SGD keeps one momentum per weight, Adam two; one gradient exists at a time.
         kept = weights * (2 if how.weights.momentum else 1)
         if how.method == "lfmcw":
             kept += kept
             if not how.draws_real:
                 kept += 3 * weights + 3 * generator_weights(how.generator)
-        outputs = _outputs(
-            search_stages(how)[0].layers,
-            how.nodes, how.channels, how.stem, image_size,
-        )  # fmt: skip
+        supernets = 1 + (how.method == "lfmcw") + _plays(how)
+        outputs = (
+            _sum_outputs(how.layers, how.nodes - 1, how.channels, image_size)
+            if _has_sums(how)
+            else _outputs(
+                search_stages(how)[0].layers, how.nodes, how.channels, how.stem, image_size
+            )
+        )
         passed = _batch(how.batch_size) * (outputs + image_channels * image_size**2)
-        found["search"] = FLOAT * (kept + weights) + _bytes(how.precision) * passed
+        found["search"] = (
+            FLOAT * (kept + weights)
+            + MODULE_BYTES * supernets * operations(how)
+            + _bytes(how.precision) * passed
+        )
+        if _plays(how) and how.generator.warmup_rounds:
+            # Adam keeps two of every weight, beside a gradient.
+            players = generator_weights(how.generator)
+            players += 9 * how.generator.warmup_discriminator_channels**2
+            found["warm-up of the generator"] = FLOAT * 4 * players
 
     trained = recipe.evaluation
     weights = network_weights(recipe, image_channels, classes)
     kept = weights * (3 if trained.weights.momentum else 2)
-    outputs = _outputs(trained.layers, how.nodes, trained.channels, trained.stem, image_size)
+    outputs = (
+        _sum_outputs(STAGES, 1, trained.channels, image_size)  # cells may have no operation
+        if _has_sums(how)
+        else _outputs(trained.layers, how.nodes, trained.channels, trained.stem, image_size)
+    )
     passed = _batch(trained.batch_size) * (outputs + image_channels * image_size**2)
     found["training"] = FLOAT * kept + _bytes(trained.precision) * passed
     return found
@@ -126,15 +152,17 @@ def least_memory(
 
 def supernet_weights(how: Search, classes: int) -> int:
     """Number of a supernet's weights, at least; of P-DARTS's the first stage's."""
+    if _has_sums(how):
+        return _sum_supernet_weights(how, classes)
     space = space_named(how.space)
     layers, part = space.stages(how)[0].layers, space.partial_channels(how)
     candidates = space.candidates(how)
 
     sources = [source for node in range(how.nodes) for source in range(2 + node)]
 
-    def mixed(layer: int, channels: int) -> int:
-        seen, reduces = channels // part, layer in reduction_layers(layers)
-        total = 0
+    @cache  # most cells are alike
+    def mixed(reduces: bool, channels: int) -> int:
+        seen, total = channels // part, 0
         for source, edge in zip(
             sources, candidates.reduction if reduces else candidates.normal, strict=True
         ):
@@ -143,9 +171,22 @@ def supernet_weights(how: Search, classes: int) -> int:
         return total
 
     widths = list(_widths(layers, how.channels))
-    cells = sum(mixed(layer, channels) for layer, channels in enumerate(widths))
+    reductions = reduction_layers(layers)
+    cells = sum(mixed(layer in reductions, channels) for layer, channels in enumerate(widths))
     inputs = _preprocessing(widths, how.nodes, STEM_MULTIPLIER * how.channels)
     return cells + inputs + how.nodes * widths[-1] * classes
+
+
+def operations(how: Search) -> int:
+    """Number of operations in a supernet; of P-DARTS's of the first stage."""
+    candidates: Any = space_named(how.space).candidates(how)
+    edges = candidates.cell if _has_sums(how) else candidates.normal
+    return search_stages(how)[0].layers * len(edges) * min(map(len, edges))
+
+
+def _plays(how: Search) -> bool:
+    """Whether a generator and a discriminator play."""
+    return how.method == "lfmcw" and not how.draws_real
 
 
 @cache
@@ -154,7 +195,7 @@ def primitive_weights(name: str, channels: int, stride: int) -> int:
     if name == "none":
         return 0
     with torch.device("meta"):  # nothing is allocated
-        layer = make_operation(name, channels, stride, OperationStyle())
+        layer = make_operation(name, min(channels, WIDEST), stride, OperationStyle())
     return sum(parameter.numel() for parameter in layer.parameters())
 
 
@@ -166,6 +207,8 @@ def generator_weights(how: Generator) -> int:
 def network_weights(recipe: Recipe, image_channels: int, classes: int) -> int:
     """Number of a derived network's weights, at least, whatever its cells are."""
     how, nodes = recipe.evaluation, recipe.search.nodes
+    if _has_sums(recipe.search):
+        return 9 * how.channels * image_channels + _sum_skeleton(how.channels, classes)
     widths = list(_widths(how.layers, how.channels))
     stem = how.channels * (STEM_MULTIPLIER if how.stem == "cifar" else 1)
     inputs = _preprocessing(widths, nodes, stem)
@@ -198,6 +241,37 @@ def _outputs(layers: int, nodes: int, channels: int, stem: str, image_size: int)
     return total
 
 
+# ------------------------------ cells whose nodes are sums
+
+
+def _has_sums(how: Search) -> bool:
+    return space_named(how.space).network_of == SUMS
+
+
+def _sum_supernet_weights(how: Search, classes: int) -> int:
+    edges: Any = space_named(how.space).candidates(how)
+    cells = sum(
+        how.layers // STAGES * len(edges.cell) * primitive_weights(name, how.channels << stage, 1)
+        for stage in range(STAGES)
+        for name in edges.cell[0]
+    )
+    return cells + _sum_skeleton(how.channels, classes)
+
+
+def _sum_skeleton(channels: int, classes: int) -> int:
+    """Weights of what leads from stage to stage, and of the classifier."""
+    widths = [channels << stage for stage in range(STAGES)]
+    # Convolutions of 3×3 to twice the channels and of these, and one of 1×1 beside them.
+    reductions = sum((9 * 2 + 9 * 4 + 2) * width**2 for width in widths[:-1])
+    return reductions + widths[-1] * classes
+
+
+def _sum_outputs(layers: int, states: int, channels: int, image_size: int) -> int:
+    """Numbers in so many states of each cell for an image, in three stages of half the side."""
+    maps = ((channels << stage) * (image_size >> stage) ** 2 for stage in range(STAGES))
+    return layers // STAGES * states * sum(maps)
+
+
 def _batch(examples: int) -> int:
     """Examples of a batch that this process works on."""
     return examples // int(os.environ.get("WORLD_SIZE", "1"))
@@ -215,12 +289,14 @@ def _value(recipe: Recipe, key: str) -> int | None:
 
 
 def _with(recipe: Recipe, key: str) -> Recipe:
-    """The recipe with a small value of a key; it is not to be run, so it is not validated."""
+    """The recipe with a small value of a key. It is not validated, because it is never run."""
     *sections, last = key.split(".")
     parts: list[Any] = [recipe]
     for name in sections:
         parts.append(getattr(parts[-1], name))
-    changed = parts.pop().model_copy(update={last: SMALLEST[key]})
+    # (A cell of sums has a state beside its input.)
+    smallest = 2 if key == "search.nodes" and _has_sums(recipe.search) else SMALLEST[key]
+    changed = parts.pop().model_copy(update={last: smallest})
     for part, name in zip(reversed(parts), reversed(sections), strict=True):
         changed = part.model_copy(update={name: changed})
     return changed  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
 """The search spaces: what is searched, in which stages, and how a cell is derived from it.
 
-A new one is a class here, or in a package of one's own, and an entry of `SPACES`
-(docs/adding-an-operation.md). Its settings for a preset are in recipes/PRESET.NAME.yaml, if it has
-any of its own.
+A new one is a class here, or in another package, and an entry of `SPACES`
+(docs/adding-an-operation.md). If it has its own settings for a preset, they are in
+recipes/PRESET.NAME.yaml.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = ["SPACES", "SearchStage", "Settings", "Space", "register_space", "spac
 
 
 class Settings(Protocol):
-    """What a space reads of a recipe's section `search`."""
+    """The settings that a space reads from a recipe's section `search`."""
 
     space: str
     primitives: tuple[str, ...] | Mapping[str, tuple[tuple[str, ...], ...]]
@@ -76,7 +76,8 @@ class SearchStage:
         name: of the phase.
         layers: cells of its supernets.
         skip_dropout: initial dropout on identities.
-        drops: what its end drops of each edge; None where the search ends with a genotype.
+        drops: how many operations each edge loses at its end; None if the search ends with a
+            genotype.
     """
 
     name: str
@@ -87,10 +88,10 @@ class SearchStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The space of DARTS; others override what they do in another way.
+    """The space of DARTS; others override what they do differently.
 
     Attributes:
-        title: for people.
+        title: its name for people.
         drops_out: whether its supernets have dropout.
 
     Reference: Liu et al., DARTS: Differentiable Architecture Search (2019).
@@ -112,7 +113,7 @@ class Space:
         return (SearchStage(name="search", layers=how.layers),)
 
     def candidates(self, how: Settings) -> Candidates:
-        """The operations that the search begins with, of each edge.
+        """The operations of each edge with which the search begins.
 
         Raises:
             ValueError: for unknown names, or a set that holds no operation.
@@ -129,7 +130,7 @@ class Space:
         return frozenset().union(*candidates.normal, *candidates.reduction)
 
     def draws(self, how: Settings) -> bool:
-        """Whether its supernets draw random numbers, of which each process has its own."""
+        """Whether its supernets draw random numbers, with separate ones for each process."""
         return self.drops_out or any(PRIMITIVES[name].draws for name in self.operations(how))
 
     def partial_channels(self, how: Settings) -> int:
@@ -161,13 +162,13 @@ class Space:
         )
 
     def architecture(self, how: Settings, candidates: Candidates) -> Architecture:
-        """The architecture A; called without arguments it gives the mixing weights."""
+        """The architecture A; called without arguments it returns the mixing weights."""
         return Architecture(how.nodes, candidates)
 
     def surviving(
         self, mixing: MixingWeights, candidates: Candidates, stage: SearchStage
     ) -> Candidates:
-        """The candidates of the stage after `stage`."""
+        """The candidates for the stage after `stage`."""
         return candidates if stage.drops is None else surviving(mixing, candidates, stage.drops)
 
     def derive(self, how: Settings, mixing: MixingWeights, candidates: Candidates) -> Cells:
@@ -175,7 +176,7 @@ class Space:
         return derive_genotype(mixing, candidates)
 
     def derive_now(self, mixing: MixingWeights, candidates: Candidates) -> Cells:
-        """What is shown while a stage runs: the cells of its present weights."""
+        """The cells of the current weights, shown while a stage runs."""
         return derive_genotype(mixing, candidates)
 
     def random(self, how: Settings, seed: int) -> Cells:
@@ -183,17 +184,17 @@ class Space:
         return random_genotype(how.nodes, seed, self.candidates(how))
 
     def all_cells(self, nodes: int) -> Iterator[Cells] | None:
-        """Every cell with so many nodes, once; None where there are too many for a table."""
+        """Every cell with so many nodes, once; None if there are too many for a table."""
         return None
 
     @property
     def genotype(self) -> type[Cells]:
-        """What its cells are, and how they are read."""
+        """The class of its cells, which also reads them."""
         return Genotype
 
     @property
     def network_of(self) -> str:
-        """The name of the space that builds its networks: its own, where its cells are others."""
+        """The name of the space that builds its networks: its own if it has other cells."""
         return "darts"
 
     def network(self, genotype: Any, **sizes: Any) -> ImageNetwork:
@@ -201,7 +202,7 @@ class Space:
         return DerivedNetwork(genotype, **sizes)
 
     def draw(self, genotype: Any, path: Path, title: str) -> None:
-        """Draws its cells into an image file (PNG or SVG, by its name)."""
+        """Draws its cells into an image file (PNG or SVG, by its ending)."""
         from lfmcw_app.search_space.draw import draw_genotype  # matplotlib is slow to import
 
         draw_genotype(genotype, path, title)
@@ -226,9 +227,9 @@ class PDarts(Space):
         fewest = min(map(len, edges))
         if sum(drops) >= fewest:
             raise ValueError(
-                f"progressive.dropped_operations drops {sum(drops)} of {fewest}, and must leave one"
+                f"progressive.dropped_operations drops {sum(drops)} of {fewest}, but must leave one"
             )
-        # Otherwise the cells could have more skip connections than are allowed, after the search.
+        # Otherwise the derived cells could have more skip connections than allowed.
         last = fewest - sum(drops[:-1])
         limited = how.progressive.max_skips < EDGES_PER_NODE * how.nodes
         if limited and any(last <= len({"none", "skip_connect"} & set(edge)) for edge in edges):
@@ -261,7 +262,7 @@ class PDarts(Space):
 
 @dataclass(frozen=True, kw_only=True)
 class PCDarts(Space):
-    """PC-DARTS: operations on a part of the channels, and weights of the edges.
+    """PC-DARTS: operations on some of the channels, and weights for the edges.
 
     Reference: Xu et al., PC-DARTS: Partial Channel Connections (2020).
     """
@@ -283,7 +284,7 @@ class PCDarts(Space):
 
 @dataclass(frozen=True, kw_only=True)
 class Restricted(Space):
-    """The space of DARTS with candidates of its own.
+    """The space of DARTS with its own candidates.
 
     Attributes:
         normal: of each edge of the normal cell, or one tuple for all edges.
@@ -300,8 +301,8 @@ class Restricted(Space):
         super().check(how)
         if how.primitives != DARTS_PRIMITIVES:
             raise ValueError(
-                f"the space {self.title} has operations of its own, so that primitives would do "
-                "nothing; drop it, or set space to darts"
+                f"the space {self.title} has its own operations, so primitives would have no "
+                "effect; drop it, or set space to darts"
             )
 
     def candidates(self, how: Settings) -> Candidates:
@@ -336,13 +337,13 @@ class NASBench201(Space):
                 f"multiple of {STAGES}, got {how.layers}"
             )
         if how.stem != "cifar":
-            raise ValueError(f"{self.title} has a stem of its own; set stem to cifar")
+            raise ValueError(f"{self.title} has its own stem; set stem to cifar")
 
     def candidates(self, how: Settings) -> SumCandidates:  # type: ignore[override]
         if not 2 <= how.nodes <= MOST_NODES:
             raise ValueError(
-                f"a cell of {self.title} has 2 to {MOST_NODES} nodes, its input included; nodes is "
-                f"{how.nodes}"
+                f"a cell of {self.title} has 2 to {MOST_NODES} nodes, including its input; nodes "
+                f"is {how.nodes}"
             )
         names = how.primitives
         if isinstance(names, Mapping):
@@ -417,16 +418,11 @@ class NASBench201(Space):
                 "evaluation.auxiliary_weight to 0."
             )
         if sizes.pop("stem", "cifar") != "cifar":
-            raise InputError(f"{self.title} has a stem of its own. Set evaluation.stem to cifar.")
+            raise InputError(f"{self.title} has its own stem. Set evaluation.stem to cifar.")
         return SumNetwork(genotype, **sizes)
 
     def all_cells(self, nodes: int) -> Iterator[Cells]:
         return all_cells(nodes)
-
-    def draw(self, genotype: Any, path: Path, title: str) -> None:
-        from lfmcw_app.search_space.draw import draw_sum_cell  # matplotlib is slow to import
-
-        draw_sum_cell(genotype, path, title)
 
 
 def _with_skip(*names: str) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Which images are for D_tr, for D_val and for testing: by seed, by name, or by groups."""
+"""Assigns images to D_tr, D_val and testing: by seed, by name, or by groups."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 __all__ = ["held_out_by_name", "search_counts", "search_indices", "stratified"]
 
 TEST_SHARE = 0.2
-"""About this share of the images is for testing where a data set does not say which."""
+"""About this share of the images is for testing if the data set does not say which."""
 
 SMALL_CLASS = 20
-"""Names alone can leave a class of fewer images with far more than a fifth for testing."""
+"""By names alone, a class of fewer images could have far more than a fifth for testing."""
 
 
 # ------------------------------ by seed
@@ -23,14 +23,14 @@ SMALL_CLASS = 20
 def stratified(
     labels: Tensor, count: int, seed: int, least: tuple[int, int] = (1, 1)
 ) -> tuple[Tensor, Tensor]:
-    """Splits indices in two, the first part with `count` entries and every class in proportion.
+    """Splits indices in two: the first part has `count` entries, and every class is in proportion.
 
     Args:
         labels: [N].
         count: size of the first part, at most N.
         seed: seed of the shuffle.
-        least: so many images of every class are in the first and in the second part, as far as a
-            class has them (the first part goes first) and as both parts have room.
+        least: so many images of every class are in each part, as far as the class has them (the
+            first part has priority) and both parts have room.
 
     Returns:
         Indices of the first and of the second part, each in random order.
@@ -95,7 +95,7 @@ def search_indices(
         limit: number of images that are split; None for all.
         seed: decides which.
         fractions: of these images, the parts that D_tr and D_val get.
-        groups: [N]; images with one number stay together. The sizes are then approximate.
+        groups: [N]; images with the same number stay together. The sizes are then approximate.
 
     Returns:
         Indices of D_tr and of D_val, each in random order.
@@ -117,10 +117,11 @@ def search_indices(
 def _by_groups(
     labels: Tensor, groups: Tensor, seed: int, sizes: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Shares whole groups out to D_tr, D_val and the unused rest, classes in proportion.
+    """Assigns whole groups to D_tr, D_val and the unused rest, with classes in proportion.
 
-    The largest groups go first, each to the part that is emptiest in the group's classes: the
-    greedy method of Sechidis et al. (2011), "On the stratification of multi-label data".
+    The largest groups are assigned first, each to the part with the fewest images of the group's
+    classes: the greedy method of Sechidis et al. (2011), "On the stratification of multi-label
+    data".
     """
     generator = torch.Generator().manual_seed(seed)
     _, of_image, group_sizes = torch.unique(groups, return_inverse=True, return_counts=True)
@@ -128,7 +129,7 @@ def _by_groups(
     holds = torch.zeros(len(group_sizes), len(class_sizes), dtype=torch.float64)
     holds.index_put_((of_image, of_class), torch.ones(len(labels)).double(), accumulate=True)
 
-    # How full a part is: of each class, the share of the images that it is meant to have.
+    # How full a part is: for each class, the share of its intended images.
     shares = torch.tensor([*sizes, len(labels) - sum(sizes)], dtype=torch.float64) / len(labels)
     shares = shares[shares > 0]
     full = torch.zeros(len(shares), len(class_sizes), dtype=torch.float64)
@@ -153,7 +154,7 @@ def _by_groups(
 def held_out_by_name(
     names: Sequence[str], labels: Tensor, groups: Sequence[str] | None = None
 ) -> Tensor:
-    """Which images are for testing, as a function of their names: about a fifth of each class.
+    """Decides by names which images are for testing: about a fifth of each class.
 
     An image is a test image if the hash of its name lies in the lowest fifth. So files that are
     added move no other, and neither a renamed class nor a moved folder does.
@@ -197,12 +198,12 @@ def _groups_held_out(groups: Sequence[str], labels: Tensor, classes: int) -> Ten
     holds = torch.zeros(len(names), classes, dtype=torch.bool)
     holds[of_image, labels] = True
 
-    # In how many training groups each class is.
+    # The number of training groups of each class.
     trained = holds.sum(0)
     held_out = torch.zeros(len(names), dtype=torch.bool)
 
     def hold_out(place: int, *, least: int) -> bool:
-        """Holds a group out, if its classes remain in at least so many training groups."""
+        """Holds out a group, if its classes remain in at least so many training groups."""
         if bool((trained[holds[place]] <= least).any()):
             return False
         trained[holds[place]] -= 1
@@ -213,8 +214,8 @@ def _groups_held_out(groups: Sequence[str], labels: Tensor, classes: int) -> Ten
         if _hash(name) < TEST_SHARE:
             hold_out(place, least=1)
 
-    # Where a class has no test image yet, its lowest group. Two training groups should remain: one
-    # for D_tr and one for D_val.
+    # A class without a test image gets its lowest group. Two training groups should remain: one for
+    # D_tr and one for D_val.
     for least in (2, 1):
         for label in range(classes):
             if not bool(holds[held_out, label].any()):

@@ -1,4 +1,4 @@
-"""What a run consists of: the stages of its search, and its phases."""
+"""The stages of a run's search, and the phases of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TRAINING = "training"
 """The phase that trains the derived network, unless its error is looked up."""
 
 WARMUP = "generator"
-"""The phase in which the generator's game is played alone."""
+"""The phase that plays the generator's game alone."""
 
 
 def search_stages(how: Search) -> tuple[SearchStage, ...]:
-    """The stages of a search, in their order; none where cells are drawn at random."""
+    """The stages of a search, in order; none if cells are drawn at random."""
     return () if how.method == "random" else space_named(how.space).stages(how)
 
 

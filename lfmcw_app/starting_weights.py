@@ -1,17 +1,15 @@
-"""Starting weights from another run: of a derived network's training, of a search's supernets, or
-of its generator.
+"""Starting weights from another run, for a derived network, a search's supernets, or its generator.
 
 `evaluation.init` takes the network of a run (its network.pt), `search.init` the weights W1 and W2
 of a search (the checkpoint of its first stage), `search.generator.init` the generator of a warm-up.
-All weights must fit but those of a classifier for other classes, which is drawn anew and said;
-nothing is loaded in part. The recipe holds a digest of the weights, so that a run is still a
-function of its recipe.
+All weights must fit, and nothing is loaded in part. One exception is a classifier for other
+classes: a new one is initialised, and a message says so. The recipe holds a digest of the weights,
+so a run is still a function of its recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 import mlo
 from lfmcw_app.batchnorm import without_statistics
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import SearchModules, build_modules, generator_for
 from lfmcw_app.classifier import network_path
 from lfmcw_app.data import Dataset
@@ -42,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 SEARCHES = ("search", "search-1")
-"""Checkpoints of a search's first stage, whose candidates are those of any search of its space."""
+"""Checkpoints of a search's first stage, which has the candidates of any search of its space."""
 
 CLASSIFIER = "classifier."
 
@@ -51,7 +50,7 @@ CLASSIFIER = "classifier."
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A digest of named tensors: of names, types, shapes and values, in no order."""
+    """A digest of named tensors: of names, types, shapes and values, whatever their order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -88,12 +87,12 @@ def with_digests(recipe: Recipe) -> Recipe:
 
 
 def _named(init: StartingWeights, section: str, weights: Mapping[str, Tensor]) -> StartingWeights:
-    """The section with the digest of the weights, which must be the one that it has already."""
+    """The section with the digest of the weights, which must equal any that it already has."""
     digest = weights_digest(weights)
     if init.digest not in (None, digest):
         raise InputError(
             f"The weights in {init.run} are not those of the recipe: {section}.init.digest is "
-            f"{init.digest}, and theirs is {digest}. Name the run that it was with "
+            f"{init.digest}, but theirs is {digest}. Name the original run with "
             f"{section}.init.run, or set {section}.init.digest to null."
         )
     return StartingWeights(run=init.run, digest=digest)
@@ -124,8 +123,8 @@ def check_network_fits(recipe: Recipe, genotype: Cells, dataset: Dataset) -> str
     plan, theirs = NetworkPlan.of(recipe, genotype, dataset), file.plan
     if theirs.genotype != plan.genotype:
         raise InputError(
-            f"The network in {init.run} has other cells than the genotype that is to be trained. "
-            f"Give that run as the genotype too: python -m lfmcw_app.evaluate {init.run} …"
+            f"The network in {init.run} does not have the cells of the genotype to train. Give "
+            f"that run as the genotype too: python -m lfmcw_app.evaluate {init.run} …"
         )
     for key, own, other in (
         ("evaluation.channels", plan.channels, theirs.channels),
@@ -135,14 +134,14 @@ def check_network_fits(recipe: Recipe, genotype: Cells, dataset: Dataset) -> str
     ):
         if own != other:
             raise InputError(
-                f"The network in {init.run} does not fit: {key} is {own}, and there {other}. Set "
-                "it to that, or train from scratch without --init."
+                f"The network in {init.run} does not fit: {key} is {own} here, but {other} there. "
+                "Use the same value, or train from scratch without --init."
             )
     kept = file.class_names == dataset.class_names
     classifier = (
         "its classifier too"
         if kept
-        else (f"a new classifier for {dataset.num_classes} classes, as its classes are others")
+        else (f"a new classifier for {dataset.num_classes} classes, because its classes differ")
     )
     return (
         f"Starting weights: the network in {init.run} (digest {init.digest}), trained on "
@@ -152,15 +151,15 @@ def check_network_fits(recipe: Recipe, genotype: Cells, dataset: Dataset) -> str
 
 
 def load_into_network(network: ImageNetwork, recipe: Recipe, dataset: Dataset) -> None:
-    """Loads the weights of `evaluation.init`; an auxiliary head keeps its own, as no file has any.
+    """Loads the weights of `evaluation.init`; an auxiliary head keeps its own.
 
     Args:
-        network: of the recipe, with weights of its own.
+        network: the recipe's network, with its own weights.
         recipe: says which weights.
         dataset: whose classes are compared with theirs.
 
     Raises:
-        InputError: if there are no such weights any more, or they do not fit.
+        InputError: if the weights no longer exist, or do not fit.
         CheckpointError: if their file is damaged.
     """
     init = recipe.evaluation.init
@@ -181,8 +180,8 @@ def _supernets(run: str) -> dict[str, Tensor]:
     store = next((store for store in stores if store.exists()), None)
     if store is None:
         raise InputError(
-            f"{run} has no search to take weights from (no {SEARCHES[0]}.pt). Name the folder of a "
-            "run that has searched."
+            f"{run} has no search to take weights from (no {SEARCHES[0]}.pt). Name the folder of "
+            "a run with a search."
         )
     state = store.load(lambda _: None)
     found = {}
@@ -212,8 +211,8 @@ def check_supernets_fit(recipe: Recipe, dataset: Dataset) -> str:
     """
     if recipe.evaluation.init.run is not None:
         raise InputError(
-            "evaluation.init gives a network to start from, but which cells a search will find is "
-            "not known before. Use it with python -m lfmcw_app.evaluate, or drop it."
+            "evaluation.init gives a network to start from, but nobody knows which cells a "
+            "search will find. Use it with python -m lfmcw_app.evaluate, or drop it."
         )
     if recipe.search.init.run is None or recipe.search.method == "random":
         return ""
@@ -225,13 +224,13 @@ def check_supernets_fit(recipe: Recipe, dataset: Dataset) -> str:
 
 
 def load_into_supernets(modules: SearchModules, recipe: Recipe) -> str:
-    """Loads the weights of `search.init` into W1 and W2; both take W2's from a plain DARTS run.
+    """Loads the weights of `search.init` into W1 and W2; a plain DARTS run gives both its W2.
 
     Returns:
         What was taken, in words; empty where nothing is.
 
     Raises:
-        InputError: if there are no such weights any more, or they do not fit, naming the first one.
+        InputError: if the weights no longer exist, or do not fit, naming the first one.
         CheckpointError: if their file is damaged.
     """
     init = recipe.search.init
@@ -260,7 +259,7 @@ def load_into_supernets(modules: SearchModules, recipe: Recipe) -> str:
 
 
 def averaged_generator(players: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The generator's weights after a warm-up: their average, and its buffers as they are.
+    """The generator's weights after a warm-up: the average of its parameters, and its buffers.
 
     Args:
         players: the state of `WarmupPlayers`.
@@ -283,8 +282,8 @@ def _warmed_up(run: str) -> tuple[dict[str, Tensor], Recipe]:
     state = store.load() if store.exists() else None
     if state is None:
         raise InputError(
-            f"{run} has no generator to take (no {WARMUP}.pt). Name the folder of a run that has a "
-            "warm-up of its own: search.generator.warmup_rounds above 0."
+            f"{run} has no generator to take (no {WARMUP}.pt). Name the folder of a run with its "
+            "own warm-up: search.generator.warmup_rounds above 0."
         )
     try:
         recipe = validate_recipe(parse_yaml(state["recipe"]))
@@ -297,8 +296,8 @@ def _warmed_up(run: str) -> tuple[dict[str, Tensor], Recipe]:
     rounds = recipe.search.generator.warmup_rounds
     if done < rounds:
         raise InputError(
-            f"The warm-up in {run} has made {done} of its {rounds} rounds. Let it end: python -m "
-            f"lfmcw_app.run --resume {run}"
+            f"The warm-up in {run} has made {done} of its {rounds} rounds. Finish it first: "
+            f"python -m lfmcw_app.run --resume {run}"
         )
     return weights, recipe
 
@@ -307,7 +306,7 @@ def generator_weights(init: StartingWeights) -> dict[str, Tensor]:
     """The generator of the run that `search.generator.init` names.
 
     Raises:
-        InputError: if there is none any more, or it is another one.
+        InputError: if it no longer exists, or has changed.
         CheckpointError: if its file is damaged.
     """
     assert init.run is not None
@@ -319,8 +318,8 @@ def generator_weights(init: StartingWeights) -> dict[str, Tensor]:
 def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
     """Compares the generator of `search.generator.init` with that of a search.
 
-    A generator that has seen images of D_val, or labels of other conditions, would spoil what is
-    measured there: the settings of D_tr must be the same.
+    A generator that has seen images of D_val, or labels of other conditions, would invalidate what
+    is measured there. So the settings of D_tr must be the same.
 
     Returns:
         What is taken, in words; empty where nothing is.
@@ -346,8 +345,9 @@ def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
     ):
         if own != there:
             raise InputError(
-                f"The generator in {how.init.run} does not fit: {key} is {shown(own)}, and there "
-                f"{shown(there)}. Set it to that, or make a warm-up without search.generator.init."
+                f"The generator in {how.init.run} does not fit: {key} is {shown(own)} here, but "
+                f"{shown(there)} there. Use the same value, or make a warm-up without "
+                "search.generator.init."
             )
     _check_same_images(recipe, theirs, dataset, described["digest"])
     with preserved():
@@ -360,7 +360,7 @@ def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
 
 
 def _check_same_images(recipe: Recipe, theirs: Recipe, dataset: Dataset, digest: str) -> None:
-    """Sees that a warm-up learned on the D_tr of a search, so that it has seen nothing of D_val.
+    """Checks that a warm-up learned on the D_tr of a search, so that it has seen nothing of D_val.
 
     Args:
         recipe: of the search.
@@ -369,33 +369,33 @@ def _check_same_images(recipe: Recipe, theirs: Recipe, dataset: Dataset, digest:
         digest: of the warm-up's data.
 
     Raises:
-        InputError: naming what differs.
+        InputError: naming the difference.
     """
     run = recipe.search.generator.init.run
     own, there = _of_the_parts(recipe), _of_the_parts(theirs)
     different = [key for key in own if own[key] != there[key]]
     if different:
         told = "; ".join(
-            f"{key} is {shown(own[key])}, and there {shown(there[key])}" for key in different
+            f"{key} is {shown(own[key])} here, but {shown(there[key])} there" for key in different
         )
         raise InputError(
-            f"The generator in {run} learned on other images than this search's D_tr, and may have "
-            f"seen images of its D_val: {told}. Name the run of a warm-up with the same settings, "
-            "or make one of its own, without search.generator.init."
+            f"The generator in {run} did not learn on this search's D_tr, and may have seen "
+            f"images of its D_val: {told}. Name the run of a warm-up with the same settings, or "
+            "make a new warm-up, without search.generator.init."
         )
     if digest != dataset.fingerprint.digest:
         raise InputError(
-            f"The generator in {run} learned on other data than {dataset.name} as it is read here "
-            f"(digest {dataset.fingerprint.digest}, and there {digest}), so that it may have seen "
-            "images of this search's D_val. Make a warm-up on these, without search.generator.init."
+            f"The generator in {run} did not learn on {dataset.name} as it is read here (digest "
+            f"{dataset.fingerprint.digest} here, but {digest} there), so it may have seen images "
+            "of this search's D_val. Make a warm-up on these data, without search.generator.init."
         )
 
 
 def _of_the_parts(recipe: Recipe) -> dict[str, Any]:
-    """What decides which images are in D_tr, and with which labels: key → value."""
+    """Settings that decide which images are in D_tr, and with which labels: key → value."""
     how = recipe.data
     keys = ("search_images", "search_fractions", "groups", "imbalance", "class_shares")
-    # Whether the labels are wrong in D_val too is nothing that a generator learns.
+    # A generator does not learn whether the labels are wrong in D_val too.
     wrong = [label.model_dump(by_alias=True, exclude={"in_"}) for label in how.wrong_labels]
     return {
         "seed": recipe.seed,
@@ -405,25 +405,25 @@ def _of_the_parts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _described(run: Path) -> dict[str, Any]:
-    """What is needed of a run's dataset.json."""
+    """The needed entries of a run's dataset.json."""
     try:
-        described = json.loads((run / "dataset.json").read_text("utf-8"))
+        described = read_object(run / "dataset.json")
         found = {key: described[key] for key in ("image_size", "channels", "class_names")}
         return {**found, "digest": described["fingerprint"]["digest"]}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{run / 'dataset.json'}, which describes the images of the generator, cannot be used "
-            f"({error}). Resume the run, which writes it anew."
+            f"({error}). Resume the run, which writes it again."
         ) from None
 
 
 def load_into_generator(
     generator: ImageGenerator, weights: Mapping[str, Tensor], where: str
 ) -> None:
-    """Loads all of a warm-up's weights, or none. Averages of the generator's own begin anew.
+    """Loads all of a warm-up's weights, or none. The generator's own averages restart.
 
     Args:
-        generator: what they go into.
+        generator: the one to load them into.
         weights: as `averaged_generator` returns them.
         where: they are from, for messages.
 
@@ -458,11 +458,11 @@ def _load(
     """Loads all weights, or none.
 
     Args:
-        network: what they go into.
+        network: the one to load them into.
         weights: name → tensor.
         where: they are from, for messages.
         with_classifier: whether the classifier is among them.
-        missing: beginnings of names that the network has and nobody gives.
+        missing: prefixes of names that the network has but the weights lack.
 
     Raises:
         InputError: naming the first weight that does not fit.

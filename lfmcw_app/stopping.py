@@ -20,11 +20,11 @@ _settled = threading.Event()
 
 
 class Stopped(Exception):
-    """A run has stopped because of a signal, and its state is saved.
+    """A run has stopped because of a signal, with its state saved.
 
     Attributes:
         signal: which.
-        exit_code: 0 for SIGTERM, which asks for just this; 130 for SIGINT, as shells expect.
+        exit_code: 0 for SIGTERM, which requests exactly this; 130 for SIGINT, as shells expect.
     """
 
     def __init__(self, received: int) -> None:
@@ -34,12 +34,12 @@ class Stopped(Exception):
 
 
 def requested() -> int | None:
-    """The signal that asks this process to stop at the end of its round; None if there was none."""
+    """The signal that asked this process to stop at the end of its round; None without one."""
     return _received
 
 
 def settled() -> None:
-    """Says that the round has ended: the process is writing or about to end, so it may finish."""
+    """Records that the round has ended: the process is writing or ending, so it may finish."""
     _settled.set()
 
 
@@ -48,23 +48,23 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     """While the body runs, the first SIGTERM or SIGINT only asks it to stop (see `requested`).
 
     A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a
-    SIGTERM, the process exits with code 0 in the middle of it: a checkpoint is whole at every
-    moment, so nothing is lost but the rounds since the last one.
+    SIGTERM, the process exits with code 0 in the middle of it. There is a complete checkpoint at
+    every moment, so only the rounds since then are lost.
 
-    A Python signal handler runs only between two instructions of the interpreter, and one of them
-    can be a backward pass that takes minutes. So a thread waits for the signal, which the system
-    writes into a pipe.
+    A Python signal handler runs only between two instructions of the interpreter, and one
+    instruction can be a backward pass of minutes. So a thread waits for the signal, which the
+    system writes into a pipe.
 
     Args:
-        advice: what to do next, said where a round is given up.
+        advice: what to do next, printed if a round is given up.
     """
     global _received
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread handles signals
         return
 
-    # The system writes the numbers of signals into the pipe, from whatever it interrupts: the
-    # writer must not block.
+    # The system writes the numbers of signals into the pipe, whatever it interrupts, so the writer
+    # must not block.
     _received = None
     _settled.clear()
     reader, writer = os.pipe()
@@ -94,7 +94,7 @@ def _ask(number: int, frame: FrameType | None) -> None:
         _received = number
         if number == signal.SIGINT:
             print(
-                "Stopping at the end of this round; Ctrl-C again stops at once.",
+                "Stopping at the end of this round. Press Ctrl-C again to stop at once.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -104,8 +104,8 @@ def _watch(reader: int, advice: str) -> None:
     while received := os.read(reader, 64):
         if signal.SIGTERM in received and not _settled.wait(GRACE):
             print(
-                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up; the last "
-                f"checkpoint stands. {advice}",
+                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up. The "
+                f"last checkpoint is kept. {advice}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,8 +1,8 @@
-"""Many runs on an engine for jobs: processes of this machine, Ray, or SLURM by submitit.
+"""Carries out many runs: in processes of this machine, on Ray, or on SLURM by submitit.
 
-Each run is a command of its own, `python -m lfmcw_app.run --resume FOLDER`, with its output in
-FOLDER/log.txt. Whatever happens to it, the others continue; a run that is tried again resumes from
-its last checkpoint. Several sweeps may share run folders: each run is carried out by one of them.
+Each run is a separate command, `python -m lfmcw_app.run --resume FOLDER`, with its output in
+FOLDER/log.txt. Whatever happens to it, the others continue. A run that is retried resumes from its
+last checkpoint. Several sweeps may share run folders; each run is carried out by one of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["LAUNCHERS", "Launcher", "Outcome", "make_launcher", "run_command", "
 
 LOG, RESULT = "log.txt", "result.json"
 USER_ERROR = InputError.exit_code
-"""The exit code of an error in what a run was given: tried again it would fail again."""
+"""The exit code of an error in a run's input: a retry would fail again."""
 
 HELD = HeldError.exit_code
 """The exit code where another process holds the run folder."""
@@ -42,12 +42,12 @@ POLL = 2.0
 
 
 class Launcher(Protocol):
-    """Where jobs run. Used in a `with`, whose end stops what still runs."""
+    """Where jobs run. Used in a `with`, whose end stops the running jobs."""
 
     def submit(self, command: Sequence[str], log: Path) -> Future[int]:
         """Starts `command`, its output added to `log`.
 
-        The future holds its exit code, or the error that lost it.
+        The future holds its exit code, or the error that ended it.
         """
         ...
 
@@ -59,7 +59,7 @@ class Outcome:
     Attributes:
         folder: the run folder.
         tries: how often it was started.
-        failure: why it has no result after the last of them; None if it has one.
+        failure: why it has no result after the last try; None if it has one.
     """
 
     folder: Path
@@ -74,14 +74,14 @@ def sweep(
     *,
     retries: int,
 ) -> Iterator[Outcome]:
-    """Runs a command for every folder and yields outcomes as they come.
+    """Runs a command for every folder and yields outcomes as they arrive.
 
     Args:
         folders: the run folders, in the order in which they start.
-        command: a folder → the command that starts or resumes its run.
-        launcher: where.
-        retries: how often a failed one is tried again from its last checkpoint; not one whose input
-            is wrong.
+        command: maps a folder to the command that starts or resumes its run.
+        launcher: where the commands run.
+        retries: how often a failed run is retried from its last checkpoint, unless its input is
+            wrong.
     """
     pending: dict[Future[int], Path] = {
         launcher.submit(command(path), path / LOG): path for path in folders
@@ -92,11 +92,11 @@ def sweep(
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             path = pending.pop(future)
             code, failure = _ended(future, path)
-            if code == HELD:  # it may have let it go since
+            if code == HELD:  # it may have released it since
                 elsewhere.append(path)
                 continue
 
-            # A run whose input is wrong would fail in the same way again.
+            # A run with wrong input would fail in the same way again.
             if failure is not None and code != USER_ERROR and tries[path] <= retries:
                 tries[path] += 1
                 pending[launcher.submit(command(path), path / LOG)] = path
@@ -105,7 +105,7 @@ def sweep(
             said = f"{failure}; see {path / LOG}" if failure is not None else None
             yield Outcome(folder=path, tries=tries[path], failure=said)
 
-        # Last come the runs of other sweeps: they may be done by then, or were given up.
+        # The runs of other sweeps come last: by then they may be complete, or given up.
         if elsewhere and not pending:
             free = [path for path in elsewhere if not _is_held(path)]
             elsewhere = [path for path in elsewhere if path not in free]
@@ -130,7 +130,7 @@ def _is_held(folder: Path) -> bool:
 def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
     """The exit code, and what went wrong."""
     error = future.exception()
-    if error is not None:  # the launcher lost the job: a worker died, a node was taken away
+    if error is not None:  # the launcher lost the job: a worker died, or a node was taken away
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     code = future.result()
     if code == USER_ERROR and (folder / RESULT).exists():
@@ -158,7 +158,7 @@ class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
         self._processes: set[subprocess.Popen[Any]] = set()
-        # No process may start after the others were told to end.
+        # No process may start after the others have been told to end.
         self._lock = threading.RLock()
         self._stopped = False
 
@@ -166,7 +166,7 @@ class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
         return self._pool.submit(self._run, list(command), log)
 
     def _run(self, command: list[str], log: Path) -> int:
-        if (log.parent / RESULT).exists():  # another sweep was here first
+        if (log.parent / RESULT).exists():  # another sweep took it first
             return 0
         return self._carry_out(command, log)
 
@@ -200,7 +200,7 @@ class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
 
 
 class LocalProcesses(_OfThisMachine):
-    """A process for each run."""
+    """One process per run."""
 
     def _carry_out(self, command: list[str], log: Path) -> int:
         with log.open("ab") as output:
@@ -216,8 +216,8 @@ class LocalProcesses(_OfThisMachine):
 class Workers(_OfThisMachine):
     """Processes that carry out one run after another.
 
-    They import the program once and keep the data set (worker.py), where a process for each run
-    would do both again. One that dies is a failure of the run that it had; another takes its place.
+    They import the program once and keep the data set (worker.py), while a process per run would do
+    both again. If a worker dies, its run has failed, and another worker replaces it.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -228,7 +228,7 @@ class Workers(_OfThisMachine):
         worker = self._take()
         assert worker.stdin is not None and worker.stdout is not None
         try:
-            # Without the interpreter, which the worker is already.
+            # Without the interpreter, because the worker is one.
             worker.stdin.write(json.dumps([command[1:], str(log.resolve())]) + "\n")
             worker.stdin.flush()
             answer = worker.stdout.readline()
@@ -260,7 +260,7 @@ class Workers(_OfThisMachine):
         traceback: TracebackType | None,
     ) -> None:
         super().__exit__(kind, error, traceback)
-        # A worker that has stopped its run well waits for another one.
+        # A worker that has stopped its run properly waits for another one.
         for worker in self._processes:
             worker.communicate()
 
@@ -281,7 +281,7 @@ class RayTasks(AbstractContextManager["RayTasks"]):
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-        # `sweep` tries again itself, from the last checkpoint.
+        # `sweep` itself retries from the last checkpoint.
         self._task = ray.remote(run_command).options(max_retries=0, **options)
 
     def submit(self, command: Sequence[str], log: Path) -> Future[int]:
@@ -303,7 +303,7 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
 
     Args:
         jobs: how many are queued at a time.
-        folder: where submitit keeps its own files, on a file system that all nodes see.
+        folder: for submitit's own files, on a file system that all nodes see.
         options: of submitit's `update_parameters`, such as timeout_min, slurm_partition,
             gpus_per_node.
         cluster: "slurm"; submitit's "local" runs the same without SLURM.
@@ -314,7 +314,7 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
     ) -> None:
         import submitit
 
-        # submitit reports wrong options, and a missing SLURM, by many kinds of errors.
+        # submitit reports wrong options, and a missing SLURM, with many kinds of errors.
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
             self._executor.update_parameters(**options)
@@ -360,13 +360,13 @@ def make_launcher(
 
     Args:
         name: one of `LAUNCHERS`.
-        jobs: how many runs at a time (Ray: as its resources allow).
+        jobs: how many runs at a time (with Ray: as its resources allow).
         folder: for the launcher's own files.
         options: passed on to Ray or submitit.
 
     Raises:
-        InputError: for an unknown name, an option where there are none, or a launcher that is not
-            installed.
+        InputError: for an unknown name, options of a launcher without options, or a launcher that
+            is not installed.
     """
     if name not in LAUNCHERS:
         raise InputError(f"Unknown launcher {name!r}. {nearest(name, LAUNCHERS)}")

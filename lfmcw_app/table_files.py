@@ -13,6 +13,7 @@ from filelock import FileLock
 
 import mlo
 from lfmcw_app.arms import TABLES, contrasts
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
@@ -29,7 +30,7 @@ __all__ = ["TableReport", "claim", "run_folder", "run_path"]
 def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
     """The place of a recipe's run on these data, named by a digest of both."""
     how = recipe.search
-    # Of a table that is looked up in, and of weights, the digest counts, and not where they lie.
+    # For a look-up table and for weights, the digest counts, not their place.
     lookup = recipe.lookup.model_copy(update={"file": None})
     named = _without_places(recipe.model_copy(update={"lookup": lookup}))
     content = f"{named.to_yaml()}{dataset.fingerprint.digest}"
@@ -39,7 +40,7 @@ def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
 
 
 def _without_places(recipe: Recipe) -> Recipe:
-    """The recipe with the digests of the weights that it starts from, and not where they lie."""
+    """The recipe with the digests of its starting weights, without their places."""
 
     def digest_only(section: Any) -> Any:
         init = section.init
@@ -75,7 +76,7 @@ def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all
 
 
 def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None:
-    """Makes the table's folder, or sees that it belongs to the same table.
+    """Makes the table's folder, or checks that it belongs to the same table.
 
     Raises:
         InputError: if it holds a table of other settings, or of other data.
@@ -90,7 +91,13 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
     text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
     file = folder / "recipes.yaml"
     if file.exists():
-        held = file.read_text("utf-8")
+        try:
+            held = text_of(file)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file}, which says of which runs the table is, cannot be read ({error}). Name "
+                "another folder with --out, or put the file back."
+            ) from None
         if held == text:
             return
         same_settings = held.partition("\n")[2] == text.partition("\n")[2]
@@ -104,8 +111,9 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"The table's folder {folder} cannot be written ({error.strerror or error}). Make room "
-            "or give the permission, then repeat the command, or name another folder with --out."
+            f"The table's folder {folder} cannot be written ({error.strerror or error}). Free "
+            "some space or fix the permissions, then repeat the command, or name another folder "
+            "with --out."
         ) from None
 
 
@@ -124,7 +132,7 @@ class TableReport:
         return f"{row.test_error_percent:.2f}% test error{regret}"
 
     def add(self, key: tuple[str, int], path: Path) -> bool:
-        """Takes up the result of a run, if it has one; says whether."""
+        """Adds the result of a run, if it has one; returns whether it has."""
         folder = RunFolder.open(path)
         result = folder.result
         if result is None:
@@ -133,28 +141,29 @@ class TableReport:
         if result.get("changed"):
             keys = sorted({change["key"] for change in result["changed"]})
             raise InputError(
-                f"The run in {path} was resumed with other settings ({', '.join(keys)}), so it is "
-                "none of this table's arms. Move it away: the table then runs it anew."
+                f"The run in {path} was resumed with other settings ({', '.join(keys)}), so it "
+                "does not belong to any arm of this table. Move it away: the table then runs it "
+                "again."
             )
         self._rows[key] = row_of(self._name, key[0], path)
         return True
 
     def to_contribute(self) -> str:
-        """How these results come onto the page of results, in words."""
+        """Says how to add these results to the page of results."""
         return (
             f"To contribute: copy {self.results} to docs/data/runs/{self._folder.name}.csv in a "
-            "checkout of this repository (under another name where that one is taken), run `make "
+            "checkout of this repository (under another name if that one is taken), run `make "
             "results`, which fills the table's row in docs/results.md, and open a pull request."
         )
 
     def write_so_far(self) -> None:
-        """Writes table.md and runs.csv of the results so far; a failure is a warning."""
+        """Writes table.md and runs.csv with the results so far; a failure is a warning."""
         try:
             self._write(figure=False)  # a second each
         except OSError as error:
             warnings.warn(
                 f"{self.path} cannot be written ({error.strerror or error}). The runs continue, "
-                "and it is tried again after the next one.",
+                "and the next one tries again.",
                 mlo.CheckpointWarning,
                 stacklevel=2,
             )
@@ -169,8 +178,9 @@ class TableReport:
             self._write(figure=True)
         except OSError as error:
             raise InputError(
-                f"The files of {self._folder} cannot be written ({error.strerror or error}). Make "
-                "room or give the permission, then repeat the command: no run is made again."
+                f"The files of {self._folder} cannot be written ({error.strerror or error}). Free "
+                "some space or fix the permissions, then repeat the command. No run is made "
+                "again."
             ) from None
 
     def _write(self, *, figure: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a table will take: arms × seeds × the projected time of a run, and what is done already."""
+"""Projects what a table will take: arms × seeds × the time of a run, minus complete runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["ArmProjection", "print_table_projection", "project_arms"]
 
 @dataclass(frozen=True, kw_only=True)
 class ArmProjection:
-    """What an arm will take.
+    """The time that an arm will take.
 
     Attributes:
         label: of the arm.
         runs: number of its runs.
         done: how many of them have a result.
-        seconds: of a run.
+        seconds: time of a run.
     """
 
     label: str
@@ -37,7 +37,7 @@ class ArmProjection:
 
     @property
     def left(self) -> float:
-        """Seconds of what is not done."""
+        """Seconds of the runs that are not done."""
         return (self.runs - self.done) * self.seconds
 
 
@@ -48,7 +48,7 @@ def project_arms(
     dataset: Dataset,
     device: torch.device,
 ) -> list[ArmProjection]:
-    """Projects the arms of a table, each from two rounds of each phase of a run of it.
+    """Projects the arms of a table, each from two rounds of each phase of one of its runs.
 
     Args:
         recipes: label → the recipe of a run.
@@ -59,7 +59,7 @@ def project_arms(
     """
     found = []
     for label, recipe in recipes.items():
-        # A complete arm costs nothing any more, and may be slow to measure.
+        # A complete arm costs nothing more, and may be slow to measure.
         phases = project(recipe, dataset, device) if done[label] < seeds else []
         seconds = sum(phase.rounds * phase.seconds for phase in phases)
         found.append(ArmProjection(label=label, runs=seeds, done=done[label], seconds=seconds))

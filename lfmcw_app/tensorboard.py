@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run, by option: what metrics.jsonl holds, one folder per phase."""
+"""Optional event files for TensorBoard: the content of metrics.jsonl, one folder per phase."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lfmcw_app.errors import InputError
 __all__ = ["EventFiles", "check_tensorboard"]
 
 GROUPS = ("losses", "metrics", "gradient_norms", "solves", "gradient_terms", "quality")
-"""Of a line of metrics.jsonl, what becomes scalars."""
+"""The entries of a line of metrics.jsonl that become scalars."""
 
 
 def check_tensorboard() -> None:
-    """Refuses --tensorboard where it cannot be served.
+    """Refuses --tensorboard if it cannot work.
 
     Raises:
         InputError: if the package tensorboard is not installed.
@@ -35,7 +35,7 @@ class EventFiles:
     Rounds that a resumed run repeats replace those that were written before.
 
     Args:
-        folder: where the event files go; a phase has a folder of its own in it.
+        folder: where the event files go, with one folder per phase.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class EventFiles:
                 self._writers[phase].add_scalar(tag, value, step)
 
     def close(self) -> None:
-        """Writes what is still to be written."""
+        """Writes what is still pending."""
         for writer in self._writers.values():
             writer.close()
 

@@ -1,4 +1,4 @@
-"""Contracts of what others can add: primitives, spaces, generators. Test classes inherit them.
+"""Contracts for your own primitives, spaces and generators. Test classes inherit them.
 
 @pytest.mark.parametrize("primitive", ["my_primitive"])
 class TestMine(PrimitiveContract): ...
@@ -55,7 +55,7 @@ def noise_dataset(
 
 
 class PrimitiveContract:
-    """What holds for every primitive but `none`; parametrised by its name, `primitive`."""
+    """Holds for every primitive except `none`; parametrised by its name, `primitive`."""
 
     def test_it_keeps_or_halves_the_resolution(self, primitive: str) -> None:
         """[B, C, H, W] → [B, C, H/s, W/s], for every norm, on one edge and on three."""
@@ -92,7 +92,7 @@ class PrimitiveContract:
         torch.testing.assert_close(cell(x, x, 2.0 * weights), 2.0 * once)
 
     def test_its_bank_is_its_layer_on_each_edge(self, primitive: str) -> None:
-        """With one set of weights, on all edges together and on one edge after the other."""
+        """With the same weights, on all edges together and on one edge after the other."""
         state = torch.randn(2, 4, 8, 8, dtype=torch.float64)
         gain = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
         for stride, style in itertools.product((1, 2), STYLES):
@@ -124,7 +124,7 @@ class PrimitiveContract:
             given = _given(made, state, 2, style)
             args = (given,) if isinstance(made, SharedMaps) else (given, gain)
             found = functional_call(made, dict(zip(names, weights, strict=True)), args)
-            # Something to differentiate, where the maps do not depend on it.
+            # Something to differentiate, in case the maps do not depend on it.
             smooth: Tensor = found + state.mean() ** 3 + gain.mean() ** 3
             return smooth
 
@@ -155,7 +155,7 @@ class PrimitiveContract:
         assert all(bool(part.isfinite().all()) for part in product)
 
     def test_a_network_of_it_learns_a_step(self, primitive: str) -> None:
-        """A genotype of it alone has a network whose parameters move."""
+        """The network of a genotype with only this primitive has parameters that move."""
         torch.manual_seed(0)
         cell = (Edge(primitive, 0), Edge(primitive, 1))
         genotype = Genotype(normal=cell, reduction=cell)
@@ -238,7 +238,7 @@ def _supernet(primitives: tuple[str, ...]) -> Supernet:
 
 
 class SpaceContract:
-    """What holds for every space; parametrised by its name, `space`."""
+    """Holds for every space; parametrised by its name, `space`."""
 
     def recipe(self, space: str) -> Recipe:
         """A small recipe of the space."""
@@ -314,7 +314,7 @@ class SpaceContract:
 
 
 class GeneratorContract:
-    """What holds for every generator and its game; parametrised by its name, `generator`."""
+    """Holds for every generator and its game; parametrised by its name, `generator`."""
 
     def test_images_are_those_of_the_labels_size(self, generator: str) -> None:
         """[B, C, H, W], differentiable in the weights, finite."""

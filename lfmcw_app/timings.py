@@ -1,8 +1,7 @@
-"""What the updates of each problem take: time and memory, one line per interval.
+"""Measures the updates of each problem: time and memory, one line per interval.
 
-They stand beside metrics.jsonl and not in it, since they are not a function of recipe and seed: a
-run that is repeated has other times. A resumed run adds what it really took, repeated rounds
-included.
+They are not in metrics.jsonl, because they are not a function of recipe and seed: a repeated run
+has other times. A resumed run adds the time actually spent, repeated rounds included.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass
 class _Taken:
-    """What a problem's updates took in an interval."""
+    """The cost of a problem's updates in an interval."""
 
     updates: int = 0
     seconds: float = 0.0
@@ -43,7 +42,7 @@ class Timings:
         folder: where timings.jsonl is.
         phase: of the run.
         optimizer: whose updates are measured.
-        device: where they run. On a GPU time is taken by events, which wait for nothing until an
+        device: where they run. On a GPU time is measured by events, which wait for nothing until an
             interval is written.
     """
 
@@ -83,7 +82,7 @@ class Timings:
         """Adds a line for the rounds since the last one; none if no round has ended since."""
         if self._optimizer.round <= self._round:
             return  # also after a return to a checkpoint: its rounds have their line
-        # Only now does the CPU wait for the GPU.
+        # The CPU waits for the GPU only here.
         for problem, begin, end in self._events:
             end.synchronize()
             self._taken[problem].seconds += begin.elapsed_time(end) / 1000.0
@@ -114,7 +113,7 @@ class Timings:
             CLEAR_REFS.write_text("5")  # the peak of the resident set begins again (proc(5))
 
     def _peak(self) -> int | None:
-        """Peak memory since the last reset, in bytes; None where it cannot be reset."""
+        """Peak memory since the last reset, in bytes; None if it cannot be reset."""
         if self._cuda:
             return torch.cuda.max_memory_allocated()
         if not self._resets_peak:

@@ -42,7 +42,8 @@ def training_rounds(how: Evaluation, per_epoch: int) -> int:
     if how.steps is not None:
         return how.steps
     assert how.epochs is not None
-    # Small data: more epochs, so that the learning rate and drop-path run their whole course.
+    # With small data there are more epochs, so that the schedules of learning rate and drop-path
+    # are complete.
     return max(how.epochs, math.ceil(how.min_steps / per_epoch)) * per_epoch
 
 
@@ -55,8 +56,8 @@ def build_training(
 
     Args:
         recipe: the recipe.
-        genotype: the cells; None for random ones, to see what a training costs.
-        dataset: what is trained on.
+        genotype: the cells; None for random ones, to measure the cost of a training.
+        dataset: the data to train on.
         device: where.
     """
     how = recipe.evaluation
@@ -153,7 +154,7 @@ def _train(
     console: Console,
     device: torch.device,
 ) -> None:
-    """Runs the rounds of the training, from where its checkpoint stands."""
+    """Runs the rounds of the training, resumed from its checkpoint."""
     how = folder.recipe.evaluation
     per_epoch = len(training_labels(folder.recipe, dataset)) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
@@ -175,13 +176,13 @@ def _train(
     accuracy: list[float] = []
     for done in phase.rounds(set_drop_probability):
         if not done.record.skipped:
-            # Over the last epoch: of earlier ones the network was another.
+            # Over the last epoch, because in earlier ones the network was different.
             accuracy = [*accuracy, done.record.metrics["network"]["accuracy"]][-per_epoch:]
             done.shown["training error %"] = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
 
 
 def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
-    """Makes the loss: cross entropy, and that of the auxiliary head with its weight."""
+    """Makes the loss: cross entropy, plus that of the auxiliary head with its weight."""
 
     def loss(network: ImageNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         images, labels = batch

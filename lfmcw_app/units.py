@@ -5,9 +5,12 @@ from __future__ import annotations
 __all__ = ["duration", "size"]
 
 
+YEAR = 365.25 * 86400
+
+
 def duration(seconds: float) -> tuple[str, str]:
     """A time as a number and the unit that suits it."""
-    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+    for unit, length in (("years", YEAR), ("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f}", unit
     return f"{seconds:.1f}" if seconds < 20 else f"{seconds:.0f}", "s"

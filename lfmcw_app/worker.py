@@ -1,8 +1,8 @@
-"""`python -m lfmcw_app.worker`: carries out one run after another, as `--launcher workers` asks.
+"""`python -m lfmcw_app.worker`: carries out one run after another, for `--launcher workers`.
 
 Each line of the input is a command and its log file, as JSON: the command is what follows `python`,
-`-m MODULE ARGUMENTS…`. It runs as in a process of its own, but for what is kept: imported modules,
-and the data set that was read last. Each line of the output is the exit code of a command.
+`-m MODULE ARGUMENTS…`. It runs as in a separate process, but imported modules and the last data set
+are kept. Each line of the output is the exit code of a command.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["exit_code", "main"]
 
 
 def exit_code(command: Sequence[str]) -> int:
-    """Runs `-m MODULE ARGUMENTS…` in this process; returns the exit code that it would end with."""
+    """Runs `-m MODULE ARGUMENTS…` in this process; returns the exit code of a separate process."""
     flag, module, *arguments = command
     if flag != "-m":
         raise ValueError(f"a worker runs `-m MODULE …`, got {flag!r}")
@@ -56,7 +56,7 @@ def main() -> None:
     """Carries out the commands of the input, until it ends."""
     end_with_parent()
 
-    # What a run prints is its log's, also what libraries write to the descriptors themselves.
+    # A run's output goes into its log, including what libraries write directly to the descriptors.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
@@ -66,10 +66,11 @@ def main() -> None:
     os.dup2(nowhere, 0)
     own_errors = os.dup(2)
 
-    # Ctrl-C reaches this process too. A run handles it; beside runs whoever started it does.
+    # Ctrl-C reaches this process too. A run handles it; between runs the process that started this
+    # one does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    # Every run begins with the random numbers that it has in a process of its own.
+    # Every run begins with the random numbers of a separate process.
     fresh = torch.get_rng_state()
     with keeping_data():
         for line in lines:

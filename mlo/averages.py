@@ -1,7 +1,7 @@
-"""Averages of a problem's iterates: less noise than the last one has, at no further gradient.
+"""Averages of a problem's iterates: less noise than in the last one, without further gradients.
 
 With a constant step size the iterates of a stochastic method wander around the solution, and their
-mean is much nearer to it than any of them. An average changes nothing in the run: it is read.
+mean is much nearer to it than any of them. An average changes nothing in the run.
 
 Reference: Polyak and Juditsky, Acceleration of stochastic approximation by averaging (1992).
 """
@@ -48,7 +48,7 @@ class Average(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Ema(Average):
-    """The exponential mean: an iterate counts for `decay` of what the one after it counts for.
+    """The exponential mean: each iterate has `decay` times the weight of the next one.
 
     Weights sum to one from the first iterate on.
 
@@ -63,14 +63,14 @@ class Ema(Average):
     def __post_init__(self) -> None:
         if not 0.0 <= self.decay < 1.0:
             raise ConfigurationError(
-                f"The average 'ema' takes a decay from 0 to below 1, got {self.decay!r}."
+                f"The average 'ema' needs a decay of at least 0 and below 1, got {self.decay!r}."
             )
 
     def moved(self, kept: Mapping[str, Many], values: Many, count: int) -> dict[str, Many]:
         """The mean, moved by the weight of the newest iterate."""
         if count == 1:
             return {"mean": values}
-        # Σ_k d^k over the iterates so far is (1 − dᵗ) / (1 − d), of which the newest has 1.
+        # Σ_k d^k over the iterates so far is (1 − dᵗ) / (1 − d), and the newest has weight 1.
         weight = (1.0 - self.decay) / (1.0 - self.decay**count)
         steps = list(torch._foreach_sub(values, kept["mean"]))
         torch._foreach_mul_(steps, weight)
@@ -83,9 +83,9 @@ class TailAverage(Average):
     """The plain mean of the last iterates.
 
     Attributes:
-        begin: number of updates after which it begins; before that it is the iterate itself. None:
-            it covers between the last half and the last three quarters of all updates, whenever it
-            is read.
+        begin: number of updates after which it begins; until then it is the iterate itself. None:
+            whenever it is read, it covers between the last half and the last three quarters of all
+            updates.
     """
 
     begin: int | None = None
@@ -95,7 +95,7 @@ class TailAverage(Average):
     def __post_init__(self) -> None:
         if self.begin is not None and self.begin < 0:
             raise ConfigurationError(
-                f"The average 'tail' begins after 0 updates or more, got begin={self.begin!r}."
+                f"The average 'tail' must begin after 0 or more updates, got begin={self.begin!r}."
             )
 
     def moved(self, kept: Mapping[str, Many], values: Many, count: int) -> dict[str, Many]:
@@ -148,9 +148,9 @@ class Averages:
         self.count += 1
         values: dict[str, Tensor] = {}
         for key, copy in zip(parameters, copies(parameters.values()), strict=True):
-            # In single precision at least, in which small weights count.
+            # In single precision at least, so that small weights count.
             values[key] = copy.to(torch.promote_types(copy.dtype, torch.float32))
-        # Sharded tensors and plain ones do not go into one list.
+        # One list cannot hold both sharded and plain tensors.
         together = [list(values)] if are_plain(values.values()) else [[key] for key in values]
         for keys in together:
             names = self.kept.get(keys[0], {})

@@ -1,9 +1,8 @@
-"""`torch.autograd.grad` without the checks of its arguments, which take longer than small passes.
+"""`torch.autograd.grad` without argument checks, which take longer than small passes.
 
-For a pass through a few small operators half of the time of `torch.autograd.grad` is its Python
-code: it compares the shapes of outputs and cotangents by way of symbolic ones, which takes 8 µs for
-each output. The engine behind it compares them once more. So plain tensors go to the engine at
-once.
+For a pass through a few small operators, half of the time of `torch.autograd.grad` is Python code.
+It compares shapes of outputs and cotangents through symbolic ones, which takes 8 µs per output. The
+engine behind it compares them again. So plain tensors go directly to the engine.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.autograd.graph
 from torch import Tensor
 from torch.overrides import has_torch_function
 
 __all__ = ["grad"]
 
-_run_backward = getattr(torch.autograd.graph, "_engine_run_backward", None)
+_run_backward = getattr(
+    getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None
+)
 """Private to PyTorch: a version without it takes `torch.autograd.grad`, with the same numbers."""
 
 
@@ -29,7 +29,7 @@ def grad(
     retain_graph: bool | None = None,
     create_graph: bool = False,
 ) -> Sequence[Tensor | None]:
-    """The gradients of outputs in inputs; None where no output depends on an input.
+    """The gradients of outputs with respect to inputs; None if no output depends on an input.
 
     Args:
         outputs: tensors with a graph.
@@ -39,9 +39,7 @@ def grad(
         create_graph: whether the gradients can be differentiated.
     """
     outputs, inputs = tuple(outputs), tuple(inputs)
-    if cotangents is None:
-        cotangents = [torch.ones_like(output) for output in outputs]
-    cotangents = tuple(cotangents)
+    cotangents = tuple(map(torch.ones_like, outputs) if cotangents is None else cotangents)
     kept = create_graph if retain_graph is None else retain_graph
     if _run_backward is None or has_torch_function((*outputs, *inputs, *cotangents)):
         return torch.autograd.grad(

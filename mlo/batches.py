@@ -32,7 +32,7 @@ class BatchStream:
         self._problem = problem
         self._iterator: Iterator[Any] | None = None
         # The position: the random state in which the pass began, and the batches taken since.
-        # `_pending` holds batches that were taken from the data and are still to be given out.
+        # `_pending` holds batches that were taken from the data and not yet given out.
         self._taken = 0
         self._pass_start: RandomState | None = None
         self._pending: list[Any] = []
@@ -40,7 +40,7 @@ class BatchStream:
         self._keeps_position = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
 
     def next(self) -> Any:
-        """Takes the next batch; begins a new pass where the last one ended.
+        """Takes the next batch; begins a new pass after the last one ended.
 
         Raises:
             ProblemError: if the data yields nothing.
@@ -49,7 +49,7 @@ class BatchStream:
             return None
         if self._pending:
             return self._pending.pop(0)
-        # Twice: at the end of a pass once more, from the start. A pass without a batch is an error.
+        # Twice: at the end of a pass, once more from the start. A pass without a batch is an error.
         for _ in range(2):
             try:
                 batch = next(self._iterator or self._begin_pass())
@@ -59,13 +59,13 @@ class BatchStream:
             self._taken += 1
             return batch
         raise ProblemError(
-            f"Problem {self._problem!r}: its data yielded no batch. An empty data set, or a "
-            "generator that is used up: pass something that can be iterated again, such as a "
+            f"Problem {self._problem!r}: its data yielded no batch. It is an empty data set or an "
+            "exhausted generator. Pass something that can be iterated again, such as a "
             "DataLoader or a list of batches."
         )
 
     def put_back(self, batches: Sequence[Any]) -> None:
-        """Returns the last batches that were taken: the next ones are these again."""
+        """Puts the last batches back: they are the next ones again."""
         if self._data is not None:
             self._pending[:0] = batches
 
@@ -81,7 +81,8 @@ class BatchStream:
         if isinstance(self._data, Iterator):  # cannot be iterated twice: keep what was taken
             self._pending += [self.next() for _ in range(count - len(self._pending))]
             return tuple(self._pending[:count])
-        # Taken, and then the position is restored: nothing else finds the same batches again.
+        # Batches are taken, and then the position is restored; nothing else finds the same ones
+        # again.
         with preserved(self._generators):
             position = self.state_dict()
             batches = tuple(self.next() for _ in range(count))
@@ -94,7 +95,7 @@ class BatchStream:
             return {"data": self._data.state_dict()}  # type: ignore[union-attr]
         start = self._pass_start
         return {
-            # Batches that were put back and are of the pass before come with this pass then.
+            # Batches of the previous pass that were put back then come with this pass.
             "taken": max(self._taken - len(self._pending), 0),
             "pass_start": None if start is None else start.state_dict(),
             "generators": [generator.get_state() for generator in self._generators],

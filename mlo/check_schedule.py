@@ -1,4 +1,4 @@
-"""When a check that costs something is made: at once, or at occasions 1, 2, 4, 8, … of its own."""
+"""When to make a costly check: at once, or at its occasions 1, 2, 4, 8, …."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class CheckSchedule:
         self._dismissed: set[str] = set()
 
     def is_due(self, check: str, *, once: bool = False) -> bool:
-        """Notes an occasion of a check, and says whether to make it.
+        """Counts an occasion of a check, and says whether to make it.
 
         Args:
             check: its name.
-            once: whether it is made at the first occasion only; else at 1, 2, 4, 8, …
+            once: whether it is made at the first occasion only; otherwise at 1, 2, 4, 8, …
         """
         occasion = self._occasions[check] = self._occasions.get(check, 0) + 1
         if check in self._dismissed or (once and occasion > 1):
@@ -25,11 +25,11 @@ class CheckSchedule:
         return occasion & (occasion - 1) == 0  # a power of two
 
     def was_noted(self, check: str) -> bool:
-        """Whether the check had an occasion yet."""
+        """Whether the check has had an occasion yet."""
         return check in self._occasions
 
     def dismiss(self, check: str) -> None:
-        """Makes a check no more, since it has said what there was to say."""
+        """Stops a check, since it has said everything."""
         self._dismissed.add(check)
 
 

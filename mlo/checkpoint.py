@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +26,7 @@ __all__ = ["CheckpointStore", "load_checkpoint", "save_checkpoint"]
 FORMAT_VERSION = 1
 
 # A checkpoint is the ZIP archive that torch.save writes, with an archive comment: a mark, the
-# version of the format, and the SHA-256 of every byte before its own digits. So torch.load and any
+# version of the format, and the SHA-256 of every byte before the digits. So torch.load and any
 # unzip can still read it. (torch itself does not notice a flipped bit.) See docs/checkpoints.md.
 MARK = b"mlo-checkpoint v%d sha256:"
 COMMENT = re.compile(rb"mlo-checkpoint v(\d+) sha256:([0-9a-f]{64})\Z")
@@ -37,8 +38,12 @@ The last two of them are the length of the comment, 0.
 """
 
 
+MAKES_ROOM = b"\nbytearray\n"
+"""How a pickle names Python's `bytearray`, of which no state has one."""
+
+
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes `state` so that `path` holds either all of it or what was there before.
+    """Writes `state` so that `path` holds either all of it or its old content.
 
     The state goes to a temporary file in the same folder, is flushed to the disk, and takes the
     name `path` in one rename.
@@ -60,7 +65,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # A rename is on the disk when the folder is.
+    # A rename reaches the disk when the folder does.
     _flush_folder(target.parent)
 
 
@@ -76,6 +81,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             version = _checked_version(file, os.fspath(path))
+            _check_archive(file, os.fspath(path))
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -87,9 +93,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # torch raises many kinds for damaged archives; each means the same to the user
+    except Exception as error:  # torch raises many kinds for a damaged archive; all mean the same
         raise _unreadable(path, f"({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -110,10 +114,10 @@ class _NotAllowed(CheckpointError):
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the last one, the one before it, the best, and copies that stay.
+    """The checkpoints of one run: the last one, the one before it, the best, and copies to keep.
 
     - NAME.pt: the last one.
-    - NAME.previous.pt: the one before it, which is read where the last one is damaged.
+    - NAME.previous.pt: the one before it, which is read if the last one is damaged.
     - NAME.best.pt: the one that was saved as the best.
     - NAME.round-N.pt: those that were saved to be kept.
 
@@ -156,7 +160,7 @@ class CheckpointStore:
         return [path for _, path in sorted(found, reverse=True)]
 
     def exists(self) -> bool:
-        """Whether there is anything that `load` would try."""
+        """Whether there is a file that `load` would try."""
         return any(path.exists() for path in self._candidates())
 
     def save(
@@ -180,8 +184,8 @@ class CheckpointStore:
         temporary = _written(content, self.last)
         # Two renames. Between them there is no last checkpoint, and `load` finds the previous one.
         try:
-            # A damaged last checkpoint must not replace a sound previous one. Of one that this
-            # store has written or read itself it is known to be sound.
+            # A damaged last checkpoint must not replace a sound previous one. A checkpoint that
+            # this store has written or read is known to be sound.
             if self.last.exists() and (self._last_is_sound or _is_sound(self.last)):
                 os.replace(self.last, self.previous)
             os.replace(temporary, self.last)
@@ -199,7 +203,7 @@ class CheckpointStore:
     def load(self, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
         """Returns the last checkpoint, or the newest sound one before it.
 
-        A `CheckpointWarning` says so where the last one is damaged or gone.
+        A `CheckpointWarning` says so if the last one is damaged or missing.
 
         Args:
             check: is shown a state that was read, and raises a CheckpointError if a run cannot
@@ -209,10 +213,10 @@ class CheckpointStore:
             The state, or None if nothing was ever saved.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read: what is wrong with the
-                last one. Or if this process may not read one, which may be whole.
+            CheckpointError: if there are checkpoints and none can be read; it says what is wrong
+                with the last one. Or if this process may not read one, which may be whole.
         """
-        # The first error is the one to tell: what is wrong with the last checkpoint.
+        # Report the first error: what is wrong with the last checkpoint.
         first: CheckpointError | None = None
         for path in self._candidates():
             if not path.exists() and path != self.last:
@@ -221,7 +225,7 @@ class CheckpointStore:
                 state = load_checkpoint(path)
                 if check is not None:
                     check(state)
-            except _NotAllowed:  # rounds are not computed again for want of a permission
+            except _NotAllowed:  # a missing permission is no reason to compute rounds again
                 raise
             except CheckpointError as error:
                 first = first or error
@@ -280,7 +284,7 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
 
     If it fails, no file is left.
     """
-    # With the permissions of any other file: `tempfile` would keep everybody else from reading it.
+    # With the usual permissions of a file: `tempfile` would prevent all others from reading it.
     name = target.parent / f".{target.name}.{os.urandom(8).hex()}.part"
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -290,14 +294,14 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error
             os.unlink(name)
         raise
     return name
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where the system can."""
+    """Makes a rename survive a power failure, if the system can."""
     with contextlib.suppress(OSError):  # not on every file system; the rename itself is done
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -307,7 +311,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Gives a file a second name: by a hard link if possible, else by a copy."""
+    """Gives a file a second name, by a hard link if possible and otherwise by a copy."""
     # By a temporary name, so that the target is whole at any time.
     temporary = target.parent / f".{target.name}.copy.part"
     temporary.unlink(missing_ok=True)
@@ -334,7 +338,7 @@ def _checked_version(file: BinaryIO, name: str) -> int:
             return 0
         raise _unreadable(name, "(it does not end in a checksum)")
 
-    # Of everything before the checksum's own digits, in pieces of 1 MiB.
+    # The hash of everything before the checksum's own digits, in pieces of 1 MiB.
     digest = hashlib.sha256()
     file.seek(0)
     left = size - DIGITS
@@ -350,6 +354,26 @@ def _checked_version(file: BinaryIO, name: str) -> int:
             f"{FORMAT_VERSION}. Use a later mlo."
         )
     return version
+
+
+def _check_archive(file: BinaryIO, name: str) -> None:
+    """Refuses an archive that takes more memory than it has bytes.
+
+    `torch.save` packs nothing. A packed member, or several of the same bytes, can unpack to any
+    size. So can the one call that `weights_only=True` allows and that makes room for a number.
+
+    Raises:
+        CheckpointError: if it is one.
+    """
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > size:
+            raise _unreadable(name, "(it is packed, and may unpack to any size)")
+        for member in members:
+            if member.filename.endswith("/data.pkl") and MAKES_ROOM in archive.read(member):
+                raise _unreadable(name, "(it calls bytearray)")
 
 
 def _is_sound(path: Path) -> bool:

@@ -64,12 +64,12 @@ def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozens
 def differentiated_starts(
     graph: DependencyGraph, engines: Engines, starts: Mapping[str, Start]
 ) -> frozenset[str]:
-    """The problems through whose solutions some gradient flows into the value that they began at.
+    """The problems through whose solutions a gradient flows into the value they started from.
 
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
-        starts: problem → where it begins each block of its steps.
+        starts: problem → where it starts each block of its steps.
     """
     found: set[str] = set()
     for name, start in starts.items():
@@ -115,10 +115,10 @@ def check_engines(
             if problem.accumulate_solves > 1:
                 raise EngineError(
                     f"Problem {name!r} moves by the mean of its gradients over "
-                    f"{problem.accumulate_solves} solves of the problems below it, of which only "
-                    f"the last is at hand when {engine.label!r} differentiates its solution. Drop "
-                    "accumulate_solves=, solve all tasks in one problem, or give "
-                    f"{name!r} the engine 'first_order'."
+                    f"{problem.accumulate_solves} solves of the problems below it, but only the "
+                    f"last is available when {engine.label!r} differentiates its solution. Drop "
+                    f"accumulate_solves=, solve all tasks in one problem, or give {name!r} the "
+                    "engine 'first_order'."
                 )
         _check_sharding(graph, engines, name, parallel)
         _check_estimator(graph, engines, name, parallel)
@@ -126,7 +126,7 @@ def check_engines(
 
 
 def _check_parameters(problem: Problem) -> None:
-    """Refuses hooks that are never called here, although the user counts on them."""
+    """Refuses hooks that mlo never calls, although the user relies on them."""
     for key, parameter in problem.parameters.items():
         if parameter._post_accumulate_grad_hooks:
             raise ProblemError(
@@ -150,9 +150,9 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
         )
     if engine.needs_symmetry and len(problem.players) > 1:
         raise EngineError(
-            f"Problem {name!r} is a game, whose Jacobian is not symmetric, which "
-            f"{engine.label!r} needs. Use 'gmres', 'one_step' or, where the eigenvalues of the "
-            "Jacobian have positive real parts, 'neumann'."
+            f"Problem {name!r} is a game, whose Jacobian is not symmetric, but {engine.label!r} "
+            "needs symmetry. Use 'gmres', 'one_step' or, where the eigenvalues of the Jacobian "
+            "have positive real parts, 'neumann'."
         )
     if not isinstance(engine, StepEngine):
         # Of a complex parameter autograd's gradient is conjugated, so A is linear over the real
@@ -169,14 +169,15 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
             raise EngineError(
                 f"Problem {name!r} has settings=, which act on the steps of its optimizer. "
                 f"{engine.label!r} differentiates the condition that the gradient is zero, which "
-                "does not know of them. Use 'one_step', 'darts' or 'unroll'; a weight decay that "
-                "is learned can stand in the loss."
+                "does not contain them. Use 'one_step', 'darts' or 'unroll'. To learn a weight "
+                "decay, you can also write it into the loss."
             )
         if problem.after_step is not None and not engine.takes_residuals:
             raise EngineError(
                 f"Problem {name!r} has after_step=, so its solution is a fixed point of projected "
-                f"steps, which {engine.label!r} does not differentiate. Use 'one_step', 'unroll', "
-                "or an implicit engine with autograd products, such as 'cg' or 'gmres'."
+                f"steps, but {engine.label!r} does not differentiate such a point. Use "
+                "'one_step', 'unroll', or an implicit engine with autograd products, such as "
+                "'cg' or 'gmres'."
             )
         return
 
@@ -185,14 +186,14 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
     if plain:
         raise EngineError(
             f"Problem {name!r}: its optimizer {type(plain[0]).__name__} has no differentiable "
-            f"step (an option `differentiable` like torch.optim's), which {engine.label!r} "
-            "needs. Use a torch.optim optimizer, or an engine that does not differentiate the "
+            f"step (no option `differentiable` like torch.optim's), but {engine.label!r} needs "
+            "one. Use a torch.optim optimizer, or an engine that does not differentiate the "
             "step, such as 'neumann' or 'cg'."
         )
     if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):
         raise EngineError(
             f"Problem {name!r} has after_step, settings or restart_from, which plain=True of "
-            f"{engine.label!r} leaves out. Drop plain=True."
+            f"{engine.label!r} ignores. Drop plain=True."
         )
     if engine.recorded_steps > 1 and len(problem.player_moves) > 1:
         raise EngineError(
@@ -208,20 +209,20 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
     if inverts and not engine.uses_second_derivatives:
         warn_user(
             f"Problem {problem.name!r}: the engine {engine.label!r} solves with finite "
-            "differences, whose errors a solver amplifies; across the kinks of ReLU or max-pooling "
-            "they are wrong at any step size. Prefer products='autograd' where the loss has a "
-            "second derivative."
+            "differences, whose errors a solver amplifies; across the kinks of ReLU or "
+            "max-pooling they are wrong at any step size. Prefer products='autograd' if the loss "
+            "has a second derivative."
         )
     if isinstance(engine, StepEngine):
         return
     for optimizer in problem.optimizers.values():
         if problem.after_step is not None and type(optimizer) is not torch.optim.SGD:
             warn_user(
-                f"Problem {problem.name!r}: the engine {engine.label!r} takes its solution for a "
-                "fixed point θ = P(θ − lr ∇L(θ)) with P of after_step. Where "
-                f"{type(optimizer).__name__} comes to rest that holds only if P acts on each entry "
-                "by itself and is the same at every learning rate (nonnegative, box). Use "
-                "torch.optim.SGD, or 'one_step' or 'unroll'."
+                f"Problem {problem.name!r}: the engine {engine.label!r} assumes that its solution "
+                "is a fixed point θ = P(θ − lr ∇L(θ)) with P of after_step. For "
+                f"{type(optimizer).__name__} that holds only if P acts on each entry separately "
+                "and is the same at every learning rate (nonnegative, box). Use torch.optim.SGD, "
+                "or 'one_step' or 'unroll'."
             )
         answers = [decays_outside_gradient(optimizer, group) for group in optimizer.param_groups]
         name = type(optimizer).__name__
@@ -241,13 +242,13 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
 
 
 def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> None:
-    """Refuses engines that cannot differentiate a response within a problem's own gradient."""
+    """Refuses engines that cannot differentiate a response inside a problem's own gradient."""
     for inner in _inner_responses(graph, engines, name):
         if engines[name].needs_symmetry and inner in graph.problems[name].after_step_reads:
             raise EngineError(
                 f"The after_step of problem {name!r} reads {inner!r}, whose solution depends on "
                 f"{name!r}. So the system that {engines[name].label!r} solves is not symmetric, "
-                "which it needs. Use 'gmres', 'direct' or 'neumann'."
+                "but it needs symmetry. Use 'gmres', 'direct' or 'neumann'."
             )
         if not engines[name].uses_second_derivatives:
             raise EngineError(
@@ -259,18 +260,18 @@ def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) 
         if not engines[inner].differentiable:
             raise EngineError(
                 f"Problem {name!r} is itself a lower problem and its gradient contains the "
-                f"response of {inner!r}, so that response is differentiated twice, which "
-                f"{engines[inner].label!r} cannot be. Give {inner!r} an engine with autograd "
-                "products, such as 'one_step' or 'direct'."
+                f"response of {inner!r}, so that response is differentiated twice, but "
+                f"{engines[inner].label!r} does not support that. Give {inner!r} an engine with "
+                "autograd products, such as 'one_step' or 'direct'."
             )
 
 
 def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Iterator[str]:
     """The problems whose responses the problem's own gradient contains."""
     for inner in graph.solutions_in[name]:
-        # A solution that is no function of the problem's own value is a constant to its gradient.
+        # A solution that does not depend on the problem's own value is a constant in its gradient.
         dependent = inner in graph.solutions_depending_on[name]
-        # (`first_order` passes the derivative on to where the solution began.)
+        # (`first_order` passes the derivative on to the solution's start.)
         passes = not isinstance(engines[inner], FirstOrder) or graph.problems[inner].restart_from
         if dependent and passes:
             yield inner
@@ -279,7 +280,7 @@ def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Ite
 def several_graphs(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> str:
-    """Why the gradient of a problem is a sum of several, or has no graph to keep; else nothing."""
+    """Why a problem's gradient is a sum of several, or has no graph to keep; empty if neither."""
     if any(_inner_responses(graph, engines, name)):
         return "contains the response of another problem"
     if graph.problems[name].accumulate > 1:
@@ -301,7 +302,7 @@ def _check_kept_graph(
     why = several_graphs(graph, engines, name, parallel)
     if why:
         raise EngineError(
-            f"Problem {name!r} has a gradient that {why}, whose graph cannot be kept. Give "
+            f"Problem {name!r} has a gradient that {why}, so its graph cannot be kept. Give "
             f"{name!r} the engine 'one_step' without keep_graph."
         )
 
@@ -316,16 +317,17 @@ def _check_look_ahead(
             if isinstance(engine, StepEngine) and engine.recorded_steps > 1:
                 raise EngineError(
                     f"Problem {name!r} moves first in a round and looks one step ahead at the "
-                    f"solution of {lower!r}, of which {engine.label!r} needs several. Use "
+                    f"solution of {lower!r}, but {engine.label!r} needs several steps. Use "
                     "'one_step', or order='lower_first'."
                 )
 
 
 def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
-    """Refuses what a round cannot be in which all problems are seen as they were at its start.
+    """Refuses what does not fit a round in which all problems are seen as they were at its start.
 
     Raises:
-        EngineError: for an engine that differentiates a step, which is made within the round.
+        EngineError: for an engine that differentiates a step, because the step is made within the
+            round.
         GraphError: where a problem moves twice in a round, or is read by value after it has moved.
     """
     differentiated = differentiated_problems(graph, engines)
@@ -334,19 +336,19 @@ def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
         if name in differentiated and isinstance(engines[name], StepEngine):
             raise EngineError(
                 f"Problem {name!r}: the engine {engines[name].label!r} differentiates the step "
-                "that is made in a round, and in a simultaneous round no one has seen it yet. Use "
+                "made in a round, but in a simultaneous round that step comes too late. Use "
                 "'soba', 'cg' or another implicit engine, or order='lower_first'."
             )
         if problem.steps > 1:
             raise GraphError(
-                f"Problem {name!r} has steps={problem.steps}, and in a simultaneous round each "
+                f"Problem {name!r} has steps={problem.steps}, but in a simultaneous round each "
                 "problem moves once. Use steps=1, or order='lower_first'."
             )
         if problem.accumulate_solves > 1 or problem.restart_from is not None:
             argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
             raise GraphError(
-                f"Problem {name!r} has {argument}=, for which problems move one after the other. "
-                "Use order='lower_first'."
+                f"Problem {name!r} has {argument}=, which needs problems that move one after the "
+                "other. Use order='lower_first'."
             )
         moved = schedule[: schedule.index(name)]
         for other in graph.values_in[name]:
@@ -359,10 +361,10 @@ def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
 
 
 def estimates_total(graph: DependencyGraph, engines: Engines, name: str) -> bool:
-    """Whether a problem's estimator corrects its total gradient, and not the terms of it.
+    """Whether a problem's estimator corrects its total gradient rather than its terms.
 
     `soba` is linear in means over batches: it takes corrected cotangents and corrects its products.
-    What other engines make of a batch is not linear in it, so there the whole is corrected.
+    Other engines' results are not linear in the batch, so there the total gradient is corrected.
     """
     through = [engines[inner] for inner in _inner_responses(graph, engines, name)]
     return any(not engine.takes_estimates for engine in through)
@@ -371,7 +373,7 @@ def estimates_total(graph: DependencyGraph, engines: Engines, name: str) -> bool
 def _check_estimator(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
-    """Refuses an estimator where a corrected gradient is not what something else takes it for."""
+    """Refuses an estimator if something else relies on an uncorrected gradient."""
     problem, engine = graph.problems[name], engines[name]
     if engine.fresh_products and name in differentiated_problems(graph, engines):
         _check_fresh(problem, engine)
@@ -380,7 +382,7 @@ def _check_estimator(
     label = problem.estimator.name
     if name in differentiated_problems(graph, engines) and isinstance(engine, StepEngine):
         raise EngineError(
-            f"Problem {name!r} has the estimator {label!r}, and {engine.label!r} differentiates "
+            f"Problem {name!r} has the estimator {label!r}, but {engine.label!r} differentiates "
             "its step as if it were made with the gradient of one batch. Use 'soba', which "
             "corrects its products too, or another engine that does not differentiate steps."
         )
@@ -391,24 +393,24 @@ def _check_estimator(
     ):
         raise EngineError(
             f"Problem {name!r} has the estimator {label!r} and after_step=. {engine.label!r} "
-            "corrects products with the Hessian of the loss, and those of a projected step are not "
-            "linear in it. Drop one of the two, or use an engine such as 'gmres'."
+            "corrects products with the Hessian of the loss, but products of a projected step "
+            "are not linear in it. Drop one of the two, or use an engine such as 'gmres'."
         )
     if problem.accumulate_solves > 1 or problem.restart_from is not None:
         argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
         raise ProblemError(
-            f"Problem {name!r} has the estimator {label!r}, which follows one sequence of iterates "
-            f"and solves, and {argument}=, which begins others. Drop one of the two."
+            f"Problem {name!r} has the estimator {label!r}, which follows one sequence of "
+            f"iterates and solves, and {argument}=, which begins new ones. Drop one of the two."
         )
     if parallel is not None:
         raise ProblemError(
-            f"Problem {name!r} has the estimator {label!r}, which serves a single process. Drop "
-            "estimator=, or distributed=."
+            f"Problem {name!r} has the estimator {label!r}, which supports a single process only. "
+            "Drop estimator=, or distributed=."
         )
     if len(problem.player_moves) > 1:
         raise ProblemError(
-            f"Problem {name!r} has the estimator {label!r}, which serves games whose players all "
-            "move together. Drop player_steps=."
+            f"Problem {name!r} has the estimator {label!r}, which supports only games whose "
+            "players all move together. Drop player_steps=."
         )
     through = {inner: engines[inner] for inner in _inner_responses(graph, engines, name)}
     if len({other.takes_estimates for other in through.values()}) > 1:
@@ -422,23 +424,23 @@ def _check_estimator(
         for inner, other in through.items():
             if isinstance(other, StepEngine):
                 raise EngineError(
-                    f"Problem {name!r} has the estimator {label!r}, which takes its gradient again "
-                    f"at an earlier point, and {other.label!r} differentiates the step that "
+                    f"Problem {name!r} has the estimator {label!r}, which repeats its gradient at "
+                    f"an earlier point, but {other.label!r} differentiates the step that "
                     f"{inner!r} has just made. Give {inner!r} an implicit engine, such as "
                     "'neumann' or 'soba'."
                 )
     if problem.estimator.uses_blocks and engine.takes_estimates and problem.solve_batches > 1:
         raise ProblemError(
-            f"Problem {name!r}: the estimator {label!r} compares single blocks, and "
+            f"Problem {name!r}: the estimator {label!r} compares single blocks, but "
             f"solve_batches={problem.solve_batches} averages several. Use larger blocks."
         )
 
 
 def _check_fresh(problem: Problem, engine: AbstractEngine) -> None:
-    """Refuses products on batches of their own where there are none."""
+    """Refuses products on fresh batches if there are none."""
     if problem.solve_data is None:
         raise EngineError(
-            f"Problem {problem.name!r}: {engine.label!r} takes each product on a fresh batch, and "
+            f"Problem {problem.name!r}: {engine.label!r} takes each product on a fresh batch, but "
             "the problem has none. Pass solve_data= (the problem's own data will do)."
         )
 
@@ -450,12 +452,12 @@ def check_restarts(
     *,
     looks_ahead: Collection[str] = (),
 ) -> None:
-    """Refuses engines that would lose the derivative of a solution in the value that it began at.
+    """Refuses engines that would lose the derivative of a solution with respect to its start.
 
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
-        starts: problem → where it begins each block of its steps.
+        starts: problem → where it starts each block of its steps.
         looks_ahead: the problems that see lower solutions one step ahead.
 
     Raises:
@@ -469,7 +471,7 @@ def check_restarts(
                 if name in graph.solutions_in[reader]:
                     raise EngineError(
                         f"Problem {reader!r} moves first in a round and looks one step ahead at "
-                        f"the solution of {name!r}, which begins anew at the value of "
+                        f"the solution of {name!r}, which restarts from the value of "
                         f"{start.problem!r}. Use order='lower_first', or an implicit engine."
                     )
         if name in differentiated:
@@ -481,22 +483,22 @@ def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None
     if isinstance(engine, StepEngine):
         if not engine.takes_start:
             raise EngineError(
-                f"Problem {name!r} restarts from {problem.restart_from!r}, in which "
-                f"{engine.label!r} does not differentiate. Use 'unroll', 'one_step' (where "
+                f"Problem {name!r} restarts from {problem.restart_from!r}, but {engine.label!r} "
+                "does not differentiate with respect to it. Use 'unroll', 'one_step' (if "
                 "steps=1) or 'first_order'."
             )
         if engine.recorded_steps < steps:
             raise EngineError(
-                f"Problem {name!r} begins anew before every {steps} steps, of which "
-                f"{engine.label!r} differentiates {engine.recorded_steps}: the derivative in "
-                f"{start.problem!r}, where they begin, would be lost. Use mlo.Unroll(steps={steps})"
-                " or 'first_order'."
+                f"Problem {name!r} restarts before every {steps} steps, but {engine.label!r} "
+                f"differentiates {engine.recorded_steps} of them: the derivative in "
+                f"{start.problem!r}, their start, would be lost. Use mlo.Unroll(steps={steps}) or "
+                "'first_order'."
             )
         if len(problem.player_moves) > 1:
             raise EngineError(
-                f"Problem {name!r} has player_steps, of which {engine.label!r} differentiates the "
-                f"last move only: the derivative in {start.problem!r}, where they begin, would be "
-                "lost. Use 'first_order', or drop player_steps."
+                f"Problem {name!r} has player_steps, but {engine.label!r} differentiates the last "
+                f"move only: the derivative in {start.problem!r}, their start, would be lost. Use "
+                "'first_order', or drop player_steps."
             )
         return
     reads = (*problem.loss_reads, *problem.after_step_reads)
@@ -504,8 +506,8 @@ def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None
         raise EngineError(
             f"Problem {name!r} restarts from {start.problem!r}, which its loss does not read. "
             f"{engine.label!r} differentiates the condition that the gradient of the loss is "
-            f"zero, which forgets where it began: the derivative in {start.problem!r} would be "
-            f"zero. Read it in the loss (a proximal term, as iMAML's), or use 'unroll' or "
+            f"zero, which forgets the start: the derivative in {start.problem!r} would be zero. "
+            "Read it in the loss (a proximal term, as in iMAML), or use 'unroll' or "
             "'first_order'."
         )
 
@@ -524,18 +526,19 @@ def _check_sharding(
         )
     if problem.grad_clip is not None:
         raise EngineError(
-            f"Problem {name!r} has sharded parameters, which grad_clip does not serve. Drop it."
+            f"Problem {name!r} has sharded parameters, which grad_clip does not support. Drop it."
         )
     if acts_around_step(problem):
         raise EngineError(
-            f"Problem {name!r} has sharded parameters, of which after_step=, settings= and "
-            "restart_from= would see parts only. Drop them, or keep the parameters whole."
+            f"Problem {name!r} has sharded parameters, and after_step=, settings= and "
+            "restart_from= would see only parts of them. Drop these options, or keep the "
+            "parameters whole."
         )
     differentiated = differentiated_problems(graph, engines)
     if name in differentiated and not engine.takes_sharded:
         raise EngineError(
-            f"Problem {name!r} has sharded parameters, which Betty's functions do not take. "
-            f"Use another engine than {engine.label!r}."
+            f"Problem {name!r} has sharded parameters, which Betty's functions do not support. "
+            f"Use an engine other than {engine.label!r}."
         )
     # A gradient within a gradient: a lower problem whose own gradient contains a response.
     for middle in differentiated:
@@ -543,7 +546,7 @@ def _check_sharding(
         if inner and (name == middle or name in inner):
             raise EngineError(
                 f"Problem {name!r} has sharded parameters, and its response is differentiated "
-                "twice (a gradient within a gradient), for which they must be whole."
+                "twice (a gradient within a gradient), which needs whole parameters."
             )
 
 
@@ -551,15 +554,15 @@ def _check_sharding(
 
 
 class LossChecks:
-    """Refuses losses, on their first batch, that cannot give what is needed of them.
+    """Refuses losses, on their first batch, that lack a derivative that is needed.
 
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
 
     Attributes:
-        pending: problem → what is still to be shown a first batch; an entry is removed once all of
-            the problem's players were looked at.
+        pending: problem → its pending checks on a first batch; an entry is removed after all of the
+            problem's players were checked.
     """
 
     def __init__(self, graph: DependencyGraph, engines: Engines) -> None:
@@ -575,7 +578,7 @@ class LossChecks:
     def call_hooks(
         self, name: str, hooks: Mapping[str, Mapping[int, Any]], gradient: Tensors
     ) -> Tensors:
-        """Shows a gradient to the hooks on its parameters; returns it as they leave it.
+        """Shows a gradient to the hooks on its parameters; returns it as they changed it.
 
         Args:
             name: the problem, whose solution is differentiated.
@@ -587,7 +590,7 @@ class LossChecks:
         """
         found = dict(gradient)
         for key, own in hooks.items():
-            # A hook may return another gradient or change this one in place: it gets a copy.
+            # A hook may return another gradient or change this one in place, so it gets a copy.
             seen = gradient[key].clone()
             for hook in own.values():
                 answer = hook(seen)
@@ -599,18 +602,18 @@ class LossChecks:
             if isinstance(engine, StepEngine):
                 raise ProblemError(
                     f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
-                    f"gradient, and the engine {engine.label!r} differentiates the step that is "
-                    "made with it, in which the change would be missing. Put the change into the "
-                    "loss, or choose an engine that does not differentiate steps, such as "
-                    "'neumann' or 'cg'."
+                    f"gradient, but the engine {engine.label!r} differentiates the step that is "
+                    "made with it, so the change would be missing. Put the change into the loss, "
+                    "or choose an engine that does not differentiate steps, such as 'neumann' or "
+                    "'cg'."
                 )
             if f"{name}.{key}" not in self._warned:
                 self._warned.add(f"{name}.{key}")
                 warn_user(
                     f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
                     f"gradient. The engine {engine.label!r} differentiates the condition that the "
-                    "gradient of the loss is zero, which knows nothing of the hook: parameters "
-                    "that a hook keeps from moving belong out of the module, or frozen."
+                    "gradient of the loss is zero, which knows nothing of the hook. Remove "
+                    "parameters that a hook keeps from moving from the module, or freeze them."
                 )
         return found
 
@@ -622,10 +625,10 @@ class LossChecks:
             resting: the problems that do not move in this round.
 
         Raises:
-            ProblemError: if the loss is cut off from all parameters.
+            ProblemError: if the loss depends on no parameter.
         """
-        # Two causes are legitimate, and only warned of: an engine that drops the implicit term, and
-        # a lower problem that is a constant during its warm-up.
+        # Two causes are legitimate and only cause a warning: an engine that drops the implicit
+        # term, and a lower problem that is constant during its warm-up.
         earlier = list(self._graph.problems)[: self._graph.position[name]]
         dropped = [other for other in earlier if isinstance(self._engines[other], FirstOrder)]
         still = [other for other in earlier if other in resting]
@@ -662,17 +665,17 @@ def _examine(
 ) -> None:
     """Looks at a loss whose gradient is differentiated `twice`, or once."""
     check_checkpointing(name, loss)
-    # What stands for the declared problems are copies and leaves made here. So a live parameter of
-    # another problem, found in the graph, came into the loss by a way of its own.
+    # Copies and leaves made here represent the declared problems. So a live parameter of another
+    # problem in the graph entered the loss in some other way.
     for leaf in leaves_of(loss):
         if id(leaf) in undeclared:
             other, key = undeclared[id(leaf)]
             raise GraphError(
-                f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} without "
-                "naming that problem (a closure, a global or an attribute), so the gradient would "
-                f"not know of it. Add the keyword-only argument {other}, as in `def loss(module, "
-                f"batch, *, {other})`, and use the module that comes with it; or detach the "
-                "tensor, if its value is to be a constant."
+                f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} "
+                "without naming that problem (a closure, a global or an attribute), so the "
+                f"gradient would miss it. Add the keyword-only argument {other}, as in `def "
+                f"loss(module, batch, *, {other})`, and use the module that you receive. If its "
+                "value should be constant, detach the tensor."
             )
     if twice:
         check_double_backward(name, loss, parameters)
@@ -692,11 +695,11 @@ def _parameters_of_others(graph: DependencyGraph, name: str) -> dict[int, tuple[
 
 
 class StepChecks:
-    """Compares steps that optimizers made with what engines differentiate in their place.
+    """Compares steps that optimizers made with the steps that engines differentiate.
 
-    The derivative of a step is that of the class's own code, run by a twin. Whatever else moved the
-    parameters would be missing in it: hooks of the optimizer, a method `step` of the user's own,
-    code under `no_grad` in a subclass.
+    The derivative of a step is that of the class's own code, run by a twin. Anything else that
+    moved the parameters would be missing in it: hooks of the optimizer, the user's own method
+    `step`, code under `no_grad` in a subclass.
     """
 
     def __init__(self) -> None:
@@ -705,8 +708,8 @@ class StepChecks:
     def are_due(self, problem: Problem) -> bool:
         """Whether the next step is checked.
 
-        The first one always is. With hooks each one is, since a hook may begin to act at any time.
-        The derivative of a class that is not torch.optim's is compared at steps 1, 2, 4, 8, …
+        The first one always is. With hooks every step is, since a hook may begin to act at any
+        time. The derivative of a class that is not torch.optim's is compared at steps 1, 2, 4, 8, …
         On the meta device there are no numbers to compare.
         """
         if problem.device.type == "meta":
@@ -736,22 +739,22 @@ class StepChecks:
             gradient: parameter → gradient that it was made with, before clipping.
 
         Raises:
-            ProblemError: if the twin makes another step, or one whose derivative is not its own.
+            ProblemError: if the twin makes a different step, or one with a wrong derivative.
         """
-        # First the value of the step: the twin must end where the optimizer has ended.
+        # First the value of the step: the twin must end where the optimizer ended.
         twin = step.apply(before, gradient, differentiated=False)
         for name, parameter in problem.parameters.items():
             if name in before and not _same_step(twin[name], parameter, before[name]):
                 raise ProblemError(
-                    f"Problem {problem.name!r}: its optimizer moved {name!r} to another place than "
-                    f"{_suspect(problem)} would, and the engine {engine.label!r} differentiates "
-                    "the optimizer's own step, in which that change would be missing. Put the "
-                    "change into the loss (or use grad_clip=, or an optimizer whose step is "
-                    "differentiable as a whole), or choose an engine that does not differentiate "
-                    "steps, such as 'neumann' or 'cg'."
+                    f"Problem {problem.name!r}: its optimizer moved {name!r} to another place "
+                    f"than {_suspect(problem)} would, but the engine {engine.label!r} "
+                    "differentiates the optimizer's own step, so that change would be missing. "
+                    "Put the change into the loss (or use grad_clip=, or an optimizer whose "
+                    "whole step is differentiable), or choose an engine that does not "
+                    "differentiate steps, such as 'neumann' or 'cg'."
                 )
 
-        # Then its derivative, of which torch.optim's classes need no proof.
+        # Then its derivative, which torch.optim's classes need not prove.
         if not any(map(is_foreign, problem.optimizers.values())):
             return
         error = step.derivative_error(before, gradient)
@@ -761,14 +764,14 @@ class StepChecks:
                 f"{type(next(iter(problem.optimizers.values()))).__name__}, which the engine "
                 f"{engine.label!r} takes by its code with differentiable=True, is off by a "
                 f"relative {error:.2g} from a finite difference of the same step. Code under "
-                "torch.no_grad() or on .data (a projection, say) changes the value and is missing "
-                "in the derivative: write it with differentiable operations where the option "
-                "`differentiable` of the group is set, or choose an engine that does not "
+                "torch.no_grad() or on .data (a projection, say) changes the value and is "
+                "missing in the derivative. Write it with differentiable operations if the "
+                "option `differentiable` of the group is set, or choose an engine that does not "
                 "differentiate steps, such as 'neumann' or 'cg'."
             )
 
     def check_bare(self, problem: Problem) -> None:
-        """Refuses code around a step that is made by formula, which would not be called.
+        """Refuses code around a step that is made by formula, because it would not be called.
 
         Raises:
             ProblemError: naming the optimizer.
@@ -777,8 +780,8 @@ class StepChecks:
             if _has_code_around_step(optimizer):
                 raise ProblemError(
                     f"Problem {problem.name!r}: its {type(optimizer).__name__} has hooks around "
-                    "its step, or a `step` of its own. With settings= the step is made by formula "
-                    "and calls neither. Use before_update=, after_step= or after_update=."
+                    "its step, or its own `step`. With settings= the step is made by formula and "
+                    "calls neither. Use before_update=, after_step= or after_update=."
                 )
 
     def check_after_step(
@@ -797,7 +800,7 @@ class StepChecks:
             reads: problem → parameters that it reads.
 
         Raises:
-            ProblemError: if it is another one, as of code under `no_grad` or on `.data`.
+            ProblemError: if they differ, as for code under `no_grad` or on `.data`.
         """
         due = self._schedule.is_due(f"after_step of {problem.name}")
         if not due or problem.device.type == "meta":
@@ -829,7 +832,7 @@ def check_schedulers(problem: Problem, settings: Mapping[str, Mapping[str, Any]]
             written |= {"momentum", "betas"}
         if both := sorted(written & learned):
             raise ProblemError(
-                f"Problem {problem.name!r}: its scheduler sets {both[0]!r}, and settings= does. "
+                f"Problem {problem.name!r}: both its scheduler and settings= set {both[0]!r}. "
                 "Drop the scheduler, or multiply its schedule into the setting."
             )
 
@@ -848,14 +851,14 @@ def after_step_error(
         parameters: those that it is applied to.
         reads: problem → parameters that it reads.
     """
-    # In double precision a difference is accurate across a way so short that hardly any entry
-    # crosses a kink on it. A function that insists on another dtype gets its own.
+    # In double precision a difference is accurate across a distance so short that hardly any entry
+    # crosses a kink. A function that insists on another dtype gets its own.
     own = next(iter(parameters.values())).dtype.to_real()
     try:
         error = _after_step_error(evaluation, parameters, reads, torch.float64, 1e-7)
     except RuntimeError:
         return _after_step_error(evaluation, parameters, reads, own, 1e-3)
-    # One that rounds inside (`.float()`) has no difference across so short a way.
+    # A function that rounds inside (`.float()`) has no difference across so short a distance.
     if not error <= DERIVATIVE_TOLERANCE:
         error = min(error, _after_step_error(evaluation, parameters, reads, own, 1e-3))
     return error
@@ -869,7 +872,7 @@ def _after_step_error(
     dtype: torch.dtype,
     nearby: float,
 ) -> float:
-    """The same in a dtype, by a difference across `nearby` times the size of a parameter."""
+    """The same in one dtype, by a difference across `nearby` times the size of a parameter."""
     fixed: dict[str, Tensors] = {}
     for name, tensors in reads.items():
         fixed[name] = {key: _in_precision(tensor, dtype) for key, tensor in tensors.items()}
@@ -882,7 +885,8 @@ def _after_step_error(
         draws = torch.randn(3, *tensor.shape, generator=noise).to(tensor)
         size = tensor.abs().square().mean().sqrt().clamp(min=1e-6)
         u[key], v[key] = draws[0] * size, draws[1]
-        # Beside the point: entries often stand exactly on a bound, where no difference is right.
+        # Beside the point, because entries are often exactly on a bound, where no difference is
+        # right.
         theta[key] = (tensor + BESIDE * size * draws[2]).requires_grad_()
 
     # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
@@ -931,7 +935,7 @@ def _suspect(problem: Problem) -> str:
         if _has_code_around_step(optimizer):
             return f"the step of {name} without the hooks around it (register_step_post_hook, say)"
     names = sorted({type(optimizer).__name__ for optimizer in problem.optimizers.values()})
-    return f"a step of {', '.join(names)} by itself"
+    return f"a step of {', '.join(names)} alone"
 
 
 def _same_step(twin: Tensor, made: Tensor, before: Tensor) -> bool:

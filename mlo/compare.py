@@ -1,7 +1,7 @@
-"""`compare_engines`: what several engines make of one total gradient, at one state of a run.
+"""`compare_engines`: one total gradient by several engines, at one state of a run.
 
-Every engine is asked the question of `MultilevelOptimizer.gradient`, at the same parameters,
-batches and noise, and nothing is changed. So the row of the optimizer's own engine is that
+Every engine computes the gradient of `MultilevelOptimizer.gradient`, at the same parameters,
+batches and noise, and nothing is changed. So the optimizer's own engine gives exactly that
 gradient.
 """
 
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -43,23 +43,22 @@ HEADINGS = ("engine", "error", "cosine", "seconds", "products")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EngineRow:
-    """What one engine made of the gradient.
+    """The gradient as one engine computes it.
 
     Attributes:
         label: of the engine.
-        gradient: parameter → gradient; None where the engine could not serve.
+        gradient: parameter → gradient; None if the engine could not serve.
         error: ‖g − r‖ / ‖r‖ with the reference's gradient r, over all parameters together.
         cosine: ⟨g, r⟩ / (‖g‖ ‖r‖); None where one of them is zero.
         seconds: median of the processor time of one gradient (wall-clock time on a GPU).
         products: products with the Jacobians that its solves took.
         reports: of its solves.
-        notes: what there is to know: warnings, solves that did not converge, steps that were
-            missing.
+        notes: remarks: warnings, solves that did not converge, missing steps.
         failure: why it could not serve; empty if it could.
     """
 
     label: str
-    gradient: dict[str, Tensor] | None = None
+    gradient: dict[str, Tensor] | None = field(default=None, repr=False)
     error: float | None = None
     cosine: float | None = None
     seconds: float | None = None
@@ -78,7 +77,7 @@ class EngineRow:
         return self.label, *numbers
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EngineComparison:
     """Engines side by side; it prints as a table.
 
@@ -104,7 +103,7 @@ class EngineComparison:
             f"{self.reference!r} ({self.why})."
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = [HEADINGS, *[row.cells for row in self.rows]]
         first = max(len(cells[0]) for cells in table)
         whole = [cells[1:] for cells in table if len(cells) == len(HEADINGS)]
@@ -133,11 +132,12 @@ class EngineComparison:
             span = f' colspan="{len(HEADINGS) - 1}"' if row.failure else ""
             numbers = "".join(f"<td{span}>{cell}</td>" for cell in rest)
             notes = escape(" ".join(note for note in (row.failure, *row.notes) if note))
-            body.append(f"<tr><td>{label}</td>{numbers}<td>{notes}</td></tr>")
+            name, said = [f'<td style="text-align:left">{text}</td>' for text in (label, notes)]
+            body.append(f"<tr>{name}{numbers}{said}</tr>")
         return f"<table><caption>{escape(self.title)}</caption>{''.join(body)}</table>"
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws the error of each engine over its time, by matplotlib.
+        """Draws the error of each engine over its time, with matplotlib.
 
         Args:
             axes: where to draw; None makes a figure.
@@ -171,21 +171,21 @@ def compare_engines(
     reference: str | None = None,
     repetitions: int = 3,
 ) -> EngineComparison:
-    """Asks several engines for one total gradient, at the state at which the optimizer is.
+    """Computes one total gradient with several engines, at the optimizer's current state.
 
     Parameters, batches and noise are those of `optimizer.gradient(name)`, and nothing is changed.
-    Engines that differentiate steps take those that the optimizer has recorded, for the engine that
-    it has itself. Where none is recorded, they look one step ahead, as before the first round, and
-    a note says so: their gradient is then taken one step further on. `unroll` has no more steps
-    than are recorded. So give the optimizer the engine that records the most of those compared.
-    An engine with a memory (`soba`, `warm_start`) has that of the optimizer if it is the
-    optimizer's own, and else begins without. `one_step` is timed without a kept graph.
+    Engines that differentiate steps use the steps that the optimizer recorded for its own engine.
+    If none is recorded, they look one step ahead, as before the first round. Their gradient is then
+    taken one step later, and a note says so. `unroll` has no more steps than are recorded. So give
+    the optimizer the engine that records the most of those compared. An engine with a memory
+    (`soba`, `warm_start`) uses the optimizer's if it is the optimizer's own engine; otherwise it
+    starts without one. `one_step` is timed without a kept graph.
 
-    The reference is the most exact engine, unless `reference` names one. That is the one whose
-    solves have the smallest residual, among those with exact products and without damping. Where no
-    engine solves a system, it is the one that differentiates the most steps. (An implicit engine
-    and one that differentiates steps approach different gradients where the lower problem is not
-    solved; then name the reference.)
+    The reference is the most exact engine, unless `reference` names one. Among engines with exact
+    products and without damping, it is the one whose solves have the smallest residual. If no
+    engine solves a system, it is the one that differentiates the most steps. (If the lower problem
+    is not solved, an implicit engine and one that differentiates steps approach different
+    gradients; then name the reference.)
 
     Args:
         optimizer: the run.
@@ -196,7 +196,7 @@ def compare_engines(
         repetitions: how often each gradient is taken for its time, after one that is not timed.
 
     Raises:
-        GraphError: if there is no problem of that name, or its gradient goes through no solution.
+        GraphError: if there is no problem of that name, or its gradient flows through no solution.
         ConfigurationError: if `engines` is no such collection, or `reference` is not in it.
         EngineError: if a choice is unknown, or no engine can serve.
     """
@@ -205,7 +205,7 @@ def compare_engines(
         raise GraphError(f"There is no problem {name!r}. {nearest(name, graph.problems)}")
     if not graph.solutions_depending_on[name]:
         raise GraphError(
-            f"The gradient of problem {name!r} goes through no solution, so it is the same with "
+            f"The gradient of problem {name!r} flows through no solution, so it is the same with "
             "every engine. Name a problem above others."
         )
     if isinstance(repetitions, bool) or not isinstance(repetitions, int) or repetitions < 1:
@@ -324,7 +324,7 @@ def _under(
         if stepped is not None:
             history.stepped[lower] = stepped
             history.mark(lower)
-        elif lower in history.starts and history.step_engine(lower) is not None:
+        elif lower in history.starts and history.step_engines[lower] is not None:
             raise EngineError(
                 f"No step of problem {lower!r} is recorded, which begins each round at the value "
                 f"of {history.starts[lower].problem!r}. Compare after a round with an engine that "
@@ -334,13 +334,13 @@ def _under(
 
 
 def _last_step(old: History, new: History, levels: Levels, name: str) -> Stepped | None:
-    """The recorded steps of a problem, as another engine differentiates them; None: there are none.
+    """The recorded steps of a problem, for another engine to differentiate; None: there are none.
 
-    A step has read solutions, whose engines are exchanged too: the solutions of now take their
-    places where they still have the values of then. (They do in the last step.) An earlier solution
-    serves under the engines of then only.
+    A step has read solutions, whose engines are exchanged too. The current solutions replace them
+    if they still have the values that the step read, as in the last step. An earlier solution works
+    only with the engines that it had.
     """
-    stepped, engine = old.last_step(name), new.step_engine(name)
+    stepped, engine = old.last_step(name), new.step_engines[name]
     if stepped is None or engine is None:
         return None
     steps: list[RecordedStep] = []
@@ -382,7 +382,7 @@ def _missing_steps(history: History, name: str) -> list[str]:
     if name in history.looks_ahead:  # one step ahead is what such a problem sees
         return notes
     for lower in history.graph.problems:
-        engine, stepped = history.step_engine(lower), history.stepped.get(lower)
+        engine, stepped = history.step_engines[lower], history.stepped.get(lower)
         depends = lower in history.graph.solutions_depending_on[name]
         if engine is None or not depends or history.rests(lower):
             continue
@@ -392,13 +392,13 @@ def _missing_steps(history: History, name: str) -> list[str]:
             made = len(stepped.history)
             notes.append(f"{made} of {engine.recorded_steps} steps of {lower!r} are recorded")
     if without:
-        notes.append(f"no step is recorded of {', '.join(without)}, which is seen one step ahead")
+        notes.append(f"no step of {', '.join(without)} is recorded, so it is seen one step ahead")
     return notes
 
 
 @contextmanager
 def _checks_restored(optimizer: MultilevelOptimizer) -> Iterator[None]:
-    """Lets losses be checked anew in the body, for the notes, and leaves the run's own checks."""
+    """Lets losses be checked again in the body, for the notes, without the run's own checks."""
     losses = optimizer._history.losses.values()
     before = [(loss.checks, loss.repeats) for loss in losses]
     try:

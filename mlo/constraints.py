@@ -7,9 +7,9 @@ Each takes a tensor, or a dict of tensors, and returns the same. A dict is treat
         "linear.weight": mlo.constraints.soft_threshold(p["linear.weight"], 0.1 * reg.strength)
     })
 
-Bounds, radii, totals and thresholds may be tensors, and require gradients: of an upper problem that
-`after_step` reads. At a kink, where the derivative jumps, the one of the constrained side is taken:
-an entry that stands exactly on a bound stays there.
+Bounds, radii, totals and thresholds may be tensors that require gradients, from an upper problem
+that `after_step` reads. At a kink, where the derivative jumps, the derivative of the constrained
+side is taken: an entry exactly on a bound stays there.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def simplex(x: T, total: Number = 1.0, dim: int | None = None) -> T:
     def project(t: Tensor) -> Tensor:
         flat, along = (t.reshape(-1), 0) if dim is None else (t, dim)
         target = torch.as_tensor(total).to(t)
-        # Relative to the largest entry, which changes nothing but rounding: among large numbers the
-        # total would be lost, and no entry be above a threshold.
+        # Relative to the largest entry, which changes only rounding. Among large numbers the total
+        # would be lost, and no entry would be above a threshold.
         flat = flat - flat.detach().amax(along, keepdim=True)
         with torch.no_grad():
             ordered = flat.sort(dim=along, descending=True).values

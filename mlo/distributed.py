@@ -1,10 +1,10 @@
-"""Data parallelism: each process has a shard of every batch, and the numbers are those of one.
+"""Data parallelism: each process has a shard of every batch; results are those of one process.
 
 All processes hold the same parameters. Let process r, of N, evaluate the loss L_r on its shard. The
 loss of the whole batch is L = (1/N) Σ_r L_r, and engines need the derivatives of L. A = ∇²L is the
-mean of the A_r, so Aᵀu is a mean of products. An inverse product is one with that mean: A⁻¹v, not
-the mean of the A_r⁻¹v_r. All of this follows if L itself is what autograd sees. There are two kinds
-of tensors,
+mean of the A_r, so Aᵀu is a mean of products. An inverse product uses that mean: it is A⁻¹v, not
+the mean of the A_r⁻¹v_r. All of this follows if autograd sees L itself. There are two kinds of
+tensors,
 
     kind         value                         cotangent
     replicated   equal on all processes        derivative of L, replicated as well
@@ -17,11 +17,11 @@ and two operations between them, each the backward pass of the other:
     leave       local → replicated    mean (an all-reduce)   enter, the identity
 
 The backward pass of enter is the mean, since ∂L/∂θ = (1/N) Σ_r ∂L_r/∂θ. That of leave is the
-identity: for y = (1/N) Σ_r x_r we have ∂L/∂x_r = (1/N) ∂L/∂y, and the local cotangent is N times
-that. As each is differentiated by the other, derivatives of every order are right.
+identity: y = (1/N) Σ_r x_r gives ∂L/∂x_r = (1/N) ∂L/∂y, and the local cotangent is N times that.
+Since each is the derivative of the other, derivatives of every order are right.
 
 So a re-evaluation (`Evaluation.losses`) returns leave(L_r(enter(θ), enter(reads))), a function of
-replicated tensors whose derivatives are those of L. No engine knows of it:
+replicated tensors whose derivatives are those of L. Engines need no code for it:
 
 - Each product with A or B, exact or by finite differences, costs one all-reduce of a flat buffer.
 - Solvers iterate on replicated vectors, so they decide alike on all processes.
@@ -66,18 +66,18 @@ class DataParallel:
     """How the processes of a group share the work of one `MultilevelOptimizer`.
 
     All processes declare the same problems. The data of each yield its own shard of every batch, of
-    the same size on all of them. Losses are means over examples; `global_mean` is for those that
-    are not. All processes start from the parameters and buffers of process 0. Whatever evaluates a
-    loss (`step`, `gradient`) must be called by all processes alike.
+    the same size on all of them. Losses are means over examples; other losses use `global_mean`.
+    All processes start from the parameters and buffers of process 0. Whatever evaluates a loss
+    (`step`, `gradient`) must be called by all processes alike.
 
     Attributes:
         sync: "exact": total gradients are those of the concatenated batch, with one all-reduce per
             product with the Hessian. "final": one all-reduce per update, with a bias (see
             docs/distributed.md).
-        noise: "own": inside a loss every process has random numbers of its own, derived from its
-            global random state. Outside nothing is changed, so processes that were seeded alike
-            stay alike. "shared": the random state is left alone, for losses that draw for the whole
-            batch and take their rows by `shard`.
+        noise: "own": inside a loss every process has its own random numbers, derived from its
+            global random state. Outside nothing is changed, so processes with equal seeds stay
+            equal. "shared": the random state is not touched, for losses that draw for the whole
+            batch and take their rows with `shard`.
         group: the process group; None is the default one.
 
     Raises:
@@ -158,8 +158,8 @@ class DataParallel:
                 else t.to(dtype).reshape(-1)
                 for index, t in zip(members, given, strict=True)
             ]
-            # One more number per entry tells whether any process has it. It is read, and waited
-            # for, only where this process has none.
+            # One more number per entry tells whether any process has it. It is read, with a
+            # synchronisation, only if this process has none.
             missing = [index for index, t in zip(members, given, strict=True) if t is None]
             has = torch.ones(len(members), dtype=dtype, device=device)
             if missing:
@@ -237,7 +237,7 @@ class DataParallel:
                     )
 
     def warn_of_equal_batches(self, problem: str, tensors: Sequence[Tensor]) -> None:
-        """Warns if all processes were given the same batch, and so do the same work."""
+        """Warns if all processes got the same batch, and so do the same work."""
         sums = [_checksum(tensor) for tensor in tensors]
         alike = all(theirs == sums for theirs in self._gathered(sums))
         if sums and alike:
@@ -254,7 +254,7 @@ class DataParallel:
 
 
 def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
-    """Reads the option `distributed=`; None where there is one process only.
+    """Reads the option `distributed=`; None if there is only one process.
 
     Raises:
         ConfigurationError: for an unknown choice, or several processes without a process group.
@@ -264,8 +264,8 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
         if choice is None and running and dist.get_world_size() > 1:
             warn_user(
                 f"A process group of {dist.get_world_size()} processes is initialised, but this "
-                "MultilevelOptimizer does not use it: every process optimizes by itself. Pass "
-                "distributed='exact', or 'off' if that is meant."
+                "MultilevelOptimizer does not use it: every process optimizes alone. Pass "
+                "distributed='exact', or 'off' if you intend that."
             )
         return None
     if isinstance(choice, str):
@@ -297,7 +297,7 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
 ACTIVE: list[DataParallel | None] = [None]
 """Stack: the parallelism of the loss that is being evaluated is the last entry.
 
-It is not thread-local, since activation checkpointing runs modules again in autograd's threads.
+It is not thread-local, because activation checkpointing runs modules again in autograd's threads.
 """
 
 
@@ -385,16 +385,16 @@ PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm with the statistics of the whole batch, with derivatives of every order.
 
-    (`torch.nn.SyncBatchNorm` has no second derivative and does not run on CPUs.) Where no
-    data-parallel loss is evaluated it is plain BatchNorm.
+    (`torch.nn.SyncBatchNorm` has no second derivative and does not run on CPUs.) Outside a
+    data-parallel loss it is plain BatchNorm.
     """
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
         """Replaces every BatchNorm in `module`, which is returned, by one of these.
 
-        Parameters and buffers stay the same. A subclass of BatchNorm with a forward pass of its own
-        names its counterpart, a subclass of this one, as `synchronized`.
+        Parameters and buffers stay the same. A subclass of BatchNorm with its own forward pass
+        names its counterpart, a subclass of this class, as `synchronized`.
 
         Raises:
             ConfigurationError: for such a subclass that names none.
@@ -405,8 +405,8 @@ class SyncBatchNorm(_BatchNorm):
             )
             if counterpart is None:
                 raise ConfigurationError(
-                    f"{type(module).__name__} is a BatchNorm with a forward pass of its own. Give "
-                    "it an attribute `synchronized`: a subclass of mlo.distributed.SyncBatchNorm "
+                    f"{type(module).__name__} is a BatchNorm with its own forward pass. Give it "
+                    "an attribute `synchronized`: a subclass of mlo.distributed.SyncBatchNorm "
                     "that does the same."
                 )
             replaced: _BatchNorm = counterpart(
@@ -470,7 +470,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """The running statistics of plain BatchNorm layers, which every process estimates by itself."""
+    """The running statistics of plain BatchNorm layers, estimated by every process separately."""
     return [
         statistic
         for layer in module.modules()

@@ -47,7 +47,7 @@ class CheckpointError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is not finite, and the step that it was for was not made.
+    """A loss or gradient is not finite, so its step was not made.
 
     Attributes:
         problem: name of the problem.
@@ -67,7 +67,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was damaged or could not be written; the message says what is done instead."""
+    """A checkpoint was damaged or could not be written; the message says what happens instead."""
 
 
 class SolveWarning(UserWarning):

@@ -1,11 +1,11 @@
-"""Estimators: gradients of less variance, from a batch and from what earlier batches have said.
+"""Estimators: gradients of lower variance, from a batch and from earlier batches.
 
 A problem's loss is a mean over samples, and so are its gradient, the cotangents of what it reads,
 and the products of `soba` with its derivatives. A batch gives each of them with noise. An estimator
-takes off the part of the noise that it can know: of the same block at an earlier visit (`Saga`), or
-of the same batch at the point of the update before (`Storm`, `Spider`).
+removes the part of the noise that it can know: that of the same block at an earlier visit (`Saga`),
+or of the same batch at the previous update's point (`Storm`, `Spider`).
 
-An estimator itself is a rule without state. `Estimates` is what it keeps of one problem.
+An estimator is a rule without state. `Estimates` holds its state for one problem.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Quantities = dict[str, Tensor]
 """Name → a mean over samples: a gradient, a cotangent, a product."""
 
 Point = dict[str, Tensor]
-"""Name → all that quantities depend on beside the batch."""
+"""Name → everything but the batch that quantities depend on."""
 
 
 class EstimatorMemory:
@@ -60,7 +60,7 @@ class EstimatorMemory:
         self._waiting[key] = tensor.detach().clone()
 
     def commit(self) -> None:
-        """Keeps what waits, since the update was made."""
+        """Keeps what waits, because the update was made."""
         self.tensors.update(self._waiting)
         self._waiting.clear()
 
@@ -71,10 +71,10 @@ class EstimatorMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator(ABC):
-    """A rule that corrects means over a batch. Subclass it for one of your own.
+    """A rule that corrects means over a batch. Subclass it to write your own.
 
     Attributes:
-        uses_earlier_point: whether it evaluates at the point of the update before.
+        uses_earlier_point: whether it evaluates at the previous update's point.
         uses_blocks: whether it must know which block a batch is, and so needs single batches.
     """
 
@@ -98,8 +98,8 @@ class Estimator(ABC):
             group: the quantities that are estimated together; the beginning of all keys of memory.
             batches: those of this evaluation.
             found: their means over these batches.
-            earlier: computes the same quantities on the same batches at the point of the update
-                before. None: there was none, or `uses_earlier_point` is false.
+            earlier: computes the same quantities on the same batches at the previous update's
+                point. None: there was no update, or `uses_earlier_point` is false.
         """
 
 
@@ -107,9 +107,9 @@ def _number_of(batch: Any) -> int | None:
     if isinstance(batch, IndexedBatch):
         return batch.number
     raise ProblemError(
-        f"The estimator 'saga' must know which block a batch is, and got a {type(batch).__name__}. "
-        "Pass data=mlo.IndexedBatches(x, y, batch_size=...), or estimator=mlo.Saga(index=function "
-        "of the batch)."
+        "The estimator 'saga' must know which block a batch is, but got a "
+        f"{type(batch).__name__}. Pass data=mlo.IndexedBatches(x, y, batch_size=...), or "
+        "estimator=mlo.Saga(index=function of the batch)."
     )
 
 
@@ -121,9 +121,9 @@ def _is_whole(batch: Any) -> bool:
 class Saga(Estimator):
     """A table of what each block last gave: g − row + mean of all rows.
 
-    A block that is met for the first time is not corrected. Then the estimate is unbiased from the
-    first update on. The table holds a row per block and quantity: of a lower problem under `soba`
-    its gradient and two products.
+    A block's first visit is not corrected, so the estimate is unbiased from the first update on.
+    The table holds one row per block and quantity. For a lower problem under `soba` the quantities
+    are its gradient and two products.
 
     Attributes:
         index: batch → the number of its block, or None for one that stands for all of the data and
@@ -160,7 +160,7 @@ class Saga(Estimator):
             number = 0 if rows is None else int(rows)
             if mean is None:
                 mean = torch.zeros_like(g)
-            # `mean` is over the rows that were met so far.
+            # `mean` is over the rows seen so far.
             if row is None:
                 corrected[name] = g
                 memory.keep(f"{key}/mean", mean + (g - mean) / (number + 1))
@@ -176,8 +176,8 @@ class Saga(Estimator):
 class Storm(Estimator):
     """The last estimate, moved by the change on one batch: d = g + (1 − a)(d₋ − g₋).
 
-    g₋ is the same batch's value at the point of the update before, so each update evaluates twice.
-    A batch that stands for all of the data sets d = g.
+    g₋ is the same batch's value at the previous update's point, so each update evaluates twice. A
+    batch that represents all of the data sets d = g.
 
     Attributes:
         rate: a, the weight of the new batch: a number from 0 to 1, or a function of how many
@@ -231,7 +231,7 @@ class Storm(Estimator):
 class Spider(Storm):
     """The last estimate, moved by the change on one batch: d = d₋ + g − g₋.
 
-    That is `Storm` with the rate 0. Errors add up until a batch stands for all of the data, or for
+    This is `Storm` with the rate 0. Errors accumulate until a batch represents all of the data, or
     so much of it that its noise does not matter: `IndexedBatches(..., whole_every=q)`.
 
     Reference: Fang et al., SPIDER (2018), and Nguyen et al., SARAH (2017); for bilevel problems
@@ -251,7 +251,7 @@ class Estimates:
     Args:
         problem: its name, for messages.
         estimator: the rule.
-        of_total: whether it corrects the problem's total gradient. Else it corrects the direct
+        of_total: whether it corrects the problem's total gradient. Otherwise it corrects the direct
             gradient and each cotangent of what the problem reads.
 
     Attributes:
@@ -274,7 +274,7 @@ class Estimates:
         """Returns corrected quantities, under their names; None stays None.
 
         Args:
-            group: the quantities that are estimated together, as one point belongs to them.
+            group: the quantities that are estimated together, because they share one point.
             batches: those of this evaluation.
             found: their means over these batches.
             point: where they were taken.
@@ -297,7 +297,7 @@ class Estimates:
         if corrected.keys() != given.keys():
             raise ConfigurationError(
                 f"The estimator {self.estimator.name!r} of problem {self.problem!r} returned the "
-                f"quantities {sorted(corrected)} for {sorted(given)}. Return each that was given."
+                f"quantities {sorted(corrected)} for {sorted(given)}. Return every quantity given."
             )
         return {name: corrected.get(name) for name in found}
 

@@ -1,4 +1,4 @@
-"""The norm of a gradient: tensor by tensor at once, and of all together when somebody asks."""
+"""The norm of a gradient: tensor by tensor at once, and of all together on request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WIDE = (torch.float32, torch.float64, torch.bfloat16)
 class GradientNorm:
     """The Euclidean norm of tensors together, of sharded ones over all their parts.
 
-    Taking it notes the norms of the tensors, which later changes of them do not reach. Those are
-    combined when the whole is read.
+    Creating it records the norms of the tensors, so later changes do not matter. They are combined
+    when the whole is read.
 
     Args:
         tensors: of any devices and dtypes.
@@ -57,8 +57,13 @@ class GradientNorm:
         values = list(losses)
         if not self._is_small():
             values.append(self.total)
-        if all(value.is_cpu for value in values):
-            return all(math.isfinite(value.item()) for value in values)
+        for value in values:
+            if not value.is_cpu:
+                break
+            if not math.isfinite(value.item()):
+                return False
+        else:
+            return True
         # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]

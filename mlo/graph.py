@@ -13,7 +13,7 @@ from mlo.problem import Problem
 __all__ = ["DependencyGraph", "Order"]
 
 Order = Literal["lower_first", "outermost_first", "simultaneous"]
-"""Whether the outermost problems end a round of updates or begin it, or see it as it began."""
+"""Whether the outermost problems end a round or begin it, or see all problems as it began."""
 
 
 class DependencyGraph:
@@ -21,11 +21,11 @@ class DependencyGraph:
 
     A loss that reads a problem listed before its own reads that problem's *response*: its solution
     as a function of everything that it depends on. A loss that reads a problem listed after its own
-    is *conditioned* on that problem's current value. So is a problem that begins at the value of a
-    later one (`restart_from`).
+    is *conditioned* on that problem's current value. So is a problem that starts from the value of
+    a later one (`restart_from`).
 
-    For example, in the list `net, decay` let the training loss of `net` read `decay`, and the
-    validation loss of `decay` read `net`. Then `decay` has `net` in `reads_below` and in
+    For example, in the list `net, decay`, the training loss of `net` reads `decay`, and the
+    validation loss of `decay` reads `net`. Then `decay` has `net` in `reads_below` and in
     `solutions_depending_on`, and `net` has `decay` in `reads_above`.
 
     Attributes (each a mapping by problem name, computed once):
@@ -52,14 +52,13 @@ class DependencyGraph:
         for problem in _as_list(problems):
             if problem.name in self.problems:
                 raise GraphError(
-                    f"Two problems are called {problem.name!r}. Give each problem a name of its "
-                    "own."
+                    f"Two problems are called {problem.name!r}. Give each problem its own name."
                 )
             self.problems[problem.name] = problem
         self.position = {name: index for index, name in enumerate(self.problems)}
         self.reads = {name: self._resolve_reads(problem) for name, problem in self.problems.items()}
         self._check_shared_parameters()
-        # Computed once, since every evaluation of a loss asks for them.
+        # Computed once, since every evaluation of a loss needs them.
         names = tuple(self.problems)
         self.reads_below = {name: self._reads_where(name, below=True) for name in names}
         self.reads_above = {name: self._reads_where(name, below=False) for name in names}
@@ -67,8 +66,8 @@ class DependencyGraph:
         self.solutions_in = {name: self._find_solutions_in(name) for name in names}
         self.values_in = {name: self._find_values_in(name) for name in names}
         self.solutions_depending_on = {name: self._find_depending_on(name) for name in names}
-        # All solutions count, not only those read. A step is differentiated at what it saw of the
-        # problems below it, so these must not move between the step and the reading of it.
+        # All solutions count, not only those read. A step is differentiated at the values of the
+        # problems below that it saw, so these must not move until it is read.
         self.level: dict[str, int] = {}
         for name in names:
             below = [self.level[lower] for lower in self.solutions_in[name]]
@@ -141,7 +140,7 @@ class DependencyGraph:
         """Returns the order of the updates in one round, each problem as often as it moves.
 
         A problem with `steps=K` moves K times per move of those above it. One with
-        `accumulate_solves=N` stands there N times per move, as if it moved each time. Problems move
+        `accumulate_solves=N` is there N times per move, as if it moved each time. Problems move
         level by level (a level is the longest chain of responses in a gradient), and in listed
         order within one. A level moves as often as its most frequent problem. The less frequent
         ones join in its last moves, so each problem has just moved when the next level does. Of one
@@ -163,8 +162,8 @@ class DependencyGraph:
 
     def _moves(self, names: Sequence[str], below: _Block, first: bool) -> _Block:
         """The moves of problems of one level, each with everything below."""
-        # Everything below moves anew before (or, outermost first, after) each of these moves. Moves
-        # of the same problems are one block.
+        # Everything below moves again before (or, outermost first, after) each of these moves.
+        # Moves of the same problems are one block.
         members = [self.problems[name] for name in names]
         most = max(problem.turns for problem in members)
         moves: list[_Block] = []
@@ -174,7 +173,7 @@ class DependencyGraph:
         return _Block(parts=tuple(moves))
 
     def _in_turn(self, row: Sequence[str]) -> list[list[str]]:
-        """A level in groups: a problem that begins at another's value follows it."""
+        """A level in groups: a problem that restarts from another's value follows it."""
         # So that the value does not move while the problem makes its steps from there.
         groups: list[list[str]] = []
         turn: dict[str, int] = {}
@@ -191,6 +190,10 @@ class DependencyGraph:
         return tuple(
             name for name, level in self.level.items() if level == max(self.level.values())
         )
+
+    def round_text(self, order: Order = "lower_first") -> str:
+        """Returns the order of a round in readable form: "(net ×5 → decay) ×2"; see `schedule`."""
+        return str(self._round(order))
 
     def to_mermaid(self) -> str:
         """Returns a Mermaid flowchart: solid arrows are solutions, dashed ones values."""
@@ -214,7 +217,7 @@ class DependencyGraph:
                 f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
                 f"{values}{_restart(self.problems[name])}"
             )
-        rows.append(f"  order of a round: {self._round('lower_first')}")
+        rows.append(f"  order of a round: {self.round_text()}")
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
@@ -246,7 +249,7 @@ class DependencyGraph:
             if name in self.problems:
                 raise GraphError(
                     f"The loss of problem {problem.name!r} has the positional argument {name}=..., "
-                    f"also a problem. Put it behind a * to read that problem, or rename it."
+                    f"also a problem. Put it after a * to read that problem, or rename it."
                 )
         self._check_restart(problem)
         for read in problem.reads:
@@ -278,12 +281,13 @@ class DependencyGraph:
         if self.position[source] <= self.position[problem.name]:
             raise GraphError(
                 f"Problem {problem.name!r} restarts from {source!r}, which must be listed after "
-                "it: a solution begins at a value from above."
+                "it: a solution starts from a value from above."
             )
 
     def _check_shared_parameters(self) -> None:
-        # By identity: a parameter that two modules hold is one tensor, which two optimizers move.
-        # One that no problem optimizes (a frozen encoder's) is a constant, which many may hold.
+        # By identity: a parameter that two modules hold is one tensor, which two optimizers move. A
+        # parameter that no problem optimizes (a frozen encoder's) is a constant, which many may
+        # hold.
         trainable: set[int] = set()
         for problem in self.problems.values():
             trainable.update(map(id, problem.parameters.values()))
@@ -304,7 +308,7 @@ def _as_list(problems: Sequence[Problem] | Mapping[str, Problem]) -> list[Proble
     """The problems in order; of a mapping (another optimizer's `problems`) its values.
 
     Raises:
-        GraphError: if there is none, or something else than problems under their names.
+        GraphError: if there is none, or anything but problems under their names.
     """
     if isinstance(problems, Problem):
         raise GraphError(f"Pass a list of problems; got the single {problems!r}: [problem].")
@@ -340,7 +344,7 @@ def _movers(move: int, members: Sequence[Problem], first: bool) -> tuple[str, ..
 
 @dataclass(frozen=True, kw_only=True)
 class _Block:
-    """A part of a round: updates and other blocks, one after another, and how often."""
+    """A part of a round: updates and other blocks, one after another, and their repetitions."""
 
     parts: tuple[str | _Block, ...]
     times: int = 1
@@ -363,12 +367,12 @@ class _Block:
 
 
 def _source(problem: Problem) -> str | None:
-    """The problem at whose value this one begins, or None."""
+    """The problem from whose value this one starts, or None."""
     return None if problem.restart_from is None else problem.restart_from.partition(".")[0]
 
 
 def _restart(problem: Problem) -> str:
-    return "" if problem.restart_from is None else f", begins at {problem.restart_from}"
+    return "" if problem.restart_from is None else f", starts from {problem.restart_from}"
 
 
 def _subtitle(problem: Problem) -> str:
@@ -377,4 +381,4 @@ def _subtitle(problem: Problem) -> str:
         return text if len(text) <= 22 else f"{text[:21]}…"
     if problem.is_game:
         return "game"
-    return f"{sum(parameter.numel() for parameter in problem.parameters.values()):,} parameters"
+    return f"{problem.size:,} parameter{'s' * (problem.size != 1)}"

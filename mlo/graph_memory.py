@@ -1,7 +1,7 @@
-"""Whether the graph of a gradient fits the memory of its device, told from one evaluation.
+"""Predicts from one evaluation whether the graph of a gradient fits its device's memory.
 
-The rule is the same at every start of a run on the same kind of device: it asks for the memory that
-the device has, not for what is free at the moment.
+The rule gives the same answer at every start on the same kind of device: it uses the device's total
+memory, not the memory that happens to be free.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PER_FORWARD = 3
 """The graph of a gradient over what the forward pass saves: itself, and a backward pass of two."""
 
 SHARE = 4
-"""How often the graph must fit: twice, beside as much for all else."""
+"""How often the graph must fit: twice, plus as much again for everything else."""
 
 
 class SavedBytes:
@@ -54,6 +54,15 @@ class SavedBytes:
 
         return uncounted
 
+    def counted(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function that does the same, and is counted."""
+
+        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                return function(*args, **kwargs)
+
+        return inside
+
     def _pack(self, tensor: Tensor) -> Tensor:
         if type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
@@ -80,7 +89,7 @@ class SavedBytes:
 
 
 def memory_of(device: torch.device) -> int:
-    """The bytes of memory that a device has; 0 where that is not known."""
+    """The bytes of memory that a device has; 0 if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and hasattr(os, "sysconf"):
@@ -89,9 +98,9 @@ def memory_of(device: torch.device) -> int:
 
 
 def fits(saved: int, device: torch.device) -> bool:
-    """Whether the graph of a gradient is kept, whose forward pass saves so many bytes.
+    """Whether to keep the graph of a gradient whose forward pass saves so many bytes.
 
-    Where the device's memory is not known, as of the meta device, it is not.
+    It is not kept if the device's memory is unknown, as for the meta device.
     """
     memory = memory_of(device)
     return memory > 0 and SHARE * PER_FORWARD * saved <= memory

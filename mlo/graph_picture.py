@@ -44,7 +44,7 @@ def graph_svg(
     subtitles: Mapping[str, str],
     description: str,
 ) -> str:
-    """Draws a box per name, lower levels below, arrows between them, and what the arrows mean.
+    """Draws one box per name, lower levels below, arrows between them, and a legend.
 
     Args:
         levels: the names on each level, the lowest level first.

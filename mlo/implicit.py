@@ -1,9 +1,9 @@
 """`implicit_solution`: the response without the framework, for a solution found by any solver.
 
-A loop, scikit-learn or a formula has found the θ* at which F(θ, x) = 0. Then dθ*/dx = −A⁻¹ B with
-A = ∂F/∂θ and B = ∂F/∂x, however it was found. So θ* is declared here as the stationary solution of
-a problem that reads x. From there on everything is what `MultilevelOptimizer` does: the node of the
-autograd graph (`response.py`), and the engines behind it.
+A loop, scikit-learn or a formula has found θ* with F(θ*, x) = 0. Then dθ*/dx = −A⁻¹ B with A =
+∂F/∂θ and B = ∂F/∂x, however θ* was found. So this module declares θ* as the stationary solution of
+a problem that reads x. The rest is shared with `MultilevelOptimizer`: the node of the autograd
+graph (`response.py`), and the engines behind it.
 """
 
 from __future__ import annotations
@@ -67,27 +67,27 @@ def implicit_solution(
 ) -> S:
     """Makes a solution, found by any solver, a differentiable function of what it depends on.
 
-    The derivative is that of θ* in F(θ*, x) = 0, where θ is `params` and x is `reads`. How θ* was
-    found does not matter, only that it was: a warning says so where F is not small.
+    The condition F(θ*, x) = 0 defines the derivative, where θ is `params` and x is `reads`. How θ*
+    was found does not matter. If F is not small, a warning says so.
 
-    Tensors come as one tensor, a dict, a list or a tuple (also nested), or as a `ParameterDict` or
-    `ParameterList`. Exactly one of `loss`, `stationarity` and `fixed_point` says what F is. It is
+    Pass one tensor, a (nested) dict, list or tuple of tensors, a `ParameterDict` or a
+    `ParameterList`. Exactly one of `loss`, `stationarity` and `fixed_point` defines F. It is
     evaluated on copies, here and again in the backward pass, with the same random numbers.
 
     Args:
         params: θ*. Frozen `nn.Parameter`s and tensors of integers in it are constants.
-        reads: x. The result is differentiable in those of its tensors that require a gradient;
-            they may come from another network.
+        reads: x. The result is differentiable in those tensors of x that require a gradient; they
+            may come from another network.
         loss: `loss(params, reads)` → scalar; F is its gradient in `params`. A penalty such as
-            weight decay belongs into it.
+            weight decay belongs in it.
         stationarity: `stationarity(params, reads)` → F, in the structure of `params`.
         fixed_point: `fixed_point(params, reads)` → T, in the structure of `params`; F = θ − T.
         engine: how A⁻ᵀ v is found. "cg" and other engines for symmetric Jacobians suit a loss;
             "gmres", "neumann" or "direct" suit other conditions.
         memory: a dict for what the engine keeps from one call to the next (`warm_start=True`, or
             "soba"): pass the same one each time.
-        reports: a list. A report on the solution (`engine="stationarity"`) is appended now, and one
-            on each solve in the backward pass.
+        reports: a list. It receives a report on the solution (`engine="stationarity"`) at once, and
+            one on each solve in the backward pass.
 
     Returns:
         Copies of `params` in the same structure (subclasses of dict, list and tuple are kept),
@@ -140,7 +140,7 @@ class _Tensors:
         what: the argument, for messages.
 
     Attributes:
-        named: name → tensor; "layer.weight" or "0" after where it stands.
+        named: name → tensor; "layer.weight" or "0", by its place in the containers.
     """
 
     def __init__(self, value: Any, what: str) -> None:
@@ -164,7 +164,7 @@ class _Tensors:
                 )
 
     def rebuilt(self, tensors: Mapping[str, Tensor]) -> Any:
-        """The containers with other tensors; those that are missing stay, as constants."""
+        """The containers with other tensors; tensors without a replacement stay, as constants."""
         names = iter(self.named)
 
         def other(tensor: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class _Tensors:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """What stands in nested dicts, lists and tuples, in the order of `map_tensors`."""
+    """The leaves of nested dicts, lists and tuples, in the order of `map_tensors`."""
     if isinstance(value, dict):
         entries = list(value.items())
     elif isinstance(value, (list, tuple)):
@@ -212,8 +212,8 @@ def _unknowns_of(params: _Tensors) -> Tensors:
             found[name] = tensor.detach()
     if not found:
         raise ProblemError(
-            "implicit_solution: params has no tensor to solve for: frozen parameters and integers "
-            "are constants. Pass the tensors that the solver has found, or unfreeze them."
+            "implicit_solution: params has no tensor to solve for, because frozen parameters and "
+            "integers are constants. Pass the tensors that the solver has found, or unfreeze them."
         )
     if len({(tensor.dtype, tensor.device) for tensor in found.values()}) > 1:
         kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in found.values()})
@@ -240,7 +240,7 @@ def _chosen(**functions: Callable[..., Any] | None) -> tuple[str, Callable[..., 
 
 @dataclass(frozen=True, kw_only=True)
 class _Condition:
-    """The user's function, and how F comes of it.
+    """The user's function, and how it gives F.
 
     Attributes:
         kind: loss, stationarity or fixed_point.
@@ -313,7 +313,7 @@ def _solution(
     engine: AbstractEngine,
     memory: dict[str, Tensor] | None,
 ) -> Stationary:
-    """Declares the given tensors as the solution of a problem that reads `reads`."""
+    """Declares the given tensors to be the solution of a problem that reads `reads`."""
     # The problem says which parameters there are. Its optimizer makes no step, and adds no decay.
     module = nn.Module()
     for name, tensor in theta.items():
@@ -362,13 +362,13 @@ def _no_loss(module: nn.Module, batch: Any) -> Tensor:
 
 
 def _about(value: float) -> str:
-    """Its order of magnitude: in a training loop Python shows a warning of the same text once."""
+    """Its order of magnitude: Python shows a warning of the same text once per training loop."""
     return f"about 1e{round(math.log10(value))}" if 0.0 < value < math.inf else f"{value}"
 
 
 @dataclass(kw_only=True, eq=False)
 class _Reading(Reading):
-    """Says of solves that did not converge."""
+    """Warns of solves that did not converge."""
 
     def note(self, report: SolveReport) -> None:
         super().note(report)
@@ -384,32 +384,32 @@ class _Reading(Reading):
 
 
 def _check_engine(engine: AbstractEngine, *, has_loss: bool, has_memory: bool) -> None:
-    """Refuses engines that cannot differentiate a solution of which only F is known."""
+    """Refuses engines that need to know more of a solution than F."""
     if isinstance(engine, StepEngine):
         raise EngineError(
-            f"implicit_solution: {engine.label!r} differentiates steps of an optimizer, and the "
-            "solver's steps are not known here. Use 'cg' (loss=), 'gmres', 'neumann' or 'direct'; "
+            f"implicit_solution: {engine.label!r} differentiates an optimizer's steps, but the "
+            "solver's steps are unknown here. Use 'cg' (loss=), 'gmres', 'neumann' or 'direct'; "
             "or declare a Problem."
         )
     if not has_loss and not engine.takes_residuals:
         raise EngineError(
-            f"implicit_solution: {engine.label!r} evaluates a loss, and there is none. Pass loss=, "
-            "or an engine with autograd products, such as 'gmres', 'neumann' or 'direct'."
+            f"implicit_solution: {engine.label!r} evaluates a loss, but none was given. Pass "
+            "loss=, or an engine with autograd products, such as 'gmres', 'neumann' or 'direct'."
         )
     resumes = isinstance(engine, Soba) or (
         isinstance(engine, IterativeEngine) and engine.warm_start
     )
     if resumes and not has_memory:
         raise EngineError(
-            f"implicit_solution: {engine.label!r} resumes from its last solve, which nothing keeps "
-            "here. Pass memory=, one dict for all calls, or leave warm_start out."
+            f"implicit_solution: {engine.label!r} resumes from its last solve, but nothing stores "
+            "that here. Pass the same dict as memory= in all calls, or leave warm_start out."
         )
 
 
 def _check_solution(
     kind: str, solution: Stationary, reading: Reading, params: _Tensors, reads: _Tensors
 ) -> None:
-    """Evaluates F once: refuses what would be wrong without a word, and warns of an F not small."""
+    """Evaluates F once: refuses what would be silently wrong, and warns if F is not small."""
     given = list(reads.named.values())
     with ExitStack() as stack, torch.enable_grad():
         call = Pullback(
@@ -444,14 +444,14 @@ def _check_solution(
 
 
 def _tell_of_noise(kind: str, difference: Sequence[Tensor], scale: float) -> None:
-    """Warns of a function that has another value when it is evaluated again, as engines do."""
+    """Warns of a function whose value changes when it is evaluated again, as engines do."""
     rounding = torch.finfo(difference[0].dtype).eps ** 0.5
     if float(total_norm(difference)) > rounding * scale:
         warn_user(
-            f"implicit_solution: {kind}, evaluated again with the same arguments, has another "
+            f"implicit_solution: {kind}, evaluated again with the same arguments, has a different "
             "value. It keeps state between calls, or draws random numbers that are not replayed "
-            "(numpy.random.default_rng(), a torch.Generator). Its derivative would be that of "
-            "another function: draw from global random states, or put the numbers into reads."
+            "(numpy.random.default_rng(), a torch.Generator). Its derivative would be that of a "
+            "different function. Draw from global random states, or put the numbers into reads."
         )
 
 
@@ -507,7 +507,7 @@ def _check_leaves(
     params: _Tensors,
     reads: _Tensors,
 ) -> None:
-    """Refuses a function that uses tensors beside its arguments, whose derivative would be lost.
+    """Refuses a function of tensors that are not its arguments: their derivative would be lost.
 
     Args:
         kind: of the function.
@@ -526,7 +526,7 @@ def _check_leaves(
                 if tensor is leaf:
                     raise ProblemError(
                         f"implicit_solution: {kind} uses the tensor that was passed as "
-                        f"{given.what}[{name!r}] itself. Use its argument in the place of it."
+                        f"{given.what}[{name!r}] itself. Use its argument instead."
                     )
         raise ProblemError(
             f"implicit_solution: {kind} depends on a tensor of shape {tuple(leaf.shape)} that "
@@ -542,13 +542,13 @@ def _check_leaves(
 
 
 def _tell_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> None:
-    """Reports how far the given tensors are from a solution, and warns where that is far."""
+    """Reports how far the given tensors are from a solution, and warns if they are far."""
     # To first order F is a sum of terms A_ij θ_j and B_ik x_k (and of constants of their size),
     # which cancel at the solution. ‖F‖ relative to these terms is a backward error: the relative
     # change of the terms, of parameters or data, at which θ would be a solution. It has no units:
-    # factors on F, on entries of θ or on entries of x do not change it. It costs one product.
-    # (‖A θ‖ would cost the same, and vanish with F where a loss is invariant to the scale of θ.)
-    # θ is off by that much times the conditioning of A: hence a tolerance that is stricter than
+    # factors on F, on entries of θ or on entries of x do not change it. It costs one product. (‖A
+    # θ‖ would cost the same, and vanish with F where a loss is invariant to the scale of θ.) The
+    # error of θ is that much times the conditioning of A. So the tolerance is stricter than
     # gradients need.
     size = float(total_norm(f))
     relative = size / terms if terms > 0.0 else (math.inf if size > 0.0 else 0.0)
@@ -558,9 +558,10 @@ def _tell_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> No
     if not solved:
         advice = (
             f"The tensors are not a solution: F(params, reads) is {_about(relative)} of the terms "
-            "that should cancel in it. The derivative takes F for zero, so its error is of that "
-            "order, and larger where the Jacobian is ill-conditioned. Solve further, or mend the "
-            "function: all that the solver minimises, as weight decay, belongs into it."
+            "that should cancel in it. The derivative assumes that F is zero, so its error is of "
+            "that order, and larger if the Jacobian is ill-conditioned. Solve further, or "
+            "correct the function: everything that the solver minimises, such as weight decay, "
+            "belongs in it."
         )
         warn_user(f"implicit_solution: {advice}")
     reading.reports.append(

@@ -1,4 +1,4 @@
-"""Batches that know which samples they are made of: fixed blocks of a data set, and all of it."""
+"""Batches that know their samples: fixed blocks of a data set, and all of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class IndexedBatch(NamedTuple):
     """A batch of a data set that is divided into blocks; a loss unpacks it.
 
     Attributes:
-        number: which block it is, from 0; None: the batch stands for the whole data set.
+        number: which block it is, from 0; None: the batch is the whole data set.
         tensors: its rows of each tensor of the data set.
     """
 
@@ -26,23 +26,23 @@ class IndexedBatch(NamedTuple):
 
 
 class IndexedBatches:
-    """Goes through the blocks of a data set in random order, pass after pass.
+    """Yields the blocks of a data set in random order, pass after pass.
 
     The rows `k * batch_size` to `(k + 1) * batch_size` are block k, in every pass. So an estimator
-    can compare a block's gradient with what it was (`Problem(estimator="saga")`).
+    can compare a block's gradient with its last one (`Problem(estimator="saga")`).
 
     Args:
         tensors: the data set, with one row per sample in each of them.
         batch_size: rows per block. It divides the number of rows, so that the mean over blocks is
             the mean over samples.
         generator: what the order is drawn from; None: the global generator.
-        whole_every: with q, a pass is the whole data set as one batch, and q − 1 blocks after it.
+        whole_every: with q, a pass is the whole data set as one batch, then q − 1 blocks.
         whole_probability: with p, each batch is the whole data set with probability p. The first
             one always is.
 
     Raises:
-        ProblemError: if the tensors cannot be divided so, or both kinds of whole batches are asked
-            for.
+        ProblemError: if the tensors cannot be divided so, or both kinds of whole batches are
+            requested.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class IndexedBatches:
         rows = {len(tensor) for tensor in tensors}
         if len(rows) != 1:
             raise ProblemError(
-                f"IndexedBatches takes tensors of one length, got lengths {sorted(rows)}."
+                f"IndexedBatches needs tensors of equal length, got lengths {sorted(rows)}."
             )
         (self._rows,) = rows
         if batch_size < 1 or not self._rows or self._rows % batch_size:
@@ -65,9 +65,7 @@ class IndexedBatches:
                 "some rows, or choose another size: all blocks have the same weight."
             )
         if whole_every is not None and whole_probability is not None:
-            raise ProblemError(
-                "IndexedBatches takes whole_every or whole_probability, not both of them."
-            )
+            raise ProblemError("IndexedBatches takes whole_every or whole_probability, not both.")
         if whole_every is not None and whole_every < 1:
             raise ProblemError(f"IndexedBatches: whole_every must be 1 or more, got {whole_every}.")
         if whole_probability is not None and not 0.0 < whole_probability <= 1.0:

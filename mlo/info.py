@@ -6,6 +6,7 @@ not exact.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import platform
 import sys
@@ -15,7 +16,7 @@ import torch
 
 import mlo
 
-__all__ = ["describe"]
+__all__ = ["describe", "main"]
 
 OPTIONAL = ("betty-ml", "triton", "numpy")
 
@@ -73,5 +74,16 @@ def _engine(name: str) -> str:
     return " ".join(first.split()) + products
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlo.info",
+        description="Prints versions, devices, and each engine with what it does.",
+        epilog="It takes no arguments. Put what it prints into a bug report.",
+    )
+    parser.parse_args()
     print(describe())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""An iterator over rounds or updates that warns where nobody asks it for any."""
+"""An iterator over rounds or updates that warns if none is requested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class LazyRounds(Iterator[T]):
-    """Makes what it is asked for, when it is asked.
+    """Makes each element only when it is requested.
 
     Args:
         elements: what it yields.
@@ -30,10 +30,10 @@ class LazyRounds(Iterator[T]):
         return next(self._elements)
 
     def __del__(self) -> None:
-        # Whoever calls `run` as a procedure drops it at once: nothing was made, and nothing said.
+        # A call of `run` as a statement drops it at once. This warning is its only trace.
         if not self._asked and not sys.is_finalizing():
             warn_user(
                 f"{self._call} made nothing: it yields a record after each round (or update), and "
-                "makes the round when it is asked for it. Iterate over it: `for record in "
-                "optimizer.run(steps): ...`, or `list(optimizer.run(steps))`."
+                "makes a round only when its record is requested. Iterate over it: `for record "
+                "in optimizer.run(steps): ...`, or `list(optimizer.run(steps))`."
             )

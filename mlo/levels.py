@@ -1,15 +1,15 @@
-"""Keeps track of the solutions of lower problems that losses read in the course of a run.
+"""Keeps track of the lower problems' solutions that losses read during a run.
 
 `History` is what has happened: how often each problem moved, and what later gradients need of it.
 `Levels` is a view of it, of which there are two. One gives the solutions as losses read them now.
-The other gives them one step ahead, for problems that begin a round although they stand above
-others. Each view caches its own solutions.
+The other gives them one step ahead, for problems that begin a round although others are below them.
+Each view caches its own solutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,7 @@ class History:
         graph: the problems.
         engines: problem → engine of its solution.
         losses: problem → its loss.
-        streams: problem → its batches; here they are looked at, not taken.
+        streams: problem → its batches, which are looked at here and not used up.
         starts: problem → where it begins each block of its steps.
         looks_ahead: the problems that see lower solutions one step ahead.
         simultaneous: whether all problems see each other as they were when the round began.
@@ -76,17 +76,22 @@ class History:
         updates: problem → how often it moved.
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
+        step_engines: problem → its engine, where later gradients differentiate steps of its
+            optimizer; else None.
+        solved: problem → whether its solution is taken for a stationary point.
+        keeps_graph: problem → whether the gradient of its update is kept with its graph; None: its
+            next update will tell.
         last: problem → the evaluation that its last update was made with.
         last_round: problem → the round of that update, counted from 0.
         solve_streams: problem → batches of its solves, where they have data of their own.
         stepped: problem → its solution, where the engine differentiates that update's step.
-        graphs: graphs of gradients that are kept for later in the round, with the problem's name.
+        graphs: graphs of gradients retained for later in the round, with the problem's name.
         estimates: problem → its estimator at work.
         averages: problem → the average of its iterates.
         kept_graphs: problem → the gradient of its last update with its graph, if it is kept.
         learning_rates: problem that is solved → those of its optimizers at its last update.
         sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
-        resumed: problems whose steps before a state was loaded are missing in their solutions.
+        resumed: problems whose solutions lack the steps made before a state was loaded.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
     """
@@ -111,19 +116,19 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
-        # Problem → whether the graph of its gradient is kept; None: its first update will tell.
-        self._keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
-        self._undecided = {name for name, keeps in self._keeps_graph.items() if keeps is None}
-        # Problem → engine, of which later gradients differentiate steps; else None.
-        self._step_engines: dict[str, StepEngine | None] = {}
-        # Problem → whether its solution is taken for stationary.
-        self._solved: dict[str, bool] = {}
+        self.keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
+        self._undecided = {name for name, keeps in self.keeps_graph.items() if keeps is None}
+        # Problem → whether products are taken through the graph of its update.
+        self._shares_graph: dict[str, bool] = {}
+        self.step_engines: dict[str, StepEngine | None] = {}
+        self.solved: dict[str, bool] = {}
         for name in graph.problems:
             engine = engines[name]
             differentiated = name in self.differentiated
             steps = differentiated and isinstance(engine, StepEngine)
-            self._step_engines[name] = engine if steps else None  # type: ignore[assignment]
-            self._solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
+            self.step_engines[name] = engine if steps else None  # type: ignore[assignment]
+            self.solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
+            self._shares_graph[name] = self._shares(name)
         self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
@@ -160,8 +165,8 @@ class History:
     def with_engines(self, engines: Mapping[str, AbstractEngine]) -> History:
         """What has happened, for other engines: all but their steps.
 
-        The batches are the same streams, and are to be looked at only. An engine that is the same
-        one has its memory, as a copy; another one has none.
+        The batches are the same streams and must not be used up. An unchanged engine has a copy of
+        its memory; another engine has none.
         """
         other = History(
             self.graph,
@@ -179,7 +184,7 @@ class History:
         for name, kept in self.memory.items():
             if engines[name] == self.engines[name]:
                 other.memory[name].update(kept)
-        # What an estimator has seen serves where it estimates the same.
+        # What an estimator has seen is useful if it estimates the same quantities.
         for name, estimates in self.estimates.items():
             if other.estimates[name].of_total == estimates.of_total:
                 other.estimates[name] = estimates
@@ -192,7 +197,7 @@ class History:
         return self.round < self.graph.problems[name].warmup_steps
 
     def restart(self, name: str) -> None:
-        """Lets a problem begin anew (`restart_from`), and with it the chain of its steps."""
+        """Restarts a problem (`restart_from`), and with it the chain of its steps."""
         self.starts[name].put(self.graph.problems[name])
         self._begun.add(name)
         for kept in (self.stepped, self._ends):
@@ -200,34 +205,27 @@ class History:
         self.mark(name)
 
     def start_of(self, name: str) -> Start:
-        """Where the problem's parameters began.
+        """Where the problem's parameters started.
 
         Raises:
-            ProblemError: if they did not begin there: nothing was made yet, or they were set since.
+            ProblemError: if they did not start there: no step was made yet, or they were set since.
         """
         start, problem = self.starts[name], self.graph.problems[name]
         if name in self._begun and self._places[name] == _places_of(problem):
             return start
         raise ProblemError(
-            f"Problem {name!r} begins each round at the value of {start.problem!r}, and stands at "
-            "nothing that began there: it has not moved yet, or its parameters were set from "
-            "outside since. Ask for this gradient after a round (`step()`, `updates()`)."
+            f"Problem {name!r} starts each round from the value of {start.problem!r}, but its "
+            "current parameters do not stem from there: it has not moved yet, or its parameters "
+            "were set from outside since. Request this gradient after a round (`step()`, "
+            "`updates()`)."
         )
 
-    def step_engine(self, name: str) -> StepEngine | None:
-        """The problem's engine, where a later gradient differentiates steps of its optimizer."""
-        return self._step_engines[name]
-
-    def is_solved(self, name: str) -> bool:
-        """Whether the problem's solution is taken for a stationary point."""
-        return self._solved[name]
-
     def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
-        """Notes an update: where it was made, and its step, if a later gradient needs that."""
+        """Records an update: where it was made, and its step, if a later gradient needs it."""
         # Where it was made is noted of every problem: `gradient` and implicit engines evaluate the
         # loss again on the batches and with the noise of the last update.
         self.last[name], self.last_round[name] = found.evaluation, self.round
-        engine = self.step_engine(name)
+        engine = self.step_engines[name]
         if engine is None and found.graph is not None:
             self.kept_graphs[name] = found.graph
             self.note_graph(name, found)
@@ -238,16 +236,17 @@ class History:
         # The new solution, with the last steps that its engine differentiates, this one included.
         recorded = RecordedStep(evaluation=found.evaluation, step=step)
         earlier = self.stepped[name].history if name in self.stepped else ()
-        if engine.recorded_steps > 1:
-            # A chain of steps is one only where each begins at what the one before it left.
+        steps = engine.recorded_steps
+        if steps > 1:
+            # Steps form a chain only if each starts from the previous one's result.
             if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
                 self._begun.discard(name)
             self._ends[name] = _copied_end(self.graph.problems[name])
         chain = (*earlier, recorded)
-        if len(chain) > engine.recorded_steps:
+        if len(chain) > steps:
             # Where it is cut it starts at constants.
-            chain = chain[-engine.recorded_steps :]
+            chain = chain[-steps:]
             self._begun.discard(name)
         self.stepped[name] = Stepped(
             name=name,
@@ -263,17 +262,17 @@ class History:
         )
 
     def mark(self, name: str) -> None:
-        """Notes where the problem's parameters are: what moves them later comes from outside."""
-        if self.step_engine(name) is not None or name in self.starts:
+        """Notes where the problem's parameters are, to detect later changes from outside."""
+        if self.step_engines[name] is not None or name in self.starts:
             self._places[name] = _places_of(self.graph.problems[name])
 
     def last_step(self, name: str) -> Stepped | None:
-        """The solution that the problem's last step made, if it is still where it was left.
+        """The solution that the problem's last step made, if its parameters have not changed since.
 
-        Weights that were set back, loaded or clamped since are no result of that step.
+        Weights that were reset, loaded or clamped are not a result of that step.
 
         Raises:
-            ProblemError: if its steps should begin at a value from above, and do not.
+            ProblemError: if its steps should start from a value from above, and do not.
         """
         # By the versions of the tensors, which every change in place raises.
         stepped = self.stepped.get(name)
@@ -284,7 +283,7 @@ class History:
         return None
 
     def _ends_at(self, name: str, recorded: RecordedStep) -> bool:
-        """Whether a step begins where the one before it ended, its optimizer's state included."""
+        """Whether a step starts where the previous one ended, with the same optimizer state."""
         # Bit for bit: something moved parameters or state between the two steps, or nothing did.
         if name not in self._ends:
             return False
@@ -298,7 +297,7 @@ class History:
         )
 
     def forget(self) -> None:
-        """Forgets all updates that were made, since the problems now stand elsewhere."""
+        """Forgets all updates that were made, because the problems have been moved."""
         self.release_graphs(later=())
         self.last, self.stepped, self._ends, self._places = {}, {}, {}, {}
         self.learning_rates = {}
@@ -307,8 +306,8 @@ class History:
             self.mark(name)
 
     def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
-        """Warns, once after a load, of a gradient through fewer steps than asked for."""
-        engine = self.step_engine(name)
+        """Warns, once after a load, of a gradient through fewer steps than requested."""
+        engine = self.step_engines[name]
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
@@ -320,7 +319,7 @@ class History:
             warn_user(
                 f"A gradient goes through {made} of the {asked} steps that the engine "
                 f"{engine.label!r} of problem {name!r} differentiates: a state holds no steps, and "
-                "since it was loaded no more were made."
+                "no more were made since it was loaded."
             )
 
     # ------------------------------ graphs that are kept for later in the round
@@ -334,34 +333,26 @@ class History:
         several = several_graphs(self.graph, self.engines, name, losses[name].parallel)
         return False if several else None
 
-    def keeps_graph(self, name: str) -> bool:
-        """Whether the gradient of the problem's update is kept with its graph."""
-        return bool(self._keeps_graph[name])
-
-    def counts_graph(self, name: str) -> bool:
-        """Whether the problem's next update tells whether graphs are kept from then on."""
-        return self._keeps_graph[name] is None
-
     def graph_decision(self, name: str) -> bool | None:
-        """Whether a problem's graphs are kept, where the first update decided that; else None."""
-        # A kept graph rounds otherwise than one that is made again. So a run that resumes must
-        # not decide anew.
-        return self._keeps_graph[name] if name in self._undecided else None
+        """Whether a problem's graphs are kept, as the first update decided; None before that."""
+        # A kept graph rounds differently from one that is made again. So a resumed run must not
+        # decide again.
+        return self.keeps_graph[name] if name in self._undecided else None
 
     def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
-        """Goes back to a decision that was saved; None: the next update decides."""
+        """Restores a saved decision; None: the next update decides."""
         if name in self._undecided:
-            self._keeps_graph[name] = keeps
+            self.keeps_graph[name] = keeps
 
     def note_saved(self, name: str, saved: int) -> None:
         """Decides whether graphs are kept, from the bytes that a forward pass saves."""
-        self._keeps_graph[name] = fits(saved, self.graph.problems[name].device)
+        self.keeps_graph[name] = fits(saved, self.graph.problems[name].device)
 
     def graph_needed_later(self, name: str, later: Sequence[str]) -> bool:
         """Whether an update `later` in the round differentiates the step that is made now."""
-        if not self._keeps_graph[name] and not self._shares_graph(name):
+        if not self.keeps_graph[name] and not self._shares_graph[name]:
             return False
-        # This problem's own next update makes the solution anew: only readers before that count.
+        # This problem's own next update makes a new solution: only readers before that count.
         for other in later:
             if other == name:
                 return False
@@ -370,8 +361,8 @@ class History:
                 return True
         return False
 
-    def _shares_graph(self, name: str) -> bool:
-        """Whether products are taken through the graph of the update, made at the same point."""
+    def _shares(self, name: str) -> bool:
+        """Whether products use the update's own graph, made at the same point."""
         engine, problem = self.engines[name], self.graph.problems[name]
         return (
             self.simultaneous
@@ -385,7 +376,7 @@ class History:
         )
 
     def note_graph(self, name: str, found: TotalGradient) -> None:
-        """Notes that the graph of a gradient is held, so that it is released in time."""
+        """Notes that the graph of a gradient is retained, so that it is released in time."""
         if found.graph is not None:
             self.graphs.append((name, found.graph))
 
@@ -405,10 +396,14 @@ class History:
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `restore_memory`."""
         # A shallow copy: its tensors are replaced, never changed in place.
-        return {name: kept.copy() for name, kept in self.memory.items() if kept}
+        copied = {}
+        for name, kept in self.memory.items():
+            if kept:
+                copied[name] = kept.copy()
+        return copied
 
     def restore_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Puts the engines' memory back."""
+        """Restores the engines' memory."""
         for name, kept in self.memory.items():
             kept.clear()
             kept.update(memory.get(name, {}))
@@ -416,7 +411,7 @@ class History:
             estimates.memory.discard()
 
     def keep(self, name: str) -> None:
-        """Keeps what estimators have seen, and averages: an update of a problem was made."""
+        """Keeps what estimators have seen, and averages, after an update of a problem."""
         for estimates in self.estimates.values():
             estimates.memory.commit()
         if name in self.averages:
@@ -449,8 +444,13 @@ class Levels:
             ]
         # The problem, and those that its loss reads.
         self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
-        # The problems on which a solution depends; it is made again after any of these has moved.
-        # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
+        # Whose engines differentiate steps, and how many. (Asking an abstract class takes long.)
+        self._by_steps: dict[str, int] = {}
+        for name, engine in history.engines.items():
+            steps = engine.recorded_steps if isinstance(engine, StepEngine) else 0
+            self._by_steps[name] = steps
+        # The problems on which a solution depends; it is made again after any of these has moved. A
+        # problem that shares a module's buffers (a frozen encoder's statistics) moves these too.
         self._dependencies: dict[str, tuple[str, ...]] = {}
         for name in graph.problems:
             through = [self._dependencies[lower] for lower in graph.reads_below[name]]
@@ -473,17 +473,18 @@ class Levels:
     def find(self, name: str) -> Solution:
         """The problem's solution."""
         history, engine = self._history, self._history.engines[name]
-        rests = history.rests(name)
-        # Where a step was made, its solution holds until the next step. (Looking ahead, no step has
-        # been made yet.)
-        if isinstance(engine, StepEngine) and not rests and not self._ahead:
+        rests = history.round < history.graph.problems[name].warmup_steps
+        # After a step, its solution holds until the next step. (Looking ahead, no step has been
+        # made yet.)
+        if self._by_steps[name] and not rests and not self._ahead:
             stepped = history.last_step(name)
             if stepped is not None:
                 if history.resumed:
                     history.tell_of_missing_steps(name, stepped)
                 return stepped
         # Any other solution is made once, and again only after something that it depends on moved.
-        stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
+        updates = map(history.updates.__getitem__, self._dependencies[name])
+        stamp = (int(rests), *updates)
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             solution: Solution
@@ -512,11 +513,11 @@ class Levels:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Runs the body, which asks a question, and leaves everything as it was."""
+        """Runs the body, which only asks for gradients, and leaves everything as it was."""
         # What a gradient moves: the random state, engines' memories, cached solutions and graphs.
         history, known, asking = self._history, dict(self._known), self._asking
         memory, graphs = history.copied_memory(), list(history.graphs)
-        if history.simultaneous:  # a question is about where the problems stand now
+        if history.simultaneous:  # a question is about the problems' current points
             self._known = {}
         with preserved(history.generators):
             try:
@@ -527,7 +528,7 @@ class Levels:
                 history.restore_memory(memory)
 
     def _constant(self, name: str, engine: AbstractEngine) -> Constant:
-        """The current parameters, of a problem that rests or whose derivative is dropped."""
+        """The current parameters of a problem in warm-up, or whose derivative is dropped."""
         value: Tensors = dict(self._history.graph.problems[name].parameters)
         begun = self._as_it_began(name)
         if begun is not None:
@@ -537,7 +538,7 @@ class Levels:
     def _stationary(self, name: str, engine: AbstractEngine) -> Stationary:
         """The current parameters as a solution of the problem's stationarity condition."""
         # Without data for solves: at the batches, noise and modes of the last update. F is then the
-        # very gradient that the optimizer has followed, at the place to which it has led.
+        # gradient that the optimizer followed, at the place where it led.
         history, problem = self._history, self._history.graph.problems[name]
         last, begun = self._last(name), self._as_it_began(name)
         fresh: list[tuple[Any, ...]] = []
@@ -570,8 +571,8 @@ class Levels:
         )
 
     def _solve_batches(self, name: str, groups: int) -> list[tuple[Any, ...]]:
-        """So many groups of `solve_batches` batches from the data of a problem's solves."""
-        # Fresh ones; a question looks at them and leaves them to the next solve.
+        """That many groups of `solve_batches` batches from the data of a problem's solves."""
+        # Fresh batches; a question only looks at them, and the next solve uses them.
         self._draws += 1
         stream, size = (
             self._history.solve_streams[name],
@@ -595,10 +596,11 @@ class Levels:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
         self._draws += 1
-        keeps = self._history.keeps_graph(name)
+        keeps = bool(self._history.keeps_graph[name])
         found = self.differentiate(name, self.batches(name), keep_graph=keeps)
         self._history.note_graph(name, found)
-        # With all of the optimizers' state, whatever the engine needs: the step is made right here.
+        # With all of the optimizers' state, whatever the engine needs, because the step is made
+        # here.
         step = OptimizerStep.capture(problem, unused=found.unused)
         before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
         reads = found.evaluation.current_reads()
@@ -633,7 +635,8 @@ class Levels:
         Args:
             name: the problem.
             batches: its batches.
-            is_update: whether the problem moves with this gradient, or is only asked about it.
+            is_update: whether the problem moves with this gradient, or the gradient is only a
+                question.
             players: the players that move; None: all.
             keep_graph: whether the gradient's graph is kept.
             held_constant: problems whose solutions are treated as constants.
@@ -642,9 +645,9 @@ class Levels:
         history, problem = self._history, self._history.graph.problems[name]
         draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
-        stays = history.step_engine(name) is None and not history.simultaneous
+        stays = history.step_engines[name] is None and not history.simultaneous
         moves = is_update and not stays
-        if is_update and history.is_solved(name):
+        if is_update and history.solved[name]:
             history.learning_rates[name] = _learning_rates(problem)
         evaluation = self.evaluation(name, batches, parameters_move=moves)
 
@@ -656,26 +659,26 @@ class Levels:
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
         examine, saved = history.checks.pending.get(name), None
-        if is_update and history.counts_graph(name):
+        if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
+        gradient_of = total_gradient if saved is None else saved.counted(total_gradient)
         try:
             if hooks:
                 _let_hooks_rest(problem, hooks)
-            with nullcontext() if saved is None else saved:
-                found = total_gradient(
-                    evaluation,
-                    is_update=is_update,
-                    examine=examine,
-                    players=players,
-                    keep_graph=keep_graph,
-                    held_constant=held_constant,
-                    estimates=history.estimates.get(name),
-                    # (Looking for solutions may have evaluated other losses, which draw numbers.)
-                    begun=begun if self._draws == draws else None,
-                )
+            found = gradient_of(
+                evaluation,
+                is_update=is_update,
+                examine=examine,
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                estimates=history.estimates.get(name),
+                # (Looking for solutions may have evaluated other losses, which draw numbers.)
+                begun=begun if self._draws == draws else None,
+            )
         except BaseException:
-            # An update is made as a whole or not at all. A question has worked on copies.
+            # An update is made completely or not at all. A question has worked on copies.
             if is_update:
                 restore_buffers(evaluation)
             raise
@@ -714,10 +717,9 @@ class Levels:
         """
         graph, loss = self._history.graph, self._history.losses[name]
         problem = graph.problems[name]
-        engine = self._history.engines[name]
         # An engine of several steps needs what was read at each of them, which moves meanwhile. For
         # one step the order of a round sees to it (see `DependencyGraph.level`).
-        outlives = parameters_move and isinstance(engine, StepEngine) and engine.recorded_steps > 1
+        outlives = parameters_move and self._by_steps[name] > 1
         solutions: dict[str, Solution] = {}
         for lower in graph.solutions_in[name]:
             solution = self.find(lower)
@@ -775,7 +777,7 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
 
 @torch.no_grad()
 def restore_buffers(evaluation: Evaluation) -> None:
-    """Puts the buffers of the problem back to what they were before an evaluation."""
+    """Restores the problem's buffers to their values before an evaluation."""
     problem = evaluation.loss.problem
     for key, buffer in problem.module.named_buffers():
         buffer.copy_(evaluation.buffers[problem.name][key])
@@ -805,6 +807,8 @@ def _with_batches(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluatio
 
 
 def _versions(batches: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
+    if len(batches) == 1:
+        return (None if batches[0] is None else versions_of(batches[0]),)
     return tuple([None if batch is None else versions_of(batch) for batch in batches])
 
 
@@ -819,7 +823,7 @@ def _places_of(problem: Problem) -> tuple[tuple[int, int], ...]:
 
 
 def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:
-    """Parameters as constants, as copies where the live ones will move."""
+    """Parameters as constants, and as copies if the live ones will move."""
     if copy:
         return dict(zip(parameters, copies(parameters.values()), strict=True))
-    return {key: parameter.detach() for key, parameter in parameters.items()}
+    return dict(zip(parameters, map(Tensor.detach, parameters.values()), strict=True))

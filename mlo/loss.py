@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from mlo.backward import grad
 from mlo.check_schedule import CheckSchedule, NoChecks
-from mlo.distributed import ACTIVE, DataParallel, inside
+from mlo.distributed import DataParallel, inside
 from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
 from mlo.problem import Problem, Tensors
@@ -43,7 +43,7 @@ Examine = Callable[[Tensor, Sequence[Tensor]], None]
 """Checks a player's loss on a first batch, given its parameters; raises if the loss is unfit."""
 
 Places = list[tuple[dict[str, Any], str, bool]]
-"""All places of one tensor: a module's dict, the name in it, and whether it is a parameter."""
+"""All places of one tensor: a module's dict, its name there, and whether it is a parameter."""
 
 TRAINING = attrgetter("training")
 
@@ -52,7 +52,7 @@ TRAINING = attrgetter("training")
 class LossValue:
     """What a loss returned: player → scalar, and metrics.
 
-    Players that were not asked for are missing.
+    Players that were not requested are missing.
     """
 
     players: dict[str, Tensor]
@@ -60,7 +60,7 @@ class LossValue:
 
 
 class LossFunction:
-    """A problem's loss, together with the modules of all problems that it sees.
+    """A problem's loss, with the modules of all problems that it sees.
 
     Args:
         problem: whose loss.
@@ -95,8 +95,9 @@ class LossFunction:
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
-        self.repeats = False  # whether an evaluation that was made again gave the same value
-        # What the problem was declared with: where each of its parameters and modules stands.
+        self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
+        self.repeats = False  # whether a repeated evaluation gave the same value
+        # The declared structure: the place of each of its parameters and modules.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
         self._sizes: list[tuple[dict[str, Any], int]] = []
         for module in problem.module.modules():
@@ -112,7 +113,7 @@ class LossFunction:
     def check_unedited(self) -> None:
         """Refuses a module that is not the one that the problem was declared with.
 
-        Its optimizer, its engine and those who read it hold the parameters of then.
+        Its optimizer, its engine and its readers hold the original parameters.
 
         Raises:
             ProblemError: naming what was edited.
@@ -157,7 +158,10 @@ class LossFunction:
             tensors: problem → name → tensor. A tied tensor is replaced in all its places.
             modes: the training flags, as `modes` returned them; None leaves them alone.
         """
-        where = [(self._places[problem], named) for problem, named in tensors.items() if named]
+        where = []
+        for problem, named in tensors.items():
+            if named:
+                where.append((self._places[problem], named))
         placed = _Placed(where, self._modules, modes)
         return _with_hooks_resting(placed, self._modules) if self.sharded else placed
 
@@ -196,14 +200,17 @@ class LossFunction:
         elif shared is CURRENT.get():
             value = self._called(given, players)
         else:
-            with sharing(shared):
+            token = CURRENT.set(shared)
+            try:
                 value = self._called(given, players)
+            finally:
+                CURRENT.reset(token)
 
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(
                 f"The loss of problem {problem.name!r} changes its batch in place. The batch is "
-                "needed again when the solution is differentiated: work on a copy (x = x.clone(), "
-                "or x - mean in place of x.sub_(mean))."
+                "needed again when the solution is differentiated. Work on a copy (x = "
+                "x.clone(), or x - mean instead of x.sub_(mean))."
             )
         return value
 
@@ -264,8 +271,8 @@ class LossFunction:
             before = parameters.get(key)
             if before is None:
                 raise ProblemError(
-                    f"Problem {problem.name!r}: after_step returned {key!r}, which is none of the "
-                    f"parameters that it was given. {nearest(str(key), parameters)}"
+                    f"Problem {problem.name!r}: after_step returned {key!r}, which is not one of "
+                    f"the parameters that it was given. {nearest(str(key), parameters)}"
                 )
             if not isinstance(tensor, Tensor) or tensor.shape != before.shape:
                 got = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
@@ -274,10 +281,6 @@ class LossFunction:
                     f"shape {tuple(before.shape)}, got {got!r}."
                 )
         return parameters | dict(returned)
-
-    def is_among(self, parallel: DataParallel | None) -> bool:
-        """Whether `mlo.distributed.global_mean` and its like refer to these processes already."""
-        return ACTIVE[-1] is parallel
 
     @contextmanager
     def among_processes(
@@ -304,12 +307,12 @@ class LossFunction:
         versions: Sequence[tuple[int, ...] | None] = (),
         begun: RandomState | None = None,
     ) -> GradientSums:
-        """Evaluates the loss on each batch and differentiates it where the modules stand now.
+        """Evaluates the loss on each batch and differentiates it at the modules' current point.
 
         Args:
             batches: those averaged over.
             parameters: the tensors that stand for the problem's own parameters.
-            leaves: other tensors in which it is differentiated.
+            leaves: other tensors with respect to which it is differentiated.
             players: those whose losses are differentiated, each in its own parameters; None: all.
             create_graph: whether the gradients can themselves be differentiated.
             examine: is shown each player's loss on the first batch, before it is differentiated.
@@ -341,10 +344,10 @@ class LossFunction:
             remaining = len(value.players)
             for player, loss in value.players.items():
                 remaining -= 1
-                own = [parameters[key] for key in problem.player_parameters[player]]
+                own = list(map(parameters.__getitem__, problem.player_parameters[player]))
                 if examine is not None and first:
                     examine(loss, own)
-                # The players of a game may share a graph, which the last one releases.
+                # A game's players may share a graph, which the last one releases.
                 retain = create_graph or remaining > 0
                 found.add(player, loss, own, retain_graph=retain, create_graph=create_graph)
         return found
@@ -386,21 +389,21 @@ class GradientSums:
         Raises:
             ProblemError: if a gradient is sparse.
         """
-        share = share_of(loss, self._batches)
+        share = loss if self._batches == 1 else share_of(loss, self._batches)
         inputs = [*own, *self._leaves]
         found: Sequence[Tensor | None] = [None] * len(inputs)
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
-            # One backward pass for both: own parameters, and whatever else is differentiated in.
+            # One backward pass for both: own parameters, and the other tensors to differentiate by.
             found = grad([share], inputs, retain_graph=retain_graph, create_graph=create_graph)
             for gradient in found:
                 if gradient is not None and gradient.layout != torch.strided:
                     raise ProblemError(
                         f"Problem {self._problem.name!r}: its loss has sparse gradients, which no "
-                        "engine takes. Build embeddings with sparse=False."
+                        "engine supports. Build embeddings with sparse=False."
                     )
 
-        # The sum over the batches, of which each has contributed its share of the mean.
+        # The sum over the batches; each has contributed its share of the mean.
         direct, cotangents, detached = found[: len(own)], found[len(own) :], share.detach()
         if share.is_leaf or share._is_view():  # a parameter, perhaps, which is about to move
             detached = detached.clone()
@@ -423,7 +426,7 @@ class GradientSums:
         return found
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
+        """Adds a batch's metrics: numbers are averaged; for anything else the last value stays."""
         # A number's share of the mean is added; anything else (a count, a string) replaces.
         for key, value in metrics.items():
             share = share_of(value, self._batches) if is_number(value) else value
@@ -442,7 +445,7 @@ class GradientSums:
         Args:
             parallel: the processes.
             statistics: running statistics of BatchNorm layers, averaged in place.
-            gradient: parameter → total gradient, averaged instead of the terms that it is made of.
+            gradient: parameter → total gradient, averaged instead of its terms.
         """
         # Every tensor is listed with its place, to which its mean is written back.
         entries = self._gradient_entries() if gradient is None else self._total_entries(gradient)
@@ -483,7 +486,7 @@ class GradientSums:
 
 
 class _Entry(NamedTuple):
-    """One tensor that is averaged: where it is kept, and a tensor of its shape."""
+    """One averaged tensor: where it is kept, and a tensor of its shape."""
 
     within: Any
     key: Any
@@ -491,7 +494,7 @@ class _Entry(NamedTuple):
 
 
 def share_of(value: Any, count: int) -> Any:
-    """What one of so many batches adds to a mean: of the only one, its value as it is."""
+    """What one of that many batches adds to a mean; a single batch adds its value unchanged."""
     return value if count == 1 else value / count
 
 
@@ -514,8 +517,8 @@ def call_deferred(
 ) -> dict[str, Any]:
     """Replaces losses that are functions by their values; returns the metrics beside them.
 
-    Each function starts from the random state of the first one, so that its value does not depend
-    on which others are called.
+    Each function starts from the random state of the first one, so its value does not depend on
+    which others are called.
     """
     found: dict[str, Any] = {}
     state: RandomState | None = None
@@ -534,7 +537,7 @@ def call_deferred(
 
 
 class _Placed:
-    """A context in which other tensors stand in the modules, as `LossFunction.placed` describes.
+    """A context in which the modules hold other tensors, as `LossFunction.placed` describes.
 
     (A class takes a third of the time of a generator with `contextmanager`.)
 
@@ -566,7 +569,7 @@ class _Placed:
                         # attribute would demand an nn.Parameter.
                         before.append((registry, key, registry[key]))
                         if is_parameter and type(tensor) is not nn.Parameter:
-                            # So that the methods of modules take it for one (`get_parameter`).
+                            # So that the methods of modules treat it as one (`get_parameter`).
                             tensor._is_param = True
                         registry[key] = tensor
             if self._modes is not None:
@@ -575,13 +578,10 @@ class _Placed:
                     self._flags = flags
                     _set_modes(self._modules, self._modes)
         except BaseException:
-            self._restore()
+            self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         if self._flags is not None:
             _set_modes(self._modules, self._flags)
         # Backwards: a place that was replaced twice gets its first tensor back last.
@@ -625,7 +625,10 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:
-    loss, metrics = _with_metrics(problem.name, result)
+    metrics: dict[str, Any] = {}
+    loss = result
+    if isinstance(result, tuple):
+        loss, metrics = _with_metrics(problem.name, result)
     if problem.is_game:
         if not isinstance(loss, Mapping) or set(loss) != set(problem.players):
             is_mapping = isinstance(loss, Mapping)
@@ -634,7 +637,7 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
                 f"The loss of the game {problem.name!r} returned {got}; return a dict with one "
                 f"scalar for each of {sorted(problem.players)}."
             )
-        # First the players asked for, then their functions: the others are never called.
+        # First the requested players, then their functions: the others are never called.
         players = {player: loss[player] for player in loss if chosen is None or player in chosen}
         metrics |= call_deferred(players, problem.name, problem.generators)
     else:
@@ -662,8 +665,8 @@ def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
     advice = "Reduce it, for example by .mean()."
     if isinstance(value, Mapping) and not problem.is_game:
         advice = (
-            "Return the loss and its metrics as a pair: `return loss, {'accuracy': accuracy}`. "
-            "Where several players have losses of their own, declare them by players=."
+            "Return the loss and its metrics as a pair: `return loss, {'accuracy': accuracy}`. If "
+            "several players have their own losses, declare them with players=."
         )
         got = f"a dict of {', '.join(map(repr, value))}"
     return ProblemError(
@@ -673,13 +676,13 @@ def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
 
 
 def _with_metrics(problem: str, result: Any) -> tuple[Any, dict[str, Any]]:
-    """A loss, and the metrics that it may have come with."""
+    """A loss, and the metrics that may come with it."""
     if not (isinstance(result, tuple) and len(result) == 2):
         return result, {}
     loss, metrics = result
     if not isinstance(metrics, Mapping):
         raise ProblemError(
-            f"The loss of problem {problem!r} returned a pair of which the second part is a "
+            f"The loss of problem {problem!r} returned a pair whose second part is a "
             f"{type(metrics).__name__}; return (scalar, {{metric name: value}})."
         )
     return loss, dict(metrics)

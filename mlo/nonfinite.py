@@ -24,10 +24,10 @@ __all__ = [
 OnNonFinite = Literal["stop", "skip", "rollback"]
 
 SKIPS_IN_A_ROW = 10
-"""How many updates of one problem in a row may be left out: after more, it will not recover."""
+"""How many updates of one problem may be left out in a row; after more, it will not recover."""
 
 ROLLBACKS = 3
-"""How often a run goes back to one and the same state."""
+"""How often a run returns to the same state."""
 
 SNAPSHOT_EVERY = 100
 """Rounds between the states that `rollback` keeps."""
@@ -51,8 +51,8 @@ def nonfinite_error(
         update: number of the problem's update.
         lowers: the problems whose responses are in it, from the innermost to the outermost.
         reads: the problems that the loss reads.
-        gradient: takes the gradient again where it was taken, with the solutions of the given
-            problems treated as constants.
+        gradient: repeats the gradient at the same point, with the solutions of the given problems
+            treated as constants.
     """
     term = _term(problem, found, lowers, gradient)
     # What may have caused it: the batch, or parameters and buffers that were lost before.

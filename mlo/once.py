@@ -1,12 +1,12 @@
-"""`once`: computes a part of a loss once, where the loss is evaluated at several own parameters.
+"""`once`: computes part of a loss once while the loss is evaluated at several own parameters.
 
 A finite difference evaluates a loss L(θ, x) at θ ± e u. Where L(θ, x) = f(θ, s(x)), both sides
 share s, and by the chain rule
 
     ∇_x [f(θ₊, s) − f(θ₋, s)] = (∂s/∂x)ᵀ [∇_s f(θ₊, s) − ∇_s f(θ₋, s)],
 
-plus what f depends on x itself. That is one forward and one backward pass through s instead of two,
-and no graph of f is kept for longer than its own side.
+plus the term by which f depends on x itself. This takes one forward and one backward pass through s
+instead of two, and no graph of f outlives its own side.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Returns `function(*args, **kwargs)`, which must not depend on the problem's own parameters.
 
     It is called inside a loss. An engine may evaluate that loss at several values of the problem's
-    own parameters, with everything else the same. Then the function is called once, and its result
-    is used again, together with the random state in which it ended. What it does to buffers happens
-    once. The gradient in what the function does depend on stays the same.
+    own parameters, with everything else the same. The function is then called once. Its result is
+    reused, together with the random state that it left, and its effect on buffers happens once.
+    Gradients with respect to what the function does depend on stay the same.
 
         def student_loss(student, batch, *, teacher):
             # `teacher` is another problem: no function of the student's parameters.
@@ -93,8 +93,8 @@ class RecordedResults:
         if any(gradient is not None for gradient in found):
             raise ProblemError(
                 f"The loss of problem {self._problem!r} calls mlo.once on something that depends "
-                "on the problem's own parameters, which are not the same wherever the loss is "
-                "evaluated. Call it without mlo.once."
+                "on the problem's own parameters, and these differ between evaluations. Call it "
+                "without mlo.once."
             )
 
 
@@ -116,7 +116,7 @@ class SharedResults:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The parts' differentiable tensors as evaluations see them, cut off from their graphs."""
+        """The parts' differentiable tensors as evaluations see them, detached from their graphs."""
         return [leaf for part in self._results for leaf in part.leaves]
 
     def begin(self) -> None:
@@ -166,9 +166,9 @@ class SharedResults:
                 if "backward through the graph a second time" not in str(error):
                     raise
                 raise ProblemError(
-                    f"The loss of problem {self._problem!r} gives a function that it calls by "
-                    "mlo.once something that it has computed itself, and uses elsewhere too. "
-                    "Compute this by mlo.once as well."
+                    f"The loss of problem {self._problem!r} passes to mlo.once something that the "
+                    "loss has computed itself and also uses elsewhere. Compute that with "
+                    "mlo.once as well."
                 ) from error
             total = add_all(total, found[: len(inputs)])
             for leaf, more in zip(earlier, found[len(inputs) :], strict=True):
@@ -184,7 +184,7 @@ class _Result:
     Attributes:
         result: what it returned, with leaves in place of the differentiable tensors.
         outputs: these tensors.
-        leaves: what stands for them.
+        leaves: what represents them.
         after: the random state in which it ended.
     """
 

@@ -28,6 +28,7 @@ from mlo.lazy_rounds import LazyRounds
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
+from mlo.notebook_table import table_html
 from mlo.problem import Problem, Tensors
 from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
@@ -38,10 +39,10 @@ from mlo.update import Update, Updater
 __all__ = ["MultilevelOptimizer"]
 
 ONE_AT_A_TIME = threading.RLock()
-"""Held during an update or a question, since random states are the whole process's.
+"""Held during an update or a question, because random states belong to the whole process.
 
 A loss is evaluated again with the noise that it had. Optimizers in other threads wait meanwhile, so
-that they do not draw numbers that are then drawn again.
+that they do not draw the same numbers.
 """
 
 
@@ -56,23 +57,22 @@ class MultilevelOptimizer:
         hypergradient: how solutions are differentiated: an engine, a name
             (`mlo.available_engines()`), a mapping with a name and options, or a dict *lower
             problem* → one of these, with "default" for the others.
-        on_nonfinite: what happens when a loss or gradient is not finite, which is noticed before
-            the step is made. "stop" raises a `NonFiniteError`. "skip" leaves the problem as it was
-            for this update, and raises after ten in a row. "rollback" goes back to a state from at
-            most a hundred rounds before, but not to its batches and noise (see `roll_back`), and
-            raises after three times. None checks nothing, which on a GPU saves a synchronisation
-            per update.
+        on_nonfinite: what happens before a step if its loss or gradient is not finite. "stop"
+            raises a `NonFiniteError`. "skip" leaves out the update, and raises after ten in a row.
+            "rollback" returns to a state at most a hundred rounds old, but not to its batches and
+            noise (see `roll_back`). It raises after three times. None checks nothing, which on a
+            GPU saves a synchronisation per update.
         order: "lower_first": a round moves lower problems, then those that read their solutions.
-            "outermost_first": the outermost problems, whose solutions no one reads, begin it, as in
-            DARTS's program. They see lower solutions one step ahead. Engines that differentiate a
-            step make it on copies, with the batches that the lower problems draw next. Then the
-            lower problems step from where they were, with the outermost problems' new values.
-            "simultaneous": all gradients of a round are taken where the problems stood when it
-            began, then all move, as in SOBA's Algorithm 1. Implicit engines take their products
-            through the graph of the lower problem's own gradient.
+            "outermost_first": the outermost problems, whose solutions nothing reads, move first, as
+            in DARTS's program. They see lower solutions one step ahead. Engines that differentiate
+            a step make it on copies, with the batches that the lower problems draw next. The lower
+            problems then step from their own points, with the outermost problems' new values.
+            "simultaneous": all gradients of a round are taken at its starting point, then all
+            problems move, as in SOBA's Algorithm 1. Implicit engines take their products through
+            the graph of the lower problem's own gradient.
         distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a
-            `DataParallel`. None or "off": every process works by itself. In a single process it
-            changes nothing.
+            `DataParallel`. None or "off": every process works alone. In a single process it changes
+            nothing.
 
     Attributes:
         around_update: problem name → a context manager in which each of its updates runs, for
@@ -147,7 +147,7 @@ class MultilevelOptimizer:
         self._turns: tuple[int, ...] = ()  # of its updates, which turn of its problem each one is
         self._counted: tuple[str, ...] = ()  # the updates whose turns these are
         self._warm_from = max(problem.warmup_steps for problem in self.problems.values())
-        # What "rollback" goes back to, how often it has done so, and why it last did.
+        # What "rollback" returns to, how often it has done so, and why it last did.
         self._snapshot: dict[str, Any] | None = None
         self._rollbacks = 0
         self._cause: NonFiniteError | None = None
@@ -196,18 +196,22 @@ class MultilevelOptimizer:
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines})"
 
     def _repr_html_(self) -> str:
-        """The picture that a notebook shows: the graph, and which engine differentiates what."""
-        from html import escape  # slow to import, for its table of entities
-
-        return f"{self.graph.to_svg()}<div><code>{escape(repr(self))}</code></div>"
+        """The notebook's view: the graph, and which engine differentiates what."""
+        rows = []
+        for name, problem in self.problems.items():
+            engine = self.engines[name].label if name in self._history.differentiated else "-"
+            rows.append((name, f"{problem.size:,}", problem.optimizer_names, problem.steps, engine))
+        headings = ("problem", "parameters", "optimizer", "steps", "differentiated by")
+        title = f"A round: {self.graph.round_text(self.order)}. Rounds made: {self.round:,}"
+        return f"<div>{self.graph.to_svg()}{table_html(title, headings, rows)}</div>"
 
     # ------------------------------ rounds
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Makes `steps` rounds, each when its record is asked for.
+        """Makes `steps` rounds, each when its record is requested.
 
-        So it is for loops: `for record in optimizer.run(100): ...`, or `list(optimizer.run(100))`.
-        A call whose records nobody asks for makes nothing, and warns.
+        Use it in a loop: `for record in optimizer.run(100): ...`, or `list(optimizer.run(100))`. A
+        call whose records are never requested makes nothing, and warns.
 
         Returns:
             An iterator over the record of each round, and of those that are made again after a
@@ -222,33 +226,32 @@ class MultilevelOptimizer:
         return LazyRounds(rounds(), f"run(steps={steps})")
 
     def step(self) -> Record:
-        """Makes one round, or the rest of one that was left: every problem is updated.
+        """Makes one round, or the rest of an interrupted one: every problem is updated.
 
         The order is that of `graph.schedule()`.
 
         Raises:
-            NonFiniteError: if a loss or gradient is not finite, where `on_nonfinite` is "stop" or
-                its limit is reached.
+            NonFiniteError: if a loss or gradient is not finite, and `on_nonfinite` is "stop" or its
+                limit is reached.
         """
-        self._advance()
+        self._advance(told=False)
         while self._waiting:
-            self._advance()
+            self._advance(told=False)
         return self._record
 
     def updates(self, rounds: int) -> Iterator[Update]:
         """Makes `rounds` rounds update by update, so that a caller can act inside a round.
 
         Between two updates the caller may log, validate, save, average weights elsewhere, or leave
-        the loop. A round that is left stays where it is: the next `updates`, `step` or `run` first
-        makes the rest of it, which counts as one of `rounds`. A state that is saved there resumes
-        there.
+        the loop. An interrupted round stays as it is. The next `updates`, `step` or `run` first
+        makes the rest of it, which counts as one of `rounds`. A state saved there resumes there.
 
         Args:
             rounds: number of rounds, after which the iterator ends.
 
         Returns:
             An iterator over every update of every problem, after it was made; also the ones that
-            are made again after a rollback. An update is made when it is asked for, as in `run`.
+            are made again after a rollback. An update is made when it is requested, as in `run`.
 
         Raises:
             NonFiniteError: as `step`.
@@ -263,24 +266,30 @@ class MultilevelOptimizer:
 
         return LazyRounds(updates(), f"updates(rounds={rounds})")
 
-    def _advance(self) -> Update | None:
-        """Makes the next update, in this round or a new one; None: nobody has moved in it."""
+    def _advance(self, *, told: bool = True) -> Update | None:
+        """Makes the next update, in this round or a new one; None: no problem has moved in it.
+
+        Args:
+            told: whether the caller needs the update; otherwise the result is None.
+        """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
-                "A round cannot run under torch.inference_mode(), where nothing has a gradient."
+                "A round cannot run under torch.inference_mode(), because nothing has a gradient "
+                "there."
             )
-        # Once around, but for a rollback: that begins an earlier round again.
+        # Runs once, except after a rollback, which starts an earlier round again.
         while True:
             if not self._waiting:
                 self._begin_round()
             if not self._waiting:  # all problems are warming up
                 self.round += 1
                 return None
-            name, *later = self._waiting
-            record, ends_round = self._record, not later
+            name, later = self._waiting[0], self._waiting[1:]
+            record = self._record
+            moves = self._moves(name, later)
             try:
                 with ONE_AT_A_TIME:
-                    self._update(name, tuple(later))
+                    self._update(name, later, moves=moves)
             except NonFiniteError as error:
                 # The round is over for all problems, whether the run stops or rolls back.
                 self._waiting = ()
@@ -293,17 +302,16 @@ class MultilevelOptimizer:
                 continue
 
             # The round is advanced before the caller sees the update, which may save a state.
-            moves = self._moves(name, tuple(later))
-            self._waiting = tuple(later)
-            number = self.round + 1
-            if ends_round:
+            self._waiting = later
+            number = self._history.round + 1
+            if not later:
                 self._end_round()
-            if not moves:
+            if not moves or not told:
                 return None
-            return Update(problem=name, round=number, record=record, ends_round=ends_round)
+            return Update(problem=name, round=number, record=record, ends_round=not later)
 
     def _begin_round(self) -> None:
-        if self.on_nonfinite == "rollback":
+        if self._updater.on_nonfinite == "rollback":
             due = self._snapshot is None or self.round >= self._snapshot["round"] + SNAPSHOT_EVERY
             if due:
                 self._snapshot, self._rollbacks = self.state_dict(), 0
@@ -313,17 +321,17 @@ class MultilevelOptimizer:
         for loss in self._history.losses.values():
             loss.check_unedited()
         self._history.sums.clear()  # of a round that a failure has ended
-        self._record = Record(round=self.round + 1)
+        self._record = Record(round=self._history.round + 1)
         self._waiting = self._planned()
 
     def _moving(self) -> tuple[str, ...]:
         """The updates of the current round, in order."""
-        if self.round >= self._warm_from:
+        if self._history.round >= self._warm_from:
             return self._schedule
         return tuple(name for name in self._schedule if not self._history.rests(name))
 
     def _planned(self) -> tuple[str, ...]:
-        """The updates of the current round, of which the turns are counted."""
+        """The updates of the current round whose turns are counted."""
         moving = self._moving()
         if moving is not self._counted:  # the schedule, in all rounds but those of warming up
             seen = dict.fromkeys(self.problems, 0)
@@ -336,24 +344,18 @@ class MultilevelOptimizer:
 
     def _end_round(self) -> None:
         self._record.rolled_back, self._cause = self._cause, None
-        self.round += 1
+        self._history.round += 1
 
-    def _update(self, name: str, later: tuple[str, ...]) -> None:
+    def _update(self, name: str, later: tuple[str, ...], *, moves: bool) -> None:
         """Makes one update, and releases the graphs that those `later` in the round do not need."""
+        history = self._history
         needed: tuple[str, ...] = ()
         try:
-            with self.around_update(name):
-                began = perf_counter()
-                if self._begins_block(name, later):
-                    self._history.restart(name)
-                self._updater.update(
-                    name,
-                    self._record,
-                    keep_graph=self._history.graph_needed_later(name, later),
-                    moves=self._moves(name, later),
-                )
-                seconds = self._record.seconds
-                seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
+            if self.around_update is nullcontext:
+                self._timed_update(name, later, moves=moves)
+            else:
+                with self.around_update(name):
+                    self._timed_update(name, later, moves=moves)
             needed = later
         except NonFiniteError:
             # The data of all problems advance to the end of this round, so that streams that go
@@ -362,22 +364,31 @@ class MultilevelOptimizer:
                 self._updater.draw(other)
             raise
         finally:
-            self._history.release_graphs(needed)
+            if history.graphs:
+                history.release_graphs(needed)
+
+    def _timed_update(self, name: str, later: tuple[str, ...], *, moves: bool) -> None:
+        """Makes one update, and records how long it took."""
+        history, seconds = self._history, self._record.seconds
+        began = perf_counter()
+        if name in history.starts and self._begins_block(name, later):
+            history.restart(name)
+        keep_graph = history.graph_needed_later(name, later)
+        self._updater.update(name, self._record, keep_graph=keep_graph, moves=moves)
+        seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
 
     def _turn(self, later: tuple[str, ...]) -> int:
-        """Which turn of its problem an update is, from 0, with those `later` still to come."""
+        """An update's number among its problem's turns, from 0; those `later` are still to come."""
         # By the place in the round, which a saved state holds and a skipped update does not move.
         return self._turns[len(self._turns) - len(later) - 1]
 
     def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
-        """Whether the problem begins anew with this turn."""
-        if name not in self._history.starts:
-            return False
+        """Whether the problem restarts with this turn."""
         return self._turn(later) % self.problems[name].turns == 0
 
     def _moves(self, name: str, later: tuple[str, ...]) -> bool:
         """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
-        solves = self.problems[name].accumulate_solves
+        solves = self.graph.problems[name].accumulate_solves
         return solves == 1 or (self._turn(later) + 1) % solves == 0
 
     def _forget_solutions(self) -> None:
@@ -403,14 +414,14 @@ class MultilevelOptimizer:
 
         The gradient is taken at the current parameters and the problem's current batches: those of
         its last update or, before the first, those that it will draw. Engines that differentiate
-        the optimizer's step use the last step of each lower problem. For a problem that has not
-        moved yet, or whose parameters were set from outside since, they look one step ahead.
+        the optimizer's step use the last step of each lower problem. If a problem has not moved
+        yet, or its parameters were set from outside since, they look one step ahead.
 
         Args:
             name: the problem.
             held_constant: problems whose solutions are treated as constants. The difference from
-                the full gradient is what flows through them.
-            report: whether the reports of the solves come with it.
+                the full gradient is the part that flows through them.
+            report: whether to return the reports of the solves as well.
 
         Returns:
             parameter name → gradient, of the parameter's shape; with `report` a `GradientReport`
@@ -448,7 +459,7 @@ class MultilevelOptimizer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Puts the averages into the modules of their problems while the body runs, to evaluate.
+        """Puts the averages into their problems' modules while the body runs, for evaluation.
 
         Buffers, such as BatchNorm's running statistics, are those of the run.
         """
@@ -476,17 +487,17 @@ class MultilevelOptimizer:
         """
         if self._waiting and self.order == "simultaneous":
             raise CheckpointError(
-                "A simultaneous round cannot be saved halfway: the problems that still move see "
-                "the others as they were when it began. Save between rounds."
+                "A simultaneous round cannot be saved halfway, because the remaining problems "
+                "must see the others as they were when it began. Save between rounds."
             )
-        # Without anything waiting the round is complete, and the next one has not begun.
+        # If nothing is waiting, the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
         return state_of(
             self._history, skips_in_a_row=self._updater.skips_in_a_row, within_round=made
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to what `state_dict` returned.
+        """Returns to what `state_dict` returned.
 
         Raises:
             CheckpointError: if the state is of another graph, or of a version that this one cannot
@@ -495,13 +506,13 @@ class MultilevelOptimizer:
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
         for name, problem in self.problems.items():
-            engine = self._history.step_engine(name)
+            engine = self._history.step_engines[name]
             begins_anew = name in self._history.starts
             if engine is not None and engine.recorded_steps > problem.steps and not begins_anew:
                 _warn_of_few_steps(problem, engine)
 
     def roll_back(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a state, but not to its batches and noise, so that no failure is repeated.
+        """Returns to a state, but not to its batches and noise, so that no failure is repeated.
 
         Parameters, buffers, optimizers, schedulers and the round become those of the state. The
         data and the random state stay where they are. (A round that ends in a `NonFiniteError` has
@@ -531,8 +542,8 @@ class MultilevelOptimizer:
 def _warn_of_few_steps(problem: Problem, engine: StepEngine) -> None:
     recorded = engine.recorded_steps
     warn_user(
-        f"The engine {engine.label!r} of problem {problem.name!r} differentiates {recorded} steps, "
-        f"of which a state holds none and a round makes {problem.steps}: until there are as many, "
-        "gradients are not those of a run that was not interrupted. With "
-        f"steps={recorded} of the problem they are."
+        f"The engine {engine.label!r} of problem {problem.name!r} differentiates {recorded} "
+        f"steps. A state holds none of them, and a round makes {problem.steps}. Until there are "
+        "enough, gradients differ from those of an uninterrupted run. Give the problem "
+        f"steps={recorded} to avoid this."
     )

@@ -1,8 +1,8 @@
 """One step of a `torch.optim` optimizer as a differentiable function of its gradient.
 
 A twin of the optimizer recomputes the step by its own `differentiable=True` code, on copies of its
-state. So momentum, weight decay, bias correction and the rest are exactly those of the update that
-was made, for every optimizer of `torch.optim`.
+state. So momentum, weight decay, bias correction and the rest are exactly those of the actual
+update, for every optimizer of `torch.optim`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ DISPLACEMENT = 1e-5
 
 @dataclass(kw_only=True, eq=False)
 class _ParameterState:
-    """Before the step: one parameter's optimizer, its options, and its state (None: not kept)."""
+    """Before the step: one parameter's optimizer, its options, and its state (None: not kept).
+
+    If no state is kept, several parameters share one entry, and the shape is that of any of them.
+    """
 
     optimizer: Optimizer
     index: int
@@ -77,9 +80,9 @@ class OptimizerStep:
         problem: name of the problem, for messages.
         groups: parameter → its optimizer's options and state.
         grad_clip: largest Euclidean norm to which the step scales its gradient, or None.
-        unused: parameters without a gradient, which the step leaves where they are.
-        by_formula: whether the step is made by the formula of `step_formulas.py`, in which settings
-            are tensors, and not by a twin.
+        unused: parameters without a gradient, which the step does not move.
+        by_formula: whether the formula of `step_formulas.py`, in which settings are tensors, makes
+            the step instead of a twin.
     """
 
     problem: str
@@ -100,29 +103,35 @@ class OptimizerStep:
 
         Args:
             problem: whose optimizers.
-            linear_state: whether to keep tensors of it also where the steps of all optimizers are
-                linear in the gradient, as SGD's is. `gradient_coefficient` does not need them.
+            linear_state: whether to keep its tensors even if the steps of all optimizers are linear
+                in the gradient, as SGD's are. `gradient_coefficient` does not need them.
             unused: parameters on which the loss does not depend.
         """
         linear_state = linear_state or not all(map(_is_linear, problem.optimizers.values()))
         groups: dict[str, _ParameterState] = {}
-        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
+        parameters = problem.parameters
+        name_of = dict(zip(map(id, parameters.values()), parameters, strict=True))
         for optimizer in problem.optimizers.values():
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
-                options = {key: _copied(value) for key, value in group.items() if key != "params"}
-                # One coefficient for all parameters of a group with a buffer, one for the rest.
+                options = _copied_options(group)
+                # One coefficient for all parameters of a group with a buffer, one for the rest, and
+                # one entry for those whose state is not kept.
                 coefficients: dict[bool, float | None] = {}
+                without_state: dict[bool, _ParameterState] = {}
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))
                     if name is None:  # frozen
                         continue
                     state = optimizer.state.get(parameter) or {}
                     buffered = state.get("momentum_buffer") is not None
+                    if buffered in without_state:
+                        groups[name] = without_state[buffered]
+                        continue
                     if buffered not in coefficients:
                         coefficients[buffered] = _gradient_coefficient(optimizer, options, buffered)
                     coefficient, kept = coefficients[buffered], None
-                    if linear_state or coefficient is None or not _holds_tensors(state):
+                    if linear_state or coefficient is None or not buffered:
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _ParameterState(
                         optimizer=optimizer,
@@ -132,6 +141,8 @@ class OptimizerStep:
                         shape=parameter.shape,
                         gradient_coefficient=coefficient,
                     )
+                    if kept is None:
+                        without_state[buffered] = groups[name]
         return cls(
             problem=problem.name,
             groups=groups,
@@ -155,17 +166,24 @@ class OptimizerStep:
     @property
     def couples_parameters(self) -> bool:
         """Whether the step of one parameter may depend on the gradients of others."""
-        # By optimizer, of which there are few, and not by parameter.
-        optimizers = {id(group.optimizer): group.optimizer for group in self.groups.values()}
-        return self.grad_clip is not None or any(map(is_foreign, optimizers.values()))
+        if self.grad_clip is not None:
+            return True
+        # By optimizer, since there are few, and not by parameter.
+        asked: Optimizer | None = None
+        for group in self.groups.values():
+            if group.optimizer is not asked:
+                asked = group.optimizer
+                if is_foreign(asked):
+                    return True
+        return False
 
     def learning_rate(self, name: str) -> float:
-        """The parameter's learning rate at this step; negative where its optimizer maximizes."""
+        """The parameter's learning rate at this step; negative if its optimizer maximizes."""
         options = self.groups[name].options
         return -float(options["lr"]) if options.get("maximize") else float(options["lr"])
 
     def gradient_coefficient(self, name: str) -> float | None:
-        """The c of a step that is linear in g, θ' = c g + terms without g, as SGD's is; else None.
+        """The c of a step θ' = c g + terms without g, linear in g as SGD's is; otherwise None.
 
         Where the step clips, g is the clipped gradient.
         """
@@ -182,10 +200,9 @@ class OptimizerStep:
 
         Args:
             parameters: name → tensor before the step.
-            gradients: name → gradient, for the same names; all of the problem's where the step
-                clips.
-            differentiated: whether derivatives are wanted, for which entries of a gradient that
-                are exactly zero are moved off zero.
+            gradients: name → gradient, for the same names; all of the problem's if the step clips.
+            differentiated: whether derivatives are wanted. Entries of a gradient that are exactly
+                zero are then moved off zero.
 
         Raises:
             EngineError: if an optimizer has no differentiable step.
@@ -273,8 +290,8 @@ class OptimizerStep:
         """Moves the problem's live parameters, and its optimizers' state, by the formula.
 
         Args:
-            problem: whose parameters stand where they stood when the step was captured, with their
-                gradients, clipped, in `parameter.grad`; those without one stay.
+            problem: whose parameters are where they were when the step was captured, with clipped
+                gradients in `parameter.grad`. Parameters without one stay.
         """
         live: Tensors = {k: p for k, p in problem.parameters.items() if p.grad is not None}
         gradients = {key: p.grad for key, p in live.items() if p.grad is not None}
@@ -337,9 +354,9 @@ class OptimizerStep:
         if not has_differentiable_step(original):
             raise EngineError(
                 f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no "
-                "differentiable step (an option `differentiable` like torch.optim's). Use a "
-                "torch.optim optimizer, or an engine that does not differentiate the step, such as "
-                "'direct'."
+                "differentiable step (no option `differentiable` like torch.optim's). Use a "
+                "torch.optim optimizer, or an engine that does not differentiate the step, such "
+                "as 'direct'."
             )
         # The same class has the same step; what the original holds is replaced by copies.
         twin = _bare_copy(original)
@@ -354,7 +371,7 @@ class OptimizerStep:
             twin.state[moved[key]] = state
             fresh |= not state
             # An optimizer that is not torch.optim's may treat a group as a whole (clip its norm).
-            # Of torch.optim's, every parameter moves by itself, with options of its own.
+            # With torch.optim's, every parameter moves independently, with its own options.
             own = (
                 (self.groups[key].index, options.get("dampening")) if is_foreign(original) else key
             )
@@ -389,8 +406,8 @@ class OptimizerStep:
         if group.state is None:
             raise EngineError(
                 f"Problem {self.problem!r}: the state of its {type(group.optimizer).__name__} was "
-                "not kept, so its step cannot be applied again. An engine that applies steps "
-                "captures them with their state: `OptimizerStep.capture(problem)`."
+                "not kept, so its step cannot be repeated. An engine that repeats steps captures "
+                "them with their state: `OptimizerStep.capture(problem)`."
             )
         # Copies, since the step changes them in place; the counter as `_DoubleCounters` makes it.
         state: dict[str, Any] = {}
@@ -411,14 +428,14 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
     """A parameter's state after a step by formula, as torch.optim keeps it."""
     kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if "step" in state:
-        # A tensor, of which the optimizer's fused and capturable steps want it on the device.
+        # A tensor; the optimizer's fused and capturable steps need it on the device.
         before = optimizer.state[parameter].get("step", torch.tensor(0.0))
         kept["step"] = torch.full_like(before, float(state["step"]))
     return kept
 
 
 def acts_around_step(problem: Problem) -> bool:
-    """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
+    """Whether a step is more than the optimizers', and depends on its reads even at fixed g."""
     return (
         problem.settings is not None
         or problem.after_step is not None
@@ -433,7 +450,7 @@ def clip(gradients: Tensors, largest: float) -> Tensors:
 
 
 def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:
-    """The gradients, scaled by one factor where their common norm is above the largest.
+    """The gradients, scaled by one factor if their common norm exceeds the largest.
 
     Args:
         gradients: name → gradient.
@@ -513,7 +530,7 @@ def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> 
 
 
 def _bare_copy(optimizer: Optimizer) -> Optimizer:
-    """An optimizer of the same class and attributes, without state and hooks of its own.
+    """An optimizer of the same class and attributes, without the original's state and hooks.
 
     (`copy.copy` of an optimizer drops what a subclass has put on it.)
     """
@@ -531,8 +548,18 @@ def is_foreign(optimizer: Optimizer) -> bool:
 
 
 def is_fused(optimizer: Optimizer) -> bool:
-    """Whether an optimizer was asked for the fused step."""
-    return any(group.get("fused") for group in optimizer.param_groups)
+    """Whether an optimizer uses the fused step."""
+    return any([group.get("fused") for group in optimizer.param_groups])  # noqa: C419 - is faster
+
+
+def _copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group of parameters, tensors among them as copies."""
+    options = dict(group)
+    del options["params"]
+    for key, value in options.items():
+        if isinstance(value, Tensor):
+            options[key] = _copied(value)
+    return options
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:
@@ -544,9 +571,10 @@ def check_settings(problem: str, group: Mapping[str, Any]) -> None:
     for key, value in group.items():
         if isinstance(value, Tensor) and value.requires_grad:
             raise ProblemError(
-                f"Problem {problem!r}: its optimizer's {key} is a tensor that requires a gradient, "
-                "which a step of the optimizer would not pass on. Give it a number or a tensor "
-                "that requires none. A setting to be learned comes from Problem(settings=...)."
+                f"Problem {problem!r}: its optimizer's {key} is a tensor that requires a "
+                "gradient, but a step of the optimizer would not pass that gradient on. Give it "
+                "a number, or a tensor that requires none. To learn a setting, use "
+                "Problem(settings=...)."
             )
 
 
@@ -554,7 +582,7 @@ def check_settings(problem: str, group: Mapping[str, Any]) -> None:
 def plain_steps(optimizer: Optimizer) -> Iterator[None]:
     """Lets an optimizer that was made with `differentiable=True` move live parameters.
 
-    PyTorch refuses its in-place step on leaves; the derivative is taken by a twin all the same.
+    PyTorch refuses its in-place step on leaves. A twin takes the derivative in any case.
     """
     groups = [group for group in optimizer.param_groups if group.get("differentiable")]
     optimizer.defaults["differentiable"] = False
@@ -591,10 +619,6 @@ def _gradient_coefficient(
     in_buffer = 1.0 - options["dampening"] if dampened else 1.0
     direction = 1.0 + momentum * in_buffer if options["nesterov"] else in_buffer
     return rate * direction if options["maximize"] else -rate * direction
-
-
-def _holds_tensors(state: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in state.values())
 
 
 def _copied(value: Any) -> Any:

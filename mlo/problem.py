@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
+from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
@@ -24,7 +25,14 @@ Tensors = dict[str, Tensor]
 """Parameter (or buffer) name → tensor."""
 
 RESERVED = ("default", "name")
-"""Names that a problem cannot have, since they are keys of the mappings in `hypergradient=`."""
+"""Names that a problem cannot have, because they are keys of the mappings in `hypergradient=`."""
+
+SHOWN_IF_SET = {
+    "grad_clip": None, "precision": None, "compile": False, "accumulate": 1,
+    "accumulate_solves": 1, "warmup_steps": 0, "restart_from": None, "estimator": None,
+    "average": None, "after_step": None, "settings": None,
+}  # fmt: skip
+"""Options that a notebook shows if they differ from these defaults."""
 
 READ_ONCE = frozenset(
     {
@@ -49,7 +57,7 @@ READ_ONCE = frozenset(
         "average",
     }
 )
-"""Settings that are read when an optimizer is made, and not again."""
+"""Settings that are read only when an optimizer is made."""
 
 
 class Problem:
@@ -59,85 +67,85 @@ class Problem:
         name: a Python identifier; other losses read this problem under it.
         module: the module whose trainable parameters this problem optimizes.
         optimizer: a `torch.optim` optimizer over exactly these parameters. Or several that divide
-            them: a list, or a dict name → optimizer; for a game, player → optimizer. All of them
-            step in one update, and `problem.optimizers` has them by name ("0", "1", … of a list).
+            them: a list, or a dict name → optimizer; for a game, player → optimizer. One update
+            steps them all, and `problem.optimizers` has them by name ("0", "1", … for a list).
         loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems
             that it reads; each is passed as the module of that problem holding the right
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
             or `({player: scalar}, metrics)`. Instead of a player's scalar it may return a function
             without arguments that computes it, alone or with metrics. The function is called only
-            where this player's loss is needed. All such functions start from one random state.
-        reads: the names of the problems that a loss with `**problems` reads, where there are many:
-            `[f"task{k}" for k in range(100)]`. They are passed beside those that it names itself.
+            if this player's loss is needed. All such functions start from the same random state.
+        reads: the names of the problems that a loss with `**problems` reads, if there are many:
+            `[f"task{k}" for k in range(100)]`. They are passed in addition to those that it names
+            itself.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
         players: makes the problem a game: player → name of the submodule that this player controls.
             The players' parameters must be disjoint and cover the module's. All move
-            simultaneously, each down its own loss. Without it the problem is a game of one player:
+            simultaneously, each down its own loss. By default the problem is a game of one player:
             the whole module, under the problem's name.
         player_steps: player → its moves in one update of the game, 1 for those not named:
             `{"discriminator": 4}`. Extra moves come first, each on its own batch; then all players
             move together, and that joint move is the one engines differentiate.
         steps: updates of this problem per update of the problems above it.
         scheduler: a learning-rate scheduler, or a list or dict of several, each of which drives one
-            of the optimizers. All are stepped after each update, in order. One of players that
-            rest in a move (`player_steps`) rests too.
+            of the optimizers. All step after each update, in order, except those of players that do
+            not take part in a move (`player_steps`).
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
-        accumulate_solves: number of solves of the problems below it (of other tasks, say) whose
-            gradients are averaged in one update. A round makes all updates below and takes one
-            gradient, so many times; the last time the problem moves.
-        warmup_steps: number of rounds, from the start, in which this problem itself rests while the
-            others move. An upper problem that waits for N rounds of lower ones has
-            `warmup_steps=N`, whatever their `steps`. To those above it, a problem that rests is a
-            constant.
+        accumulate_solves: number of solves of the problems below it, such as tasks, whose gradients
+            are averaged in one update. That many times, a round makes all updates below and takes
+            one gradient; then the problem moves.
+        warmup_steps: number of rounds, from the start, in which this problem does not move while
+            the others do. To let an upper problem wait for N rounds of lower ones, give it
+            `warmup_steps=N`, whatever their `steps`. Problems above treat it as constant meanwhile.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
             modules have no double backward, so the problem then needs an engine with
             `finite_difference` products.
         generators: `torch.Generator`s that the loss draws from; replayed like the global random
-            state of torch, numpy and `random`. Others, like `numpy.random.default_rng()`, are not
-            replayed: keep them out of losses.
-        solve_data: batches for the linear solves of implicit engines, drawn anew for each solve;
+            state of torch, numpy and `random`. Others, such as `numpy.random.default_rng()`, are
+            not replayed: do not use them in losses.
+        solve_data: batches for the linear solves of implicit engines, drawn again for each solve.
             None: solves use the batches of the problem's last update. A solve on a minibatch is
             biased (see docs/choosing-an-engine.md): give it larger batches, or several.
-        solve_batches: number of those batches that a solve averages its products over.
-        estimator: "saga", "spider", "storm" or an `mlo.Estimator`: corrects the problem's gradient
-            by what earlier batches have said (docs/stochastic-methods.md).
+        solve_batches: number of those batches over which a solve averages its products.
+        estimator: "saga", "spider", "storm" or an `mlo.Estimator`: uses earlier batches to correct
+            the problem's gradient (docs/stochastic-methods.md).
         average: "ema", "tail", an `mlo.Ema` or `mlo.TailAverage`: an average of the problem's
             iterates, in `MultilevelOptimizer.averages`. It changes nothing in the run.
         before_update: called with the problem before each step of its optimizers. The gradients,
-            clipped and checked, are in `parameter.grad`. It may read them; it may change them only
-            where no engine differentiates the step.
-        after_update: called with the problem after each step of its optimizers and schedulers.
-            Logging, validating and averaging weights elsewhere are fine. Where an engine
-            differentiates the problem's solution, it must change nothing that a gradient depends
-            on.
+            clipped and checked, are in `parameter.grad`. It may read them. It may change them only
+            if no engine differentiates the step.
+        after_update: called with the problem after each step of its optimizers and schedulers. It
+            may log, validate or average weights elsewhere. If an engine differentiates the
+            problem's solution, it must change nothing that a gradient depends on.
         after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
-            step. It is called after each step of the optimizers with all parameters: name → tensor
-            (and, as `after_step(parameters, made, *, other)`, the number of steps made before).
-            It returns the new ones, of their shapes; those that it leaves out stay, and those of
-            players that rest (`player_steps`). Its keyword-only arguments name problems that it
-            reads, as a loss's do. It is part of the solution: engines differentiate it, in what it
-            reads too. It must be made of differentiable operations and draw no random numbers (see
-            `mlo.constraints`).
+            step. It is called after each step of the optimizers with all parameters: name → tensor.
+            As `after_step(parameters, made, *, other)` it also gets the number of steps made
+            before. It returns the new parameters, of the same shapes. Parameters that it leaves out
+            do not change, nor do those of players that take no part in the move (`player_steps`).
+            Its keyword-only arguments name problems that it reads, as a loss's do. It is part of
+            the solution: engines differentiate it, also with respect to its reads. It must consist
+            of differentiable operations and draw no random numbers (see `mlo.constraints`).
         settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
             other problems' values. The keys are "lr", "weight_decay", "momentum", "dampening" of
             `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a
             number or scalar tensor ("betas": a pair of them), or a dict parameter name → scalar or
             tensor of the parameter's shape. With a positional argument, `settings(made, *, other)`,
-            it is given the number of steps that the problem has made, for schedules. The step is
-            made by the optimizer's formula, on its own state. Engines that differentiate steps
-            differentiate it in the settings too.
+            it gets the number of steps that the problem has made, for schedules. The optimizer's
+            formula makes the step, on its own state. Engines that differentiate steps also
+            differentiate with respect to the settings.
         restart_from: a problem listed later, or a submodule of its module: "init", "init.head".
-            Each block of `steps` updates begins at the values of its parameters of the same names,
-            with fresh optimizers (schedulers stay). A parameter with one more dimension in front
-            begins at copies of the value: many tasks in one problem. The solution is then a
-            function of that value, in which `unroll` over all steps and `one_step` (where steps=1)
-            are exact. `first_order` passes the gradient on unchanged. For implicit engines the
-            loss itself must read the problem, since the solution of a condition forgets its start.
+            Each block of `steps` updates starts from the values of its parameters of the same
+            names, with fresh optimizers (schedulers stay). A parameter with an extra leading
+            dimension starts from copies of the value: many tasks in one problem. The solution is
+            then a function of that value, for which `unroll` over all steps and `one_step` (if
+            steps=1) are exact. `first_order` passes the gradient on unchanged. For implicit engines
+            the loss itself must read the problem, since the solution of a condition forgets its
+            start.
 
     Raises:
-        ProblemError: where the declaration contradicts itself; the message says what to change.
+        ProblemError: if the declaration contradicts itself; the message says what to change.
     """
 
     def __init__(
@@ -178,8 +186,8 @@ class Problem:
         ):
             raise ProblemError(
                 f"Problem name {name!r} is not a Python identifier, or is a keyword or one of "
-                f"{', '.join(RESERVED)}. Losses read a problem as a keyword argument of its name: "
-                "use letters, digits and underscores."
+                f"{', '.join(RESERVED)}. A loss reads a problem through a keyword argument of its "
+                "name: use letters, digits and underscores."
             )
         if not isinstance(module, nn.Module):
             raise ProblemError(
@@ -206,7 +214,7 @@ class Problem:
             if precision in ("fp16", "float16", torch.float16):
                 advice = (
                     " Gradients in float16 underflow unless the loss is scaled, and no engine "
-                    "knows of the scale: use 'bf16', or autocast inside the loss."
+                    "knows the scale. Use 'bf16', or autocast inside the loss."
                 )
             raise ProblemError(
                 f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.{advice}"
@@ -227,7 +235,7 @@ class Problem:
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
-        # Frozen parameters are constants, like buffers: nothing here moves or differentiates them.
+        # Frozen parameters are constants, like buffers: mlo neither moves nor differentiates them.
         self.parameters: dict[str, nn.Parameter] = {
             key: parameter
             for key, parameter in module.named_parameters()
@@ -241,7 +249,7 @@ class Problem:
         self._check_optimizers()
         self._check_schedulers(named=isinstance(scheduler, Mapping))
 
-        # A problem that is no game is a game of one player: the whole module, under its own name.
+        # A problem without players is a game of one player: the whole module, under its own name.
         # So derivatives are taken player by player everywhere.
         self.is_game = bool(players)
         self.players = _players(name, players)
@@ -249,12 +257,12 @@ class Problem:
         self.player_moves = self._player_moves(player_steps or {})
         if self.accumulate_solves > 1 and len(self.player_moves) > 1:
             raise ProblemError(
-                f"Problem {name!r}: accumulate_solves averages the gradient of one move, and with "
+                f"Problem {name!r}: accumulate_solves averages the gradient of one move, but with "
                 "player_steps an update has several. Drop one of the two."
             )
 
-        # A solution depends on all that the three functions read, each of which is called with the
-        # problems that it names, and on where it begins.
+        # A solution depends on everything that the three functions read, and on its start. Each
+        # function is called with the problems that it names.
         self.after_step, self.settings = after_step, settings
         of_loss = _reads(name, "loss", loss, "module", "batch", reads=_names(name, reads))
         of_step = of_settings = NOTHING_READ
@@ -283,13 +291,13 @@ class Problem:
         if name in READ_ONCE and self.__dict__.get("_sealed"):
             raise ProblemError(
                 f"Problem {self.name!r}: {name} is read when a MultilevelOptimizer is made, and "
-                "one was. Make a new Problem, and an optimizer of it, with the new value."
+                "one has been made. Make a new Problem with the new value, and a new optimizer."
             )
         super().__setattr__(name, value)
 
     @property
     def solves_on_all_data(self) -> bool:
-        """Whether a solve sees all that its data hold, and so estimates nothing."""
+        """Whether a solve sees all of its data, and so estimates nothing."""
         # A list of one batch, or no data at all: the loss is the same at each solve.
         data, used = self.solve_data, self.solve_batches
         if data is None:
@@ -306,18 +314,47 @@ class Problem:
         """The device of the problem's first parameter."""
         return next(iter(self.parameters.values())).device
 
+    @property
+    def size(self) -> int:
+        """The number of parameters that the problem optimizes."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @property
+    def optimizer_names(self) -> str:
+        """The classes of its optimizers, in readable form."""
+        names = [type(optimizer).__name__ for optimizer in self.optimizers.values()]
+        return ", ".join(dict.fromkeys(names))
+
+    @property
+    def _kind(self) -> str:
+        return f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
+
     def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.parameters.values())
-        kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
-        return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+        return f"Problem({self.name!r}: {self._kind}, {self.size:,} parameters{reads})"
+
+    def _repr_html_(self) -> str:
+        """The notebook's view: the declaration, without defaults."""
+        rows: list[tuple[str, object]] = [
+            ("module", self._kind),
+            ("parameters", f"{self.size:,} on {self.device}"),
+            ("optimizer", self.optimizer_names),
+            ("loss", getattr(self.loss, "__qualname__", type(self.loss).__name__)),
+            ("reads", ", ".join(self.reads) or "no other problem"),
+            ("steps", self.steps),
+        ]
+        for name, default in SHOWN_IF_SET.items():
+            value = getattr(self, name)
+            if value != default:
+                rows.append((name, getattr(value, "__qualname__", value)))
+        return table_html(f"Problem {self.name}", (), rows)
 
     def _checked(self, estimator: Estimator | None) -> Estimator | None:
         """Refuses an estimator of single blocks where several batches are averaged."""
         if estimator is not None and estimator.uses_blocks and self.accumulate > 1:
             raise ProblemError(
                 f"Problem {self.name!r}: the estimator {estimator.name!r} compares single blocks, "
-                f"and accumulate={self.accumulate} averages several batches. Use larger blocks."
+                f"but accumulate={self.accumulate} averages several batches. Use larger blocks."
             )
         return estimator
 
@@ -325,8 +362,8 @@ class Problem:
         """The players that move in each move of one update; all of them in the last."""
         if unknown := [player for player in steps if player not in self.players]:
             raise ProblemError(
-                f"Problem {self.name!r}: player_steps names {unknown[0]!r}, which is none of its "
-                f"players. {nearest(unknown[0], list(self.players))}"
+                f"Problem {self.name!r}: player_steps names {unknown[0]!r}, which is not one of "
+                f"its players. {nearest(unknown[0], list(self.players))}"
             )
         counts = {
             player: _at_least(self.name, f"player_steps[{player!r}]", steps.get(player, 1), 1)
@@ -335,7 +372,7 @@ class Problem:
         if min(counts.values()) > 1:
             raise ProblemError(
                 f"Problem {self.name!r}: every player makes {min(counts.values())} moves or more "
-                f"an update; use steps={min(counts.values())} instead."
+                f"per update; use steps={min(counts.values())} instead."
             )
 
         # A player of K moves takes part in the last K, so that all of them make the last one.
@@ -351,16 +388,16 @@ class Problem:
                     f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
                     f"{scheduler!r}."
                 )
-            # A scheduler of another optimizer would run without a word and change nothing here.
+            # A scheduler of another optimizer would run silently and change nothing here.
             driven = getattr(scheduler, "optimizer", None)
             if driven is not None and not any(
                 driven is optimizer for optimizer in self.optimizers.values()
             ):
                 raise ProblemError(
                     f"Problem {self.name!r}: its scheduler drives another optimizer than the "
-                    "problem's. Make the scheduler from the optimizer that is passed beside it."
+                    "problem's. Make the scheduler from the optimizer that you pass with it."
                 )
-            # Names that stand for both say which belong together.
+            # Equal names show which scheduler and optimizer belong together.
             namesake = self.optimizers.get(name)
             if named and None not in (driven, namesake) and driven is not namesake:
                 raise ProblemError(
@@ -384,8 +421,9 @@ class Problem:
                 )
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ProblemError(
-                    f"Problem {self.name!r}: LBFGS evaluates its loss several times a step through "
-                    "a closure, which this optimizer does not offer. Use a first-order optimizer."
+                    f"Problem {self.name!r}: LBFGS evaluates its loss several times per step "
+                    "through a closure, which MultilevelOptimizer does not offer. Use a "
+                    "first-order optimizer."
                 )
             members = {
                 id(parameter) for group in optimizer.param_groups for parameter in group["params"]
@@ -417,7 +455,7 @@ class Problem:
             )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
-        # Players' submodules must divide the trainable parameters among themselves, without a rest.
+        # The players' submodules must divide all trainable parameters among themselves.
         owner: dict[str, str] = {}
         for player, submodule in self.players.items():
             try:
@@ -474,8 +512,8 @@ def _players(problem: str, players: Any) -> dict[str, str]:
         )
     if problem in players:
         raise ProblemError(
-            f"Problem {problem!r}: a player has the name of the game, under which optimizers of "
-            "all players together are kept. Call the player something else."
+            f"Problem {problem!r}: a player has the name of the game, which stands for optimizers "
+            "of all players together. Rename the player."
         )
     return dict(players)
 
@@ -509,7 +547,7 @@ def _restart_source(problem: str, value: Any) -> str | None:
 
 
 def _check_data(problem: str, data: Any) -> None:
-    """Refuses several loaders in one sequence, each of which would count as a batch.
+    """Refuses a sequence of loaders, each of which would count as a batch.
 
     Raises:
         ProblemError: with what to do.
@@ -519,9 +557,9 @@ def _check_data(problem: str, data: Any) -> None:
     if any(isinstance(entry, (DataLoader, Dataset, Iterator)) for entry in data):
         raise ProblemError(
             f"Problem {problem!r}: data is a {type(data).__name__} of loaders or data sets, whose "
-            "entries would each be taken for one batch. Pass one iterable of batches: for several "
-            "loaders side by side, an iterable that yields a batch of each as a tuple (a class "
-            "whose __iter__ returns zip(first, second)), or give each problem its own."
+            "entries would each be taken for one batch. Pass one iterable of batches: for "
+            "several loaders together, an iterable that yields a batch of each as a tuple (a "
+            "class whose __iter__ returns zip(first, second)), or give each problem its own."
         )
 
 
@@ -534,10 +572,10 @@ class _Signature(NamedTuple):
 
     Attributes:
         required: keyword-only arguments without a default: problems that it reads.
-        optional: those with a default: problems that it reads if they exist.
-        ignored: positional arguments that are never passed. The graph refuses those that name a
+        optional: arguments with a default: problems that it reads if they exist.
+        ignored: positional arguments that are never passed. The graph refuses any that name a
             problem.
-        positional: the number of positional arguments that are.
+        positional: the number of positional arguments that are passed.
     """
 
     required: tuple[str, ...]
@@ -570,7 +608,7 @@ def _reads(
         what: what the function is to it: "loss", "after_step" or "settings".
         function: the function.
         positional_names: what its positional arguments are.
-        optional: how many of the last ones it need not take. It is given those only that have no
+        optional: how many of the last ones are optional. It receives only those that have no
             default of their own (`mlo.constraints.simplex` has one for its total).
         reads: problems that are passed to it whatever its signature says (`**problems`).
 
@@ -586,7 +624,7 @@ def _reads(
             f"in a Python function `def {call}: ...`."
         ) from error
 
-    # So many positional arguments must fit, and no more.
+    # Exactly these positional arguments must fit.
     count, fewest = len(positional_names), len(positional_names) - optional
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
@@ -595,7 +633,7 @@ def _reads(
         raise ProblemError(
             f"Problem {problem!r}: its {what} takes the positional arguments "
             f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
-            f"{_counted(fewest, count)}, then the problems that it reads, behind a *."
+            f"{_counted(fewest, count)}, then the problems that it reads, after a *."
         )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
     named = [a.name for a in keywords if a.default is a.empty]

@@ -1,12 +1,12 @@
-"""The condition that a solution with `after_step` fulfils: it is a fixed point of projected steps.
+"""The condition of a solution with `after_step`: it is a fixed point of projected steps.
 
-A problem whose optimizer makes θ ← P(θ − η ∇L(θ, x), x) comes to rest where
+A problem whose optimizer makes θ ← P(θ − η ∇L(θ, x), x) converges to a point with
 
     F(θ, x) = θ − P(θ − η (g(θ, x) + c θ), x) = 0,
 
-with the optimizer's weight decay c and its gradient g = ∇L, clipped where the problem clips. With
-momentum μ and dampening τ the buffer rests at (1 − τ) / (1 − μ) times g + c θ, so η stands for the
-learning rate times this factor. (Where P projects onto a set the rate does not matter; a threshold
+with the optimizer's weight decay c and its gradient g = ∇L, clipped if the problem clips. With
+momentum μ and dampening τ the buffer converges to (1 − τ) / (1 − μ) times g + c θ, so η is the
+learning rate times this factor. (If P projects onto a set the rate does not matter; a threshold
 acts against it.) Without a clip, with D = ∂P/∂u at u = θ − η (∇L + c θ) and the Hessian H,
 
     A = ∂F/∂θ = I − D (I − η (H + c I)),
@@ -38,7 +38,7 @@ class ProjectedStep:
     """F of a problem with `after_step`: the residual of its fixed point (see `Residual`).
 
     Attributes:
-        rates: parameter → η, the learning rate at which its steps come to rest; negative where its
+        rates: parameter → η, the effective learning rate of its steps at rest; negative if its
             optimizer maximizes.
         decay: parameter → c, the coefficient of its optimizer's L2 penalty.
     """
@@ -51,7 +51,8 @@ class ProjectedStep:
         """The condition at the learning rates that the optimizers have now.
 
         Raises:
-            EngineError: if one is zero, at which every point is a fixed point, or a momentum is 1.
+            EngineError: if a rate is zero, so that every point is a fixed point, or a momentum is
+                1.
         """
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         rates: dict[str, float] = {}
@@ -62,8 +63,8 @@ class ProjectedStep:
         if still := [name for name in problem.parameters if rates[name] == 0.0]:
             raise EngineError(
                 f"Problem {problem.name!r}: the learning rate of {still[0]!r} is zero. A solution "
-                "with after_step is a fixed point of projected steps, and of steps of length zero "
-                "every point is one. Give the optimizer the rate that the solver has used."
+                "with after_step is a fixed point of projected steps, and with steps of length "
+                "zero every point is one. Give the optimizer the rate that the solver has used."
             )
         return cls(rates=rates, decay=l2_penalty(problem))
 
@@ -105,17 +106,18 @@ def _rate_at_rest(problem: str, optimizer: Optimizer, group: Mapping[str, Any]) 
     """η of a group: its learning rate times what momentum makes of a constant gradient."""
     if "lr" not in group:
         raise EngineError(
-            f"Problem {problem!r}: its {type(optimizer).__name__} has no learning rate `lr`, and a "
-            "solution with after_step is a fixed point of steps of that length. Use "
-            "torch.optim.SGD, or mlo.implicit_solution with fixed_point= for a solver of your own."
+            f"Problem {problem!r}: its {type(optimizer).__name__} has no learning rate `lr`, but "
+            "a solution with after_step is a fixed point of steps of that length. Use "
+            "torch.optim.SGD, or mlo.implicit_solution with fixed_point= for your own solver."
         )
     rate = -float(group["lr"]) if group.get("maximize") else float(group["lr"])
     if type(optimizer) is not torch.optim.SGD or not group["momentum"]:
         return rate
     if not group["momentum"] < 1.0:
         raise EngineError(
-            f"Problem {problem!r}: with a momentum of {group['momentum']:g} its steps never come "
-            "to rest, and a solution with after_step is where they do. Use a momentum below 1."
+            f"Problem {problem!r}: with a momentum of {group['momentum']:g} its steps never "
+            "converge, but a solution with after_step is the point where they do. Use a momentum "
+            "below 1."
         )
     # b = μ b + (1 − τ) g. With nesterov, where τ = 0, the step's g + μ b is g / (1 − μ) as well.
     return rate * (1.0 - float(group["dampening"])) / (1.0 - float(group["momentum"]))

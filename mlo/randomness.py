@@ -14,7 +14,7 @@ import random
 import struct
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ MERSENNE_WORDS = 624
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomState:
-    """The state of every global random source, and of the generators that the user named.
+    """The states of all global random sources, and of the generators that the user named.
 
     Attributes:
         cpu: of torch's global generator on the CPU.
@@ -52,7 +52,7 @@ class RandomState:
     @classmethod
     def capture(cls, generators: Sequence[torch.Generator] = ()) -> RandomState:
         """Copies the current state of torch (CPU, CUDA), numpy, `random` and `generators`."""
-        # Asking a CUDA that was not started for its states would start it.
+        # Asking for CUDA's states would start CUDA.
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
             cpu=torch.default_generator.get_state(),
@@ -79,8 +79,8 @@ class RandomState:
     def state_dict(self, gpus: Sequence[int] | None = None) -> dict[str, Any]:
         """Returns the state as tensors and plain values, loadable with `weights_only=True`.
 
-        Of GPUs only the given ones, without their indices: the processes of a run that share noise
-        have equal states on GPUs of their own, and each resumes on the one that it has then.
+        Only the given GPUs are in it, without their indices. Processes that share noise have equal
+        states, each on its own GPU, and each resumes on the GPU that it then has.
 
         Args:
             gpus: indices of the run's own GPUs; None: the current one.
@@ -91,7 +91,7 @@ class RandomState:
         if self.numpy["bit_generator"] != "MT19937":
             raise CheckpointError(
                 f"numpy's global generator is a {self.numpy['bit_generator']}, whose state cannot "
-                "be saved; only numpy's own, MT19937, can."
+                "be saved. Use numpy's default, MT19937."
             )
         # In tensors, lists and numbers, which can be loaded without unpickling code.
         version, words, gauss = self.python
@@ -121,8 +121,9 @@ class RandomState:
             gpus: indices of the run's own GPUs now, in the order in which they were saved.
 
         Raises:
-            ValueError: if numpy could not take it.
+            ValueError: if it is not one, naming the entry, or numpy could not take it.
         """
+        _check_saved(state)
         python, numpy = state["python"], state["numpy"]
         # numpy takes any position, and would read there.
         if not 0 <= numpy["pos"] <= MERSENNE_WORDS:
@@ -139,6 +140,62 @@ class RandomState:
             },
             generators=tuple(state["generators"]),
         )
+
+
+def _check_saved(state: Any) -> None:
+    """Checks what `state_dict` returned, which a file may have held, before any of it is used.
+
+    Raises:
+        ValueError: naming the first entry that is missing or of another kind.
+    """
+    for where, entries in ((), OF_STATE), (("python",), OF_PYTHON), (("numpy",), OF_NUMPY):
+        found = state
+        for key in where:
+            found = found[key]
+        _check_entries(".".join(where), found, entries)
+    for name in ("cuda", "generators"):
+        if not all(isinstance(entry, Tensor) for entry in state[name]):
+            raise ValueError(f"its {name} are no list of tensors")
+    # (Python keeps its position behind the words.)
+    words = state["python"]["words"]
+    if len(words) != MERSENNE_WORDS + 1 or not all(_is_whole(word) for word in words):
+        raise ValueError(f"its python.words are not {MERSENNE_WORDS + 1} whole numbers")
+    key = state["numpy"]["key"]
+    if key.shape != (MERSENNE_WORDS,) or key.is_floating_point() or key.is_complex():
+        raise ValueError(f"its numpy.key is no tensor of {MERSENNE_WORDS} whole numbers")
+
+
+def _check_entries(where: str, found: Any, entries: Mapping[str, tuple[type, ...]]) -> None:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{f'its {where}' if where else 'it'} is a {type(found).__name__}")  # noqa: TRY004
+    for key, kinds in entries.items():
+        if key not in found:
+            raise ValueError(f"it lacks {where and f'{where}.'}{key}")
+        if not isinstance(found[key], kinds) or isinstance(found[key], bool):
+            got = type(found[key]).__name__
+            raise ValueError(f"its {where and f'{where}.'}{key} is a {got}")  # noqa: TRY004
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+OF_STATE = {
+    "cpu": (Tensor,),
+    "cuda": (list, tuple),
+    "python": (Mapping,),
+    "numpy": (Mapping,),
+    "generators": (list, tuple),
+}
+OF_PYTHON = {"version": (int,), "words": (list, tuple), "gauss": (float, type(None))}
+OF_NUMPY = {
+    "bit_generator": (str,),
+    "key": (Tensor,),
+    "pos": (int,),
+    "has_gauss": (int,),
+    "gauss": (float, int),
+}
+"""Entries of a saved random state, of Python's in it and of numpy's → what they may be."""
 
 
 def _own(gpus: Sequence[int] | None) -> Sequence[int]:
@@ -170,7 +227,7 @@ class _Kept(ABC):
 
     @abstractmethod
     def _peek(self) -> bytes | None:
-        """The generator's memory; None where it does not tell whether the state has moved."""
+        """The generator's memory; None if it does not show whether the state has moved."""
 
     def read(self) -> Any:
         """The state; the same object as long as nothing was drawn."""
@@ -204,10 +261,13 @@ class _NumpyState(_Kept):
         np.random.set_state(state)
 
     def read(self) -> Any:
-        state = super().read()
-        if state["has_gauss"]:  # the next draw may leave the words alone
+        # (Not by `super()`, since this is done several times per update.)
+        words = self._peek()
+        if words is None or words != self._words:
+            self._last, self._words = self._get(), words
+        if self._last["has_gauss"]:  # the next draw may leave the words alone
             self._words = None
-        return state
+        return self._last
 
     def write(self, state: dict[str, Any]) -> None:
         super().write(state)
@@ -239,6 +299,15 @@ class _PythonState(_Kept):
     def _set(self, state: tuple[Any, ...]) -> None:
         random.setstate(state)
 
+    def read(self) -> Any:
+        # (As `_Kept.read`, without a call for each of its parts.)
+        if self._memory is None or self._owner.gauss_next is not None:
+            return super().read()
+        words = self._memory.raw
+        if words != self._words:
+            self._last, self._words = self._get(), words
+        return self._last
+
     def _peek(self) -> bytes | None:
         if self._memory is None or self._owner.gauss_next is not None:
             return None
@@ -260,7 +329,7 @@ _NUMPY, _PYTHON = _NumpyState(), _PythonState()
 
 
 class _Preserved:
-    """A context that leaves every random source as it was before, and may begin at a state.
+    """A context that leaves every random source as it was, and may start from a given state.
 
     (A class takes a third of the time of a generator with `contextmanager`.)
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlo.errors import NonFiniteError
 from mlo.gradient_norm import GradientNorm
+from mlo.notebook_table import table_html
 from mlo.tensors import map_tensors, tensors_of
 
 __all__ = ["GradientReport", "Record", "SolveReport"]
@@ -18,7 +19,7 @@ __all__ = ["GradientReport", "Record", "SolveReport"]
 
 @dataclass(frozen=True, kw_only=True)
 class SolveReport:
-    """How one inverse product of a hypergradient engine went.
+    """The report on one inverse product of a hypergradient engine.
 
     Attributes:
         problem: name of the lower problem whose response was differentiated.
@@ -46,8 +47,8 @@ class GradientReport:
 
     Attributes:
         gradient: parameter name → gradient, of the parameter's shape.
-        reports: of the solves, in the order in which they were made: one for each lower problem
-            whose response was differentiated, and for each player of a game that asks for it.
+        reports: of the solves, in the order in which they were made: one per lower problem whose
+            response was differentiated, and per player of a game that requests it.
     """
 
     gradient: dict[str, Tensor]
@@ -73,6 +74,18 @@ def _shown(loss: Any) -> str:
     return f"{loss:.4g}"
 
 
+def _solved(report: SolveReport) -> str:
+    """A solve's result, in words."""
+    parts = [report.engine]
+    if report.iterations:
+        parts.append(f"{report.iterations} products")
+    if report.residual is not None:
+        parts.append(f"residual {report.residual:.1e}")
+    if not report.converged:
+        parts.append(f"not converged. {report.advice}".rstrip())
+    return ", ".join(parts)
+
+
 @dataclass(kw_only=True)
 class Record:
     """One round: every problem's last update in it.
@@ -83,15 +96,15 @@ class Record:
     Attributes:
         round: number of the round, counted from 1.
         solves: lower problem → its solve report, for every response differentiated in this round.
-        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in
-            this record then. With `accumulate_solves` the mean is over the solves whose gradients
-            were finite, and only where there is none the update is left out.
-        rolled_back: why the run went back to an earlier state before this round
+        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it then has no loss
+            in this record. With `accumulate_solves` the mean is over the solves whose gradients
+            were finite. If there is none, the update is left out.
+        rolled_back: why the run returned to an earlier state before this round
             (`on_nonfinite="rollback"`); None: it did not.
         seconds: problem → wall-clock seconds of its updates in this round, all together: drawing
-            batches, the gradient with its solves, the step. Nothing waits for a GPU to measure
-            them. What is still running there counts for the update that waits for it: the same
-            one, unless `on_nonfinite` is None, since the check of its gradient waits.
+            batches, the gradient with its solves, the step. The measurement does not wait for a
+            GPU. Work still running there counts for the update that waits for it. The check of the
+            gradient waits, so this is the same update unless `on_nonfinite` is None.
     """
 
     round: int
@@ -121,7 +134,7 @@ class Record:
         self._gradient_norms[problem] = gradient_norm
 
     def _fetch(self) -> None:
-        """Brings all numbers from a GPU at once: each copy by itself would wait for the device."""
+        """Copies all numbers from a GPU at once, since each copy waits for the device."""
         for name, norm in self._gradient_norms.items():
             if isinstance(norm, GradientNorm):
                 self._gradient_norms[name] = norm.total
@@ -153,6 +166,23 @@ class Record:
         solved = f"; solved: {', '.join(self.solves)}" if self.solves else ""
         trouble = f"; not converged: {', '.join(failed)}" if failed else ""
         return f"Record(round={self.round}: {losses}{solved}{trouble})"
+
+    def _repr_html_(self) -> str:
+        """The notebook's view: one row per problem."""
+        rows = []
+        losses, norms = self.losses, self.gradient_norms
+        for name in dict.fromkeys([*losses, *self.skipped, *self.solves]):
+            loss = _shown(losses[name]) if name in losses else None
+            norm = f"{norms[name]:.3g}" if name in norms else None
+            time = f"{1000 * self.seconds[name]:.3g}" if name in self.seconds else None
+            skipped = f"skipped: {self.skipped[name]}" if name in self.skipped else ""
+            solve = _solved(self.solves[name]) if name in self.solves else ""
+            rows.append((name, loss, norm, time, "; ".join(filter(None, (skipped, solve)))))
+        title = f"Round {self.round}"
+        if self.rolled_back is not None:
+            title += f", after going back: {self.rolled_back}"
+        headings = ("problem", "loss", "gradient norm", "milliseconds", "response")
+        return table_html(title, headings, rows)
 
     @property
     def losses(self) -> dict[str, Any]:

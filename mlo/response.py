@@ -3,17 +3,17 @@
 Let F(w, x) be the gradient in w of the lower loss, where x is everything that this loss reads.
 w*(x) solves F(w, x) = 0, so A dw + B dx = 0 with A = dF/dw and B = dF/dx, and dw/dx = -A^-1 B. An
 upper loss sees w* as the output of a `torch.autograd.Function` whose inputs are x. Its backward
-receives the cotangent v of w*, the upper loss's gradient in it, and returns -B^T A^-T v. PyTorch
-sums the cotangents of all paths before it runs a node. So each problem's inverse product A^-T v is
-done once, however many paths lead to it, and direct and implicit terms add up by themselves.
-
-(Engines that differentiate the optimizer's last step fit the same form; see `one_step.py`.)
+receives the cotangent v of w*, which is the upper loss's gradient with respect to w*, and returns
+-B^T A^-T v. PyTorch sums the cotangents of all paths before it runs a node. So each problem's
+inverse product A^-T v is computed once, however many paths lead to it, and autograd adds direct and
+implicit terms. (Engines that differentiate the optimizer's last step have the same form; see
+`one_step.py`.)
 
 The backward is written as a differentiable function of its saved tensors: under `create_graph` it
 can be differentiated again. A problem in the middle needs this, since its own gradient contains the
 response of the one below it.
 
-These things refer to each other, so they stand in one file, in this order:
+These classes refer to each other, so one file has them all, in this order:
 
 - an `Evaluation`: where a loss was evaluated, so that it can be evaluated again;
 - a `Solution`: what a loss reads of a problem below it;
@@ -30,12 +30,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from functools import cached_property, partial
+from operator import is_
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
+from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.loss import LossFunction, share_of
@@ -49,6 +51,7 @@ from mlo.sharding import gathered
 from mlo.tensors import copies, versions_of
 
 __all__ = [
+    "IS_NONE",
     "AbstractEngine",
     "Constant",
     "Cotangent",
@@ -66,10 +69,13 @@ __all__ = [
     "StepEngine",
     "Stepped",
     "alias",
+    "pulled_back",
 ]
 
 Cotangent = Sequence[Tensor | None]
 """v, one tensor per parameter; None where nothing above reads that parameter."""
+
+IS_NONE = partial(is_, None)
 
 
 # ------------------------------ where a loss was evaluated
@@ -79,8 +85,8 @@ Cotangent = Sequence[Tensor | None]
 class Evaluation:
     """Everything that one value of a problem's loss depends on, so that it can be computed again.
 
-    Computing it again changes no live tensor: other tensors take their places for a while. It is
-    not changed either, but that `total_gradient` notes the random states when it first draws.
+    Computing it again changes no live tensor: other tensors replace them temporarily. An evaluation
+    never changes, except that `total_gradient` notes the random states when it first draws.
 
     Attributes:
         loss: the loss of the problem, with the modules that it sees.
@@ -90,10 +96,10 @@ class Evaluation:
         versions: the in-place versions of each batch's tensors; None for a batch that is None.
         modes: the training flags of the modules.
         buffers: problem → its module's buffers before the evaluation, for the problem itself and
-            all that it reads.
+            everything that it reads.
         values: problem listed later → its parameters, for every one that the loss, or a solution in
             it, depends on.
-        solutions: problem listed earlier → its solution; also the ones that other solutions are
+        solutions: problem listed earlier → its solution, including those that other solutions are
             conditioned on.
         dependent: the names of those solutions that are functions of the problem's own value.
         made: the number of steps that the problem had made before.
@@ -112,7 +118,7 @@ class Evaluation:
     made: int = 0
 
     def having(self, **changes: Any) -> Evaluation:
-        """The same with other batches, random states or modes.
+        """The same evaluation with other batches, random states or modes.
 
         (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays: it
         depends on none of these.
@@ -121,7 +127,6 @@ class Evaluation:
         other.__dict__.update(self.__dict__, **changes)
         return other
 
-    @contextmanager
     def losses(
         self,
         parameters: Mapping[str, Tensor],
@@ -129,7 +134,7 @@ class Evaluation:
         *,
         players: Collection[str] | None = None,
         shared: SharedResults | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> AbstractContextManager[dict[str, Tensor]]:
         """Re-evaluates the loss elsewhere, with the same batches, noise, buffers and modes.
 
         The gradients must be taken inside the context.
@@ -140,38 +145,38 @@ class Evaluation:
             players: those whose losses are needed; None: all.
             shared: what it shares with other evaluations at the same `reads` (`mlo.once`).
 
-        Yields:
-            player → scalar, averaged over the batches; under exact data parallelism also over the
-            processes, as a function of replicated parameters and reads (see `mlo.distributed`).
-
-        Raises:
-            ProblemError: if a batch was changed since the loss was evaluated on it.
+        Returns:
+            A context that yields player → scalar, averaged over the batches; under exact data
+            parallelism also over the processes, as a function of replicated parameters and reads
+            (see `mlo.distributed`). Entering it raises a ProblemError if a batch was changed since
+            the loss was evaluated on it.
         """
-        self.check_batches()
-        versions = self.versions
-        loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
+        if self.loss.parallel is not None or ACTIVE[-1] is not None:
+            return self._losses_among_processes(parameters, reads, players=players, shared=shared)
+        return _Losses(self, parameters, reads, players=players, shared=shared)
+
+    @contextmanager
+    def _losses_among_processes(
+        self,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """As `losses`, which several processes evaluate together."""
+        problem, parallel = self.loss.problem, self.loss.parallel
         averaged = parallel if parallel is not None and parallel.exact else None
         if averaged is not None:
-            # One reduction per player, and one per problem that is read: a derivative in some of
-            # them then computes and sends no other.
+            # One reduction per player, and one per problem that is read. A derivative with respect
+            # to some of them then computes and sends no others.
             entered: Tensors = {}
             for keys in problem.player_parameters.values():
                 entered |= averaged.enter({key: parameters[key] for key in keys})
             parameters = entered
             reads = {name: averaged.enter(tensors) for name, tensors in reads.items()}
-        if shared is not None:
-            shared.begin()
-
-        # The context stays open while the caller differentiates: checkpoints run modules again.
-        total: dict[str, Tensor] = {}
-        placed = self.replayed_at(parameters, reads)
-        with placed if loss.is_among(averaged) else loss.among_processes(averaged, placed):
-            for batch, state, known in zip(self.batches, self.random_states, versions, strict=True):
-                with replayed(state, problem.generators):
-                    value = loss.value(batch, players=players, shared=shared, versions=known)
-                for player, scalar in value.players.items():
-                    share = share_of(scalar, len(self.batches))
-                    total[player] = total[player] + share if player in total else share
+        losses = _Losses(self, parameters, reads, players=players, shared=shared)
+        with inside(averaged), losses as total:
             yield total if averaged is None else averaged.leave(total)
 
     # ------------------------------ what acts around the optimizer's step
@@ -192,7 +197,7 @@ class Evaluation:
             return step.with_settings(self.loss.settings(self.made))
 
     def after_step(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensors:
-        """What is left of the parameters after the optimizers' step (`after_step=`)."""
+        """The parameters after the optimizers' step and what follows it (`after_step=`)."""
         if self.loss.problem.after_step is None:
             return parameters
         with self.replayed_at({}, reads):
@@ -220,7 +225,7 @@ class Evaluation:
         return self.after_step(moved, reads)
 
     def check_batches(self) -> None:
-        """Refuses to evaluate again on batches that are not what they were.
+        """Refuses to evaluate again on batches that have changed.
 
         Raises:
             ProblemError: if one was changed.
@@ -237,18 +242,20 @@ class Evaluation:
         self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
     ) -> AbstractContextManager[None]:
         """Puts these tensors, copies of the recorded buffers, and the modes into the modules."""
-        tensors = {**reads, self.loss.problem.name: parameters}
-        return self.loss.placed(self._with_buffers(tensors), self.modes)
+        tensors: dict[str, Mapping[str, Tensor]] = {**reads, self.loss.problem.name: parameters}
+        if any(self.buffers.values()):
+            tensors = self._with_buffers(tensors)
+        return self.loss.placed(tensors, self.modes)
 
     def substituted(
         self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
     ) -> AbstractContextManager[None]:
-        """Puts these tensors into the modules to take a gradient where the problem stands now.
+        """Puts these tensors into the modules to take a gradient at the problem's current point.
 
-        Unlike `placed` it leaves the training flags alone. Sharded tensors are gathered.
+        Unlike `placed` it does not change the training flags. Sharded tensors are gathered.
 
         Args:
-            parameters: what takes the places of own parameters; those that are missing stay.
+            parameters: what replaces own parameters; parameters without a replacement stay.
             reads: problem that the loss reads → its tensors.
             is_update: whether the problem's own buffers may change, as they do in its own update.
         """
@@ -256,14 +263,16 @@ class Evaluation:
         tensors: dict[str, Mapping[str, Tensor]] = {**reads, name: parameters}
         if self.loss.sharded:
             tensors = {other: gathered(named) for other, named in tensors.items()}
-        return self.loss.placed(self._with_buffers(tensors, but=name if is_update else ""))
+        if any(self.buffers.values()):
+            tensors = self._with_buffers(tensors, but=name if is_update else "")
+        return self.loss.placed(tensors)
 
     def _with_buffers(
         self, tensors: dict[str, Mapping[str, Tensor]], but: str = ""
     ) -> dict[str, Mapping[str, Tensor]]:
         """Adds copies of the buffers of all problems but one to the tensors."""
         # Copies again, since each evaluation may change them (BatchNorm's running statistics).
-        # What others share with the one (a frozen encoder) is among its own, and stays.
+        # Buffers that others share with that one (a frozen encoder) are among its own, and stay.
         for other, buffers in self.buffers.items():
             if buffers and other != but:
                 live = self.loss.in_common[other] if but else ()
@@ -274,9 +283,9 @@ class Evaluation:
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
-        """What the problem's solution is a function of: values from above, responses from below.
+        """The inputs of the problem's solution: values from above, responses from below.
 
-        A lower solution that itself depends on this problem is not an input: it is differentiated
+        A lower solution that itself depends on this problem is not an input. It is differentiated
         inside the evaluation, and what *it* depends on becomes an input instead.
         """
         found: dict[tuple[str, int], Input] = {}
@@ -316,12 +325,12 @@ class Evaluation:
         return True
 
     def _collect(self, items: Iterable[Input], found: dict[tuple[str, int], Input]) -> None:
-        # A method, since a closure that calls itself is a reference cycle: it would keep the
+        # A method, because a closure that calls itself is a reference cycle. It would keep the
         # evaluation alive until the garbage collector runs.
         for item in items:
             if item.solution is None and item.name == self.loss.problem.name:
                 continue
-            # A problem in `solutions` is seen by its solution, any other one by its value.
+            # A problem in `solutions` is seen by its solution, any other problem by its value.
             solution = item.solution or self.solutions.get(item.name)
             if solution is None:
                 found.setdefault((item.name, 0), item)
@@ -330,8 +339,59 @@ class Evaluation:
             elif solution.name in self.dependent:
                 self._collect(solution.free_inputs, found)
             else:
-                # By identity: of one problem, solutions of different times are different inputs.
+                # By identity: one problem's solutions at different times are different inputs.
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
+
+
+class _Losses:
+    """The context of `Evaluation.losses` in one process.
+
+    (A class takes a third of the time of a generator with `contextmanager`.)
+    """
+
+    __slots__ = ("_evaluation", "_parameters", "_placed", "_players", "_reads", "_shared")
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> None:
+        self._evaluation, self._parameters, self._reads = evaluation, parameters, reads
+        self._players, self._shared = players, shared
+
+    def __enter__(self) -> dict[str, Tensor]:
+        evaluation, shared = self._evaluation, self._shared
+        evaluation.check_batches()
+        if shared is not None:
+            shared.begin()
+        # It stays open while the caller differentiates: checkpoints run modules again.
+        self._placed = evaluation.replayed_at(self._parameters, self._reads)
+        self._placed.__enter__()
+        try:
+            return self._total(evaluation, shared)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _total(self, evaluation: Evaluation, shared: SharedResults | None) -> dict[str, Tensor]:
+        loss, batches = evaluation.loss, evaluation.batches
+        total: dict[str, Tensor] = {}
+        for batch, state, known in zip(
+            batches, evaluation.random_states, evaluation.versions, strict=True
+        ):
+            with replayed(state, loss.problem.generators):
+                value = loss.value(batch, players=self._players, shared=shared, versions=known)
+            for player, scalar in value.players.items():
+                share = share_of(scalar, len(batches))
+                total[player] = total[player] + share if player in total else share
+        return total
+
+    def __exit__(self, *_: object) -> None:
+        self._placed.__exit__(None, None, None)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -350,7 +410,7 @@ class GradientGraph:
     gradients: dict[str, Tensors] | None
 
     def release(self) -> None:
-        """Releases the graph and all that it holds."""
+        """Releases the graph and everything that it holds."""
         self.parameters, self.reads, self.gradients = {}, {}, None
 
 
@@ -391,7 +451,7 @@ class Solution(ABC):
 
     def constants(self) -> Tensors:
         """The value, through which no derivative flows."""
-        return {name: value.detach() for name, value in self.value.items()}
+        return dict(zip(self.value, map(Tensor.detach, self.value.values()), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -406,7 +466,7 @@ class Constant(Solution):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Started(Solution):
-    """Parameters that began at a value from above, and are its function by that alone.
+    """Parameters that started from a value from above, and depend on it only through that start.
 
     Attributes:
         start: where they began.
@@ -423,7 +483,7 @@ class Started(Solution):
 Residual = Callable[[Evaluation, Tensors, dict[str, Tensors]], AbstractContextManager[Tensors]]
 """F of a solution: (evaluation, own parameters, problem read → its tensors) → a context.
 
-The context yields parameter → entry of F, differentiable in the tensors that were given. It is left
+The context yields parameter → entry of F, differentiable in the tensors that were given. It closes
 after the derivatives were taken, so it may hold an evaluation of the loss open (see
 `Evaluation.losses`). F is complete: an optimizer's weight decay is not added to it.
 """
@@ -439,7 +499,7 @@ class Stationary(Solution):
         residual: F, where it is another map than the gradient of the problem's loss.
         graph: the gradient of that update with its graph, where it is kept.
         simultaneous: whether all problems see each other as they were when the round began.
-        estimates: corrects what is taken of this problem on a batch.
+        estimates: corrects this problem's quantities on a batch.
         fresh: the same point on other batches, one for each product of an engine that asks for it.
         learning_rates: those of the problem's optimizers at its last update.
     """
@@ -449,6 +509,7 @@ class Stationary(Solution):
     residual: Residual | None = None
     graph: GradientGraph | None = None
     simultaneous: bool = False
+    start: ClassVar[None] = None
     estimates: Estimates | None = None
     fresh: tuple[Evaluation, ...] = ()
     learning_rates: tuple[float, ...] = ()
@@ -466,7 +527,7 @@ class Stationary(Solution):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stepped(Solution):
-    """What the problem's optimizer made in its last steps, for engines that differentiate steps.
+    """The result of the optimizer's last steps, for engines that differentiate steps.
 
     Attributes:
         evaluation: where the gradient of the last step was evaluated.
@@ -475,7 +536,8 @@ class Stepped(Solution):
         graph: that gradient with its graph, where the engine keeps it.
         history: the last steps, oldest first, as many as the engine differentiates.
         memory: what the engine keeps from one solve to the next: name → tensor.
-        start: where the first of these steps began, if at a value from above; None: at constants.
+        start: where the first of these steps started, if from a value from above; None: from
+            constants.
     """
 
     evaluation: Evaluation
@@ -485,6 +547,7 @@ class Stepped(Solution):
     history: tuple[RecordedStep, ...]
     memory: dict[str, Tensor] = field(default_factory=dict)
     start: Start | None = None
+    residual: ClassVar[None] = None
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -519,17 +582,17 @@ class RecordedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractEngine(ABC):
-    """What every engine does: it makes the response of a solution.
+    """The task of every engine: it makes the response of a solution.
 
-    Engines are immutable, so that one object can serve many problems. Options that are declared
-    by `mlo.hypergradient.options` are checked when an engine is made.
+    Engines are immutable, so one object can serve many problems. Options declared by
+    `mlo.hypergradient.options` are checked when an engine is made.
 
     Attributes:
         needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
         takes_sharded: whether it serves problems with sharded parameters.
         takes_estimates: whether it is linear in means over batches, and corrects its products by
             the estimator of the problem.
-        takes_start: whether it differentiates a solution in the value that it began at.
+        takes_start: whether it differentiates a solution with respect to its start.
     """
 
     name: ClassVar[str]
@@ -566,7 +629,7 @@ class AbstractEngine(ABC):
 
     @property
     def fresh_products(self) -> int:
-        """The number of products in a solve that are each on batches of their own."""
+        """The number of products in a solve that each use their own batches."""
         return 0
 
     @property
@@ -606,7 +669,7 @@ class AbstractEngine(ABC):
 
 
 class StepEngine(AbstractEngine):
-    """An engine that differentiates the optimizer's last steps, where they were made."""
+    """An engine that differentiates the optimizer's last steps, each at its own point."""
 
     @property
     def recorded_steps(self) -> int:
@@ -617,7 +680,7 @@ class StepEngine(AbstractEngine):
     def keeps_graph(self) -> bool | Literal["auto"]:
         """Whether the gradient of a step is kept with its graph until it is differentiated.
 
-        "auto": where it has one graph, which fits the memory.
+        "auto": if it has one graph, which fits the memory.
         """
         return False
 
@@ -635,14 +698,21 @@ class PullbackEngine(AbstractEngine):
     """An engine whose response is one node of the autograd graph, with `pullback` behind it."""
 
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
-        """Returns the outputs of a node that has everything the solution depends on as inputs."""
+        """Returns the outputs of a node; its inputs are everything that the solution depends on."""
         assert isinstance(solution, (Stationary, Stepped))
-        # Resolving an input may make the response of a problem further down: this is how the
-        # autograd graph comes to mirror the graph of problems.
-        inputs: list[Tensor] = []
-        for item in solution.evaluation.free_inputs:
-            inputs += reading.of(item).values()
+        if reading.in_graph:
+            found = self.operations(solution, reading)
+            if found is not None:
+                return found
+        inputs = reading.inputs_of(solution)
         return dict(zip(solution.value, _Response.apply(solution, reading, *inputs), strict=True))
+
+    def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
+        """The response as plain operations instead of a node; None: there is only the node.
+
+        It is requested if the response is differentiated again.
+        """
+        return None
 
     @abstractmethod
     def pullback(
@@ -666,11 +736,11 @@ class Reading:
         responses: id of a solution → its response, made once however many losses read it.
         reports: of the solves that the total gradient takes.
         reader: the problem, or player, whose gradient is taken. Engines that resume from their last
-            solve keep one memory per reader, since several upper problems may ask for the response
+            solve keep one memory per reader, since several upper problems may request the response
             of the same lower problem.
         held_constant: problems whose solutions are treated as constants.
-        in_graph: whether responses are wanted as plain operations, where an engine can give them
-            so, since the loss's gradient is differentiated.
+        in_graph: whether responses are wanted as plain operations, if an engine can provide them,
+            because the loss's gradient is differentiated.
     """
 
     values: dict[str, Tensors]
@@ -682,7 +752,7 @@ class Reading:
     in_graph: bool = False
 
     def tensors(self, name: str) -> Tensors:
-        """What stands for a problem: a response where it lies below, else its value."""
+        """What represents a problem: its response if it is below, otherwise its value."""
         if name in self.values:
             return self.values[name]
         return self._response(self.solutions[name])
@@ -694,6 +764,15 @@ class Reading:
     def of(self, item: Input) -> Tensors:
         """The tensors of one input of a solution."""
         return self.tensors(item.name) if item.solution is None else self._response(item.solution)
+
+    def inputs_of(self, solution: Stationary | Stepped) -> list[Tensor]:
+        """The tensors of all inputs of a solution, flat."""
+        # Resolving an input may make the response of a problem further down. So the autograd graph
+        # mirrors the graph of problems.
+        inputs: list[Tensor] = []
+        for item in solution.evaluation.free_inputs:
+            inputs += self.of(item).values()
+        return inputs
 
     def _response(self, solution: Solution) -> Tensors:
         """The parameters of a solution as a function of all that they depend on."""
@@ -719,38 +798,68 @@ class _Response(torch.autograd.Function):
         ctx.solution, ctx.reading = solution, reading
         # A cotangent of None tells an engine that nothing reads the parameter.
         ctx.set_materialize_grads(False)
-        # Saved through autograd, so that a second derivative flows through them.
+        # Autograd saves them, so that a second derivative flows through them.
         ctx.save_for_backward(*outputs, *inputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        solution: Stationary | Stepped = ctx.solution
-        engine = solution.engine
-        assert isinstance(engine, PullbackEngine)
-        # PyTorch enables gradients in a backward pass under create_graph only.
-        differentiate = torch.is_grad_enabled()
-        _check_serves(engine, solution, differentiate=differentiate)
-        wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
-        if all(cotangent is None for cotangent in cotangents) or not any(wanted):
-            return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
-        # What the engine re-evaluates stays open until it has taken all its products.
-        with ExitStack() as stack:
-            call = Pullback(
-                solution=solution,
-                outputs=saved[: len(cotangents)],
-                inputs=saved[len(cotangents) :],
-                wanted=wanted,
-                differentiate=differentiate,
-                reading=ctx.reading,
-                stack=stack,
-            )
-            if not solution.evaluation.loss.repeats:
-                call.check_repeats()
-            grads, report = engine.pullback(call, cotangents)
-        ctx.reading.note(report)
+        grads = pulled_back(
+            ctx.solution,
+            ctx.reading,
+            saved[: len(cotangents)],
+            saved[len(cotangents) :],
+            wanted=ctx.needs_input_grad[2:],  # after `solution` and `reading`
+            # PyTorch enables gradients in a backward pass under create_graph only.
+            differentiate=torch.is_grad_enabled(),
+            cotangents=cotangents,
+        )
         return (None, None, *grads)
+
+
+def pulled_back(
+    solution: Stationary | Stepped,
+    reading: Reading,
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    wanted: Sequence[bool],
+    differentiate: bool,
+    cotangents: Cotangent,
+) -> Sequence[Tensor | None]:
+    """The cotangents of a response's inputs, (dθ*/dx)ᵀ v: what its node gives in a backward pass.
+
+    Args:
+        solution: whose response.
+        reading: of the loss whose gradient is taken.
+        outputs: the tensors that stand for the solution.
+        inputs: those that it depends on, flat.
+        wanted: for each input whether its cotangent is asked for.
+        differentiate: whether it is differentiated again.
+        cotangents: v.
+    """
+    # (Checked where the node is made; to ask an abstract class takes long.)
+    engine = cast(PullbackEngine, solution.engine)
+    _check_serves(engine, solution, differentiate=differentiate)
+    if not any(wanted) or all(map(IS_NONE, cotangents)):
+        return (None,) * len(wanted)
+    # What the engine re-evaluates stays open until it has taken all its products.
+    with ExitStack() as stack:
+        call = Pullback(
+            solution=solution,
+            outputs=outputs,
+            inputs=inputs,
+            wanted=wanted,
+            differentiate=differentiate,
+            reading=reading,
+            stack=stack,
+        )
+        if not solution.evaluation.loss.repeats:
+            call.check_repeats()
+        grads, report = engine.pullback(call, cotangents)
+    reading.note(report)
+    return grads
 
 
 def _check_serves(
@@ -759,19 +868,15 @@ def _check_serves(
     """Refuses an engine that cannot differentiate this solution, or not twice."""
     if differentiate and not engine.differentiable:
         raise EngineError(
-            f"The response of problem {solution.name!r} is differentiated twice, which its "
-            f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
-            "such as 'one_step' or 'direct'."
+            f"The response of problem {solution.name!r} is differentiated twice, but its engine "
+            f"{engine.label!r} cannot be. Give it an engine with autograd products, such as "
+            "'one_step' or 'direct'."
         )
-    if (
-        isinstance(solution, Stationary)
-        and solution.residual is not None
-        and not engine.takes_residuals
-    ):
+    if solution.residual is not None and not engine.takes_residuals:
         raise EngineError(
-            f"The solution of problem {solution.name!r} is defined by another condition than "
-            f"that the gradient of its loss vanishes, which {engine.label!r} does not "
-            "differentiate. Use an engine with autograd products, such as 'gmres'."
+            f"The solution of problem {solution.name!r} is defined by a condition other than a "
+            f"vanishing gradient of its loss, and {engine.label!r} does not differentiate such a "
+            "condition. Use an engine with autograd products, such as 'gmres'."
         )
 
 
@@ -802,11 +907,11 @@ class Pullback:
 
     @property
     def start(self) -> Start | None:
-        """Where the step that is differentiated began, if at a value from above."""
-        return self.solution.start if isinstance(self.solution, Stepped) else None
+        """Where the differentiated step started, if from a value from above."""
+        return self.solution.start
 
     def source(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, Tensor]]:
-        """Of the problem at whose value a step began: parameter → its place in `inputs`, and it."""
+        """By parameter of the problem that a step started from: its place in `inputs`, and it."""
         start, evaluation = self.start, self.solution.evaluation
         place = 0
         for item in evaluation.free_inputs:
@@ -835,7 +940,8 @@ class Pullback:
             with torch.enable_grad():
                 linked = self.start.linked(parameters, source)
             return {k: t if t.requires_grad else t.requires_grad_() for k, t in linked.items()}
-        # Views of the saved outputs: new tensors to differentiate in, with the outputs' graph.
+        # Views of the saved outputs: new tensors to differentiate with respect to, with the
+        # outputs' graph.
         if self.differentiate and isinstance(self.solution, Stationary):
             pairs = zip(parameters, self.outputs, strict=True)
             return {key: output.view_as(output) for key, output in pairs}
@@ -859,10 +965,10 @@ class Pullback:
         return found
 
     def check_repeats(self) -> None:
-        """Warns, once per problem, of a loss that has another value when it is evaluated again.
+        """Warns, once per problem, of a loss whose value changes when it is evaluated again.
 
-        Derivatives are of evaluations that are made again, under the same noise and buffers. State
-        that a loss keeps between calls, or random numbers that are not replayed, would be missing.
+        Derivatives are taken of repeated evaluations, under the same noise and buffers. State that
+        a loss keeps between calls, or random numbers that are not replayed, would be missing.
         """
         loss = self.solution.evaluation.loss
         graph = self.solution.graph
@@ -885,7 +991,7 @@ class Pullback:
                     f"evaluated again at the same point, {float(second):.6g}. It keeps state "
                     "between calls (a counter, a running mean), or draws random numbers that are "
                     "not replayed (numpy.random.default_rng(), a torch.Generator that is not in "
-                    "generators=), and its derivative would be that of another loss. Keep state in "
+                    "generators=). Its derivative would be that of another loss. Keep state in "
                     "buffers of the module or in metrics, and draw from global random states."
                 )
 
@@ -910,18 +1016,19 @@ class Pullback:
         return replace(self, solution=solution, inputs=inputs, stack=stack)
 
     def select(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Of tensors that stand for the inputs, those whose gradient is asked for."""
+        """The tensors, among those that stand for the inputs, whose gradient is requested."""
         return [tensor for tensor, want in zip(inputs, self.wanted, strict=True) if want]
 
     def check_step(self, after: Tensors, made: Tensors | None = None) -> None:
-        """Refuses a step that ends elsewhere when it is made again.
+        """Refuses a step that ends elsewhere when it is repeated.
 
         Args:
             after: the parameters after it.
             made: those when it was made; None: the solution's.
 
         Raises:
-            ProblemError: if they do not: `settings` or `after_step` is no function of what it gets.
+            ProblemError: if they differ: `settings` or `after_step` does not depend on its
+                arguments only.
         """
         made = self.solution.value if made is None else made
         for name, tensor in after.items():
@@ -929,8 +1036,8 @@ class Pullback:
             rounding = torch.finfo(expected.dtype).eps ** 0.5 * (expected.norm() + 1.0)
             if not bool((tensor.detach() - expected).norm() <= rounding):
                 raise ProblemError(
-                    f"Problem {self.solution.name!r}: its after_step or settings gives {name!r} "
-                    "another value when it is called again at the same point. It keeps state "
+                    f"Problem {self.solution.name!r}: its after_step or settings gives {name!r} a "
+                    "different value when it is called again at the same point. It keeps state "
                     "between calls or draws random numbers. Make it a function of its arguments."
                 )
 
@@ -939,7 +1046,6 @@ class Pullback:
         entries = iter(found)
         return [next(entries) if want else None for want in self.wanted]
 
-    @contextmanager
     def losses(
         self,
         parameters: Tensors,
@@ -947,7 +1053,7 @@ class Pullback:
         *,
         players: Collection[str] | None = None,
         shared: SharedResults | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> AbstractContextManager[dict[str, Tensor]]:
         """Re-evaluates the problem's loss at `parameters` and `inputs`; yields player → scalar.
 
         Responses that depend on this problem are made again inside, so the loss is the *total* one.
@@ -960,22 +1066,40 @@ class Pullback:
             shared: as in `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
+        if evaluation.dependent:
+            return self._losses_with_responses(parameters, inputs, players=players, shared=shared)
         inner = self._inner(parameters, inputs, in_graph=True)
-        try:
-            reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
-            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
-                yield losses
-        finally:
-            inner.responses.clear()  # as in `reading_at`
+        reads = {}
+        for name in evaluation.loss.reads:
+            reads[name] = inner.tensors(name)
+        return evaluation.losses(parameters, reads, players=players, shared=shared)
+
+    @contextmanager
+    def _losses_with_responses(
+        self,
+        parameters: Tensors,
+        inputs: Sequence[Tensor],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """As `losses`, if the loss reads responses to this problem, which are made again inside."""
+        with (
+            self.reads_at(parameters, inputs, in_graph=True) as reads,
+            self.solution.evaluation.losses(
+                parameters, reads, players=players, shared=shared
+            ) as losses,
+        ):
+            yield losses
 
     @property
     def residual(self) -> Residual | None:
         """F of the solution, where it is not the gradient of the problem's loss."""
-        return self.solution.residual if isinstance(self.solution, Stationary) else None
+        return self.solution.residual
 
     @contextmanager
     def residuals(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Tensors]:
-        """Evaluates F, where it is not a loss's gradient, as `losses` does a loss; by parameter."""
+        """Evaluates F, unless it is a loss's gradient, as `losses` does a loss; by parameter."""
         residual, evaluation = self.residual, self.solution.evaluation
         assert residual is not None
         with (
@@ -996,7 +1120,7 @@ class Pullback:
     def reading_at(
         self, parameters: Tensors, inputs: Sequence[Tensor], *, in_graph: bool = False
     ) -> Iterator[Reading]:
-        """Yields what stands for the problems that the loss sees, at `parameters` and `inputs`.
+        """Yields what represents the problems that the loss sees, at `parameters` and `inputs`.
 
         Args:
             parameters: own parameters, on which responses below may depend.
@@ -1021,7 +1145,7 @@ class Pullback:
                 values[item.name] = dict(zip(evaluation.values[item.name], rest, strict=False))
             else:
                 responses[id(solution)] = dict(zip(solution.value, rest, strict=False))
-        # The inputs are given; what depends on this problem is resolved anew, from `parameters`.
+        # The inputs are given; what depends on this problem is resolved again, from `parameters`.
         return Reading(
             values=values,
             solutions=evaluation.solutions,
@@ -1034,7 +1158,7 @@ class Pullback:
 
 
 def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:
-    """Returns a tensor of the value `recorded` to differentiate in, linked to `saved` if asked.
+    """Returns a tensor of the value `recorded` to differentiate by, linked to `saved` on request.
 
     Args:
         saved: the tensor of the graph.

@@ -1,4 +1,4 @@
-"""Problems that begin anew, from another problem's value: which tensors begin where."""
+"""Problems that restart from another problem's value: which tensors start where."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["Start", "starts_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a problem begins each block of its steps (`restart_from`).
+    """Where a problem starts each block of its steps (`restart_from`).
 
-    A parameter begins at the value x of the source's parameter, or, with one more dimension in
-    front, at as many copies of it. So θ_0 = expand(x), and a cotangent of θ_0 is summed over the
-    copies on its way to x.
+    A parameter starts from the value x of the source's parameter or, with an extra leading
+    dimension, from that many copies of it. So θ_0 = expand(x), and a cotangent of θ_0 is summed
+    over the copies on its way to x.
 
     Attributes:
         problem: name of the source, which is listed later.
         source_of: parameter → name of the source's parameter, for those that the source optimizes.
             (A frozen one is a constant.)
-        values: parameter → the live tensor that it begins at.
+        values: parameter → the live tensor from which it starts.
     """
 
     problem: str
@@ -36,14 +36,14 @@ class Start:
 
     @torch.no_grad()
     def put(self, problem: Problem) -> None:
-        """Begins anew: sets the problem's parameters, and empties its optimizers' state."""
+        """Restarts: sets the problem's parameters, and empties its optimizers' state."""
         for name, parameter in problem.parameters.items():
             parameter.copy_(self.values[name].expand_as(parameter))
         for optimizer in problem.optimizers.values():
             _empty(optimizer)
 
     def linked(self, values: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensors:
-        """Tensors of some values with the derivative of θ_0 in the source.
+        """Tensors of some values with the derivative of θ_0 with respect to the source.
 
         Args:
             values: parameter → value, some or all.
@@ -59,7 +59,7 @@ class Start:
         return found
 
     def pulled(self, cotangents: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensors:
-        """The cotangents of the source, of those of θ_0.
+        """The cotangents of the source, from those of θ_0.
 
         Args:
             cotangents: parameter → cotangent, some or all.
@@ -74,7 +74,7 @@ class Start:
 
 
 def starts_of(problems: Mapping[str, Problem]) -> dict[str, Start]:
-    """Problem → where it begins, for those with `restart_from`.
+    """Problem → where it starts, for those with `restart_from`.
 
     Raises:
         ProblemError: if the source has no such module, or no parameter of a name and shape.
@@ -122,9 +122,9 @@ def _check_shapes(problem: Problem, values: Mapping[str, Tensor]) -> None:
             copies[name] = own.shape[0]
         elif own.shape != x.shape:
             raise ProblemError(
-                f"Problem {problem.name!r} restarts from {problem.restart_from!r}, whose "
-                f"{name!r} has the shape {tuple(x.shape)}; its own has {tuple(own.shape)}. Give it "
-                "the same shape, or one more dimension in front, along which the value is repeated."
+                f"Problem {problem.name!r} restarts from {problem.restart_from!r}, whose {name!r} "
+                f"has the shape {tuple(x.shape)}; its own has {tuple(own.shape)}. Give it the "
+                "same shape, or an extra leading dimension, along which the value is repeated."
             )
     if copies and (len(copies) < len(values) or len(set(copies.values())) > 1):
         counts = {name: copies.get(name, "one") for name in values}
@@ -136,7 +136,7 @@ def _check_shapes(problem: Problem, values: Mapping[str, Tensor]) -> None:
 
 
 def _empty(optimizer: Optimizer) -> None:
-    """Empties an optimizer's state: as if it had made no step."""
+    """Empties an optimizer's state, as if it had made no step."""
     if not isinstance(optimizer, torch.optim.Adagrad):
         optimizer.state.clear()
         return

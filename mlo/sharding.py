@@ -1,13 +1,13 @@
 """Sharded parameters (`fully_shard`, DTensor): gathered for a loss, their gradients scattered.
 
 A sharded parameter is one tensor of which every process stores a part. For a loss it is replicated
-like any other (see `mlo.distributed`): gathering it is `enter`. The backward pass of that, a
-reduce-scatter, is the mean of the local gradients. So derivatives in sharded parameters are sharded
-themselves, and are those of the mean loss.
+like any other (see `mlo.distributed`): gathering it is `enter`. The backward pass of the gathering,
+a reduce-scatter, is the mean of the local gradients. So derivatives with respect to sharded
+parameters are sharded too, and are those of the mean loss.
 
 `fully_shard` has hooks of its own that put its parameters into the modules when these are called.
-That would undo a substitution, and they give gradients to `backward()` only. So they rest while a
-loss is evaluated here.
+That would undo a substitution, and they give gradients to `backward()` only. So they are switched
+off while a loss is evaluated here.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _gathered(tensor: DTensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """Forward: a sharded tensor, whole. Backward: the mean of the processes' gradients, sharded.
 
-    Each of this and `_Scatter` is the other's backward pass, so derivatives of every order are
-    right. (DTensor's own are, up to the second: products with A itself take three.)
+    This and `_Scatter` are each other's backward pass, so derivatives of every order are right.
+    (DTensor's own are, up to the second: products with A itself take three.)
     """
 
     @staticmethod

@@ -48,7 +48,7 @@ class SolveSums:
                 total[key] = total[key] + term if key in total else term
 
     def mean(self, last: TotalGradient) -> TotalGradient:
-        """The mean over the solves, as a total gradient; all else is that of the last."""
+        """The mean over the solves, as a total gradient; everything else is that of the last."""
         return replace(
             last,
             gradient={key: total / self.count for key, total in self.gradient.items()},

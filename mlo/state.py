@@ -1,4 +1,4 @@
-"""The state of a run: what it holds, whether it fits, and how a run returns to it."""
+"""The state of a run: its contents, whether it fits, and how a run returns to it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def state_of(
     for name, problem in problems.items():
         if any(is_sharded(parameter) for parameter in problem.parameters.values()):
             raise CheckpointError(
-                f"Problem {name!r} has sharded parameters, of which no process has the whole. Save "
-                "its module and optimizer by torch.distributed.checkpoint."
+                f"Problem {name!r} has sharded parameters, of which no process has the whole. "
+                "Save its module and optimizer by torch.distributed.checkpoint."
             )
     saved: dict[str, dict[str, Any]] = {}
     for name, problem in problems.items():
@@ -143,7 +143,7 @@ def _random_state(state: Any, history: History) -> RandomState:
 
 
 UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError)
-"""What loaders raise at values that they cannot take."""
+"""What loaders raise for values that they cannot load."""
 
 
 def _load_all(
@@ -170,7 +170,7 @@ def _load_all(
 
 
 def _load_history(name: str, saved: Mapping[str, Any], history: History, *, position: bool) -> None:
-    """Loads what a run knows of a problem beside its module, optimizers and schedulers."""
+    """Loads what a run knows of a problem besides its module, optimizers and schedulers."""
     device = history.graph.problems[name].device
     if "solves" in saved:
         history.sums[name] = SolveSums.from_state_dict(saved["solves"], device)
@@ -205,7 +205,7 @@ def _of_this_version(name: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _parts_of(problem: Problem) -> dict[str, Any]:
-    """What of a problem's state its module, optimizers and schedulers hold, as copies."""
+    """Copies of the part of a problem's state that its module, optimizers and schedulers hold."""
     return {
         "module": _copied(dict(problem.module.state_dict())),
         "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},

@@ -41,13 +41,13 @@ OF_PROBLEM_SINCE = {
     "average": Mapping,
     "solve_data": Mapping,
 }
-"""Entries of a state and of a problem in it → their types; those that came later, or by option."""
+"""Entries of a state, and of a problem in it → their types; then later and optional entries."""
 
 ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
 """Entries of the states of torch.optim's optimizers that have the shape of their parameter."""
 
 KERNELS = ("foreach", "fused")
-"""Settings of an optimizer that choose its kernels and not its steps: those of this run stay."""
+"""Settings that choose an optimizer's kernels rather than its steps: this run's values stay."""
 
 
 def check_state(state: Any, problems: Mapping[str, Problem]) -> None:
@@ -105,8 +105,8 @@ def _check_entries(
     for key, value in found.items():
         if key not in known:
             raise CheckpointError(
-                f"The state has an entry {_placed(where, key)}, which this mlo does not know. "
-                f"{EDITED}"
+                f"The state has an entry {_placed(where, key)}, which this version of mlo does "
+                f"not know. {EDITED}"
             )
         wanted = known[key]
         if wanted is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -175,7 +175,7 @@ def check_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
 
 
 def _check_scheduler(where: str, scheduler: Any, saved: Mapping[str, Any]) -> None:
-    """Checks a scheduler's entries; `load_state_dict` would take over whatever it is given."""
+    """Checks a scheduler's entries, since `load_state_dict` would accept anything."""
     key = where.rpartition(".")[2]
     own, theirs = scheduler.state_dict(), saved["schedulers"][key]
     if not isinstance(theirs, Mapping):
@@ -213,8 +213,8 @@ def _misfit(optimizer: Optimizer, saved: Any, kind: Any) -> str:
     if not isinstance(saved, Mapping):
         return f"it is a {type(saved).__name__}, not a mapping"
 
-    # torch's `load_state_dict` matches parameters by their position in the groups, so these must
-    # agree in number; names it does not know.
+    # torch's `load_state_dict` matches parameters by their position in the groups, so their numbers
+    # must agree; it does not know names.
     groups, theirs = optimizer.param_groups, saved.get("param_groups", [])
     if not isinstance(theirs, Sequence) or len(groups) != len(theirs):
         return f"its groups of parameters are not {len(groups)}, as here"
@@ -263,7 +263,7 @@ def _group_misfit(own: Mapping[str, Any], group: Any, defaults: Collection[str],
 
 
 def _alike(found: Any, own: Any) -> bool:
-    """Whether a value may stand where another stands: a number for a number, and so on."""
+    """Whether a value may replace another: a number a number, and so on."""
     if own is None:  # an option that is not set
         return found is None or _is_number(found)
     if isinstance(own, Mapping):

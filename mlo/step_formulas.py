@@ -1,7 +1,7 @@
 """The steps of SGD, Adam and AdamW as functions of their settings, for settings that are learned.
 
-`torch.optim` takes settings as numbers, so a derivative in them needs the formulas themselves. Each
-is that of `torch.optim`, term by term and in its order; a test compares them.
+`torch.optim` takes settings as numbers, so a derivative with respect to them needs the formulas.
+Each formula is that of `torch.optim`, term by term and in its order; a test compares them.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _adamw(
 
 
 def _acts(setting: Any) -> bool:
-    """Whether a setting has an effect; one that is learned has a derivative even at zero."""
+    """Whether a setting has an effect; a learned one has a derivative even at zero."""
     return isinstance(setting, Tensor) or setting != 0
 
 
@@ -117,7 +117,7 @@ LEARNED: dict[type[Optimizer], _Learned] = {
 
 
 def check_learned_settings(problem: str, optimizers: Iterable[Optimizer]) -> None:
-    """Refuses optimizers whose formula is not here.
+    """Refuses optimizers whose formula is not known here.
 
     Raises:
         ProblemError: naming the optimizer.
@@ -125,9 +125,9 @@ def check_learned_settings(problem: str, optimizers: Iterable[Optimizer]) -> Non
     for optimizer in optimizers:
         if type(optimizer) not in LEARNED:
             raise ProblemError(
-                f"Problem {problem!r}: settings= serves torch.optim's SGD, Adam and AdamW, whose "
-                f"steps are known as formulas; got {type(optimizer).__name__}. Use one of these, "
-                "or let the loss read what is to be learned."
+                f"Problem {problem!r}: settings= supports torch.optim's SGD, Adam and AdamW, "
+                f"whose steps are known as formulas; got {type(optimizer).__name__}. Use one of "
+                "these, or let the loss read the learned value."
             )
 
 
@@ -201,7 +201,7 @@ def _checked(problem: str, key: str, name: str, value: Any, shape: torch.Size) -
 
 
 def check_values(problem: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses values that a step cannot be made with.
+    """Refuses values with which no step can be made.
 
     Args:
         problem: its name, for messages.

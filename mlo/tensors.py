@@ -1,4 +1,4 @@
-"""Tensors in the containers of users (dicts, lists, tuples); many tensors as one operation."""
+"""Tensors in users' containers (dicts, lists, tuples); one operation on many tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Rebuilds dicts, lists and tuples with every tensor in them mapped."""
-    # A dict is copied first, which keeps its class; a named tuple takes its entries one by one.
+    # Copying a dict first keeps its class; a named tuple takes its entries one by one.
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -47,10 +47,14 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def in_new_containers(value: Any) -> Any:
-    """The same tensors in new containers, which their receiver may change."""
+    """The same tensors in new containers, which the receiver may change."""
     # (A tuple of tensors cannot be changed.)
-    if type(value) is tuple and all(isinstance(entry, Tensor) for entry in value):
-        return value
+    if type(value) is tuple:
+        for entry in value:
+            if not isinstance(entry, Tensor):
+                break
+        else:
+            return value
     return map_tensors(value, _itself)
 
 
@@ -82,7 +86,15 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 def versions_of(value: Any) -> tuple[int, ...]:
     """The in-place version of every tensor in it."""
     # PyTorch counts the changes of a tensor, except of one made in inference mode.
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value)])
+    tensors = value
+    if type(value) is tuple:
+        for entry in value:
+            if not isinstance(entry, Tensor):
+                tensors = tensors_of(value)
+                break
+    else:
+        tensors = tensors_of(value)
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
 
 
 def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -94,7 +106,7 @@ def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> li
 
 
 def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, of which None stands for zero."""
+    """The sum of two gradients, in which None stands for zero."""
     if one is None or other is None:
         return other if one is None else one
     return one + other
@@ -104,15 +116,15 @@ def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 PLAIN, DENSE, FEW = (Tensor, Parameter), torch.strided, 16
 
-# A GPU takes the tensors of a foreach operator in few kernels. On a CPU each tensor gets what the
-# plain operator gives it, bit for bit.
+# A GPU runs a foreach operator in few kernels. On a CPU each tensor gets the same result as from
+# the plain operator, bit for bit.
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether foreach operators take these tensors.
 
-    They are dense ones of no subclass (DTensor), through which no derivative is taken: that of some
-    foreach operators fails (`_foreach_mul` by a tensor, torch 2.14.1).
+    They must be dense, of no subclass (DTensor), and not differentiated through: the derivative of
+    some foreach operators fails (`_foreach_mul` by a tensor, torch 2.14.1).
     """
     differentiable = torch.is_grad_enabled()
     for tensor in tensors:
@@ -125,13 +137,13 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
 
 def are_alike(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are plain constants of one dtype, together on the CPU or on one GPU."""
-    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
+    if not tensors or not (tensors[0].is_cpu or tensors[0].is_cuda):
         return False
-    dtype, device = tensors[0].dtype, tensors[0].get_device()
+    dtype, device = tensors[0].dtype, -1 if tensors[0].is_cpu else tensors[0].get_device()
     for tensor in tensors:
         if tensor.requires_grad or type(tensor) not in PLAIN or tensor.layout is not DENSE:
             return False
-        if tensor.dtype is not dtype or tensor.get_device() != device:
+        if tensor.dtype is not dtype or (-1 if tensor.is_cpu else tensor.get_device()) != device:
             return False
     return True
 
@@ -143,25 +155,25 @@ def are_few(tensors: Sequence[Tensor]) -> bool:
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
-    found = [tensor.detach() for tensor in tensors]
+    found = list(map(Tensor.detach, tensors))
     if not found or are_few(found) or not are_alike(found) or not hasattr(torch, "_foreach_clone"):
-        return [tensor.clone() for tensor in found]
+        return list(map(Tensor.clone, found))
     return list(torch._foreach_clone(found))
 
 
 def numbers(scalars: Sequence[Tensor]) -> list[float]:
     """The numbers of scalars of one device, with one synchronisation."""
-    if are_few(scalars):
-        return [scalar.item() for scalar in scalars]
+    if len(scalars) < FEW and scalars[0].is_cpu:
+        return list(map(Tensor.item, scalars))
     found: list[float] = torch.stack(tuple(scalars)).tolist()
     return found
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor with the strides of another one of its shape, as `backward()` lays out `.grad`.
+    """The tensor with the strides of another of its shape, as `backward()` lays out `.grad`.
 
-    A fused step takes both for one layout: on a CPU it pairs wrong entries, on CUDA it refuses
-    (torch 2.14.1). Convolutions of maps whose channels come last give such gradients.
+    A fused step assumes one layout for both: on a CPU it pairs wrong entries, on CUDA it refuses
+    (torch 2.14.1). Convolutions of maps in channels-last layout give gradients with other strides.
     """
     if tensor.stride() == like.stride() or tensor.layout != torch.strided:
         return tensor

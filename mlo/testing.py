@@ -1,4 +1,4 @@
-"""Problems with closed-form hypergradients, and the contract that every engine must keep.
+"""Problems with closed-form hypergradients, and the contract that every engine must fulfil.
 
 A new engine is tested by inheriting the contract::
 
@@ -175,7 +175,7 @@ def bilevel_quadratic(
     make = _Maker(seed, dtype)
     a, b, t, x = make.spd(dim, condition), make.normal(dim, 3), make.normal(dim), make.normal(3)
     rho = 0.1
-    # w* is where the optimizer comes to rest, so its decay d belongs to the Jacobian: A + dI.
+    # The optimizer converges to w*, so its decay d belongs to the Jacobian: A + dI.
     damped = a + weight_decay * torch.eye(dim, dtype=dtype)
     w = torch.linalg.solve(damped, b @ x)
 
@@ -453,7 +453,7 @@ def bilinear_game(
 
 
 def snapshot(optimizer: MultilevelOptimizer) -> dict[str, Any]:
-    """Returns a copy of everything that `MultilevelOptimizer.gradient` must leave alone."""
+    """Returns a copy of everything that `MultilevelOptimizer.gradient` must not change."""
     return optimizer.state_dict()
 
 
@@ -496,7 +496,7 @@ GRAPHS: dict[str, Callable[..., ClosedForm]] = {
 
 
 class EngineContract:
-    """What holds for every engine, on every graph, in both dtypes.
+    """The contract of every engine, on every graph, in both dtypes.
 
     Inherit it in a test class and define `make_engine`. On each graph an engine either equals its
     formula or is refused before the first step.

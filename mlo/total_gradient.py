@@ -1,33 +1,46 @@
-"""`total_gradient`: a loss's gradient, with what flows through the solutions that it reads.
+"""`total_gradient`: a loss's gradient, including the part through the solutions that it reads.
 
-It lets each solution's engine make its response (`response.py`), evaluates the loss with the
-responses cut off from their graphs, takes the direct gradient and the responses' cotangents, and
-sends these through the responses.
+It lets each solution's engine make its response (`response.py`). It evaluates the loss with the
+responses detached from their graphs, and takes the direct gradient and the responses' cotangents.
+Then it sends the cotangents through the responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlo.backward import grad
-from mlo.distributed import running_statistics
+from mlo.distributed import ACTIVE, running_statistics
 from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import SolveReport
-from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
-from mlo.tensors import add_all, zeros_for_none
+from mlo.response import (
+    IS_NONE,
+    Constant,
+    Evaluation,
+    GradientGraph,
+    PullbackEngine,
+    Reading,
+    Solution,
+    Stationary,
+    Stepped,
+    pulled_back,
+)
+from mlo.tensors import add, add_all, zeros_for_none
 
 __all__ = ["TotalGradient", "total_gradient"]
 
 NOTHING: frozenset[str] = frozenset()
+
+REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -41,7 +54,7 @@ class TotalGradient:
             plain PyTorch.
         losses: player → loss, averaged over the batches.
         metrics: what the loss returned beside it.
-        reports: the solves that it took.
+        reports: its solves.
         evaluation: where it was taken, with the random state before each batch.
         has_derivative: whether the loss depends on any parameter at all.
         graph: the gradient with its graph, where it was to be kept.
@@ -68,11 +81,11 @@ def total_gradient(
     estimates: Estimates | None = None,
     begun: RandomState | None = None,
 ) -> TotalGradient:
-    """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
+    """Evaluates a problem's loss at its live parameters; differentiates it through solutions too.
 
-    The loss sees the responses cut off from their graphs. Their cotangents are summed over the
-    batches and sent through the responses at the end. So each inverse product is done once, however
-    many batches are averaged.
+    The loss sees the responses detached from their graphs. Their cotangents are summed over the
+    batches and sent through the responses at the end. So each inverse product is computed once,
+    however many batches are averaged.
 
     Args:
         evaluation: the problem, its batches, and what it reads; its random states are drawn now.
@@ -82,29 +95,23 @@ def total_gradient(
             response.
         held_constant: problems whose solutions are treated as constants.
         examine: is shown each player's loss on the first batch, before it is differentiated.
-        estimates: corrects the gradient, or the terms that it is made of.
+        estimates: corrects the gradient, or its terms.
         begun: the random state now, where it is known.
     """
-    # (To enable what is enabled takes longer than to ask.)
-    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-        return _total_gradient(
-            evaluation, is_update, players, keep_graph, held_constant, examine, estimates, begun
-        )
-
-
-def _total_gradient(
-    evaluation: Evaluation,
-    is_update: bool,
-    players: Collection[str] | None,
-    keep_graph: bool,
-    held_constant: frozenset[str],
-    examine: Examine | None,
-    estimates: Estimates | None,
-    begun: RandomState | None,
-) -> TotalGradient:
-    """As `total_gradient`, where gradients are enabled."""
+    if not torch.is_grad_enabled():
+        with torch.enable_grad():
+            return total_gradient(
+                evaluation,
+                is_update=is_update,
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                examine=examine,
+                estimates=estimates,
+                begun=begun,
+            )
     loss, problem = evaluation.loss, evaluation.loss.problem
-    live = cast(Tensors, problem.parameters)  # which are only read
+    live: Any = problem.parameters  # which are only read
     reading = Reading(
         values={**evaluation.values, problem.name: live},
         solutions=evaluation.solutions,
@@ -112,19 +119,21 @@ def _total_gradient(
         held_constant=held_constant,
     )
 
-    # 1. What the loss reads, as leaves that are cut off from their graphs.
-    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
+    # 1. What the loss reads, as leaves that are detached from their graphs.
+    lone = _lone_response(evaluation, reading) if estimates is None else None
+    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph, lone=lone)
 
     # 2. The direct gradient, and the cotangents of what is read.
-    parameters = live
+    parameters: Tensors = live
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
-        parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
-        own = parameters
+        own = parameters = {}
+        for key, tensor in evaluation.parameters.items():
+            parameters[key] = tensor.detach().requires_grad_()
     parallel = loss.parallel
     placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
-    with placed if loss.is_among(parallel) else loss.among_processes(parallel, placed):
+    with placed if ACTIVE[-1] is parallel else loss.among_processes(parallel, placed):
         found = loss.differentiate(
             evaluation.batches,
             parameters,
@@ -138,8 +147,9 @@ def _total_gradient(
 
     evaluation.random_states = tuple(found.random_states)
 
-    # 3. The implicit term. Exact parallelism averages the cotangents before they go through the
-    # responses, which gives the inverse product of the mean; else the total is averaged at the end.
+    # 3. The implicit term. Exact parallelism averages the cotangents before they pass through the
+    # responses, which gives the inverse product of the mean. Otherwise the total is averaged at the
+    # end.
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
@@ -149,7 +159,7 @@ def _total_gradient(
             evaluation=evaluation, players=tuple(found.direct), estimates=estimates
         )
     corrected = found if estimated is None else estimated.terms(found, cut)
-    gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
+    gradient = _with_implicit_term(problem, reading, corrected, cut)
     if estimated is not None:
         gradient = estimated.total(gradient)
     if parallel is not None and not parallel.exact:
@@ -161,10 +171,11 @@ def _total_gradient(
     # 4. What is kept for later.
     graph = None
     if keep_graph:
-        if is_update and any(tensor._version > 0 for tensor in parameters.values()):
+        if is_update:
             _copy_changed(problem, parameters)
         graph = _kept_graph(problem, parameters, cut.tensors, found)
-        gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
+        for key, value in gradient.items():
+            gradient[key] = None if value is None else value.detach()
     full: Tensors = {}
     unused: list[str] = []
     for key, parameter in problem.parameters.items():
@@ -187,32 +198,112 @@ def _total_gradient(
 
 @dataclass(kw_only=True, eq=False)
 class _Cut:
-    """What a loss reads, cut off from where it comes from.
+    """What a loss reads, detached from its origin.
 
     Attributes:
         tensors: problem → the tensors that the loss sees.
-        responses: the differentiable tensors on the far side of the cut.
-        leaves: what stands for each of them on the loss's side.
+        responses: the differentiable tensors on the far side of the cut; none with `lone`.
+        leaves: what represents each of them on the loss's side.
         names: the name of each leaf.
+        lone: the only response, which is pulled back without a node.
     """
 
     tensors: dict[str, Tensors]
     responses: list[Tensor]
     leaves: list[Tensor]
     names: list[str]
+    lone: _Lone | None
 
 
-def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
-    """Resolves all that a loss reads, as leaves whose cotangents return through the responses.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lone:
+    """The only response that a loss reads, as a function of values alone.
 
-    A kept graph is differentiated later in all that the solution is a function of, so these require
-    gradients too.
+    Autograd has nothing to add up behind it, so that its node would only pass things on.
+
+    Attributes:
+        solution: whose response.
+        inputs: the values that it depends on, flat.
     """
-    cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
+
+    solution: Stationary | Stepped
+    inputs: list[Tensor]
+
+    def pulled(self, reading: Reading, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """Id of an input → what flows into it."""
+        if all(map(IS_NONE, cotangents)):
+            return {}
+        # (What `torch.no_grad()` does, in a fifth of its time.)
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            found = pulled_back(
+                self.solution,
+                reading,
+                tuple(self.solution.value.values()),
+                self.inputs,
+                wanted=list(map(REQUIRES_GRAD, self.inputs)),
+                differentiate=False,
+                cotangents=cotangents,
+            )
+        finally:
+            torch._C._set_grad_enabled(enabled)
+        flows: dict[int, Tensor] = {}
+        for tensor, entry in zip(self.inputs, found, strict=True):
+            if entry is not None:
+                flows[id(tensor)] = entry
+        return flows
+
+
+def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
+    """The only response that the loss reads, where that can be pulled back without a node."""
+    found: Any = None
+    for name in evaluation.loss.reads:
+        solution = evaluation.solutions.get(name)
+        if solution is None or name not in evaluation.dependent or type(solution) is Constant:
+            continue
+        if found is not None or name in reading.held_constant:
+            return None
+        found = solution
+    if found is None or evaluation.loss.problem.is_game:
+        return None
+    # An engine whose response is not the node must be asked for it.
+    if type(found.engine).respond is not PullbackEngine.respond:
+        return None
+    inputs: list[Tensor] = []
+    for item in found.evaluation.free_inputs:
+        if item.solution is not None:
+            return None
+        inputs += reading.values[item.name].values()
+    return _Lone(solution=found, inputs=inputs)
+
+
+def _cut_reads(
+    evaluation: Evaluation, reading: Reading, *, keep_graph: bool, lone: _Lone | None = None
+) -> _Cut:
+    """Resolves what a loss reads, as leaves whose cotangents return through the responses.
+
+    A kept graph is later differentiated with respect to everything that the solution depends on, so
+    these tensors require gradients too.
+    """
+    cut = _Cut(tensors={}, responses=[], leaves=[], names=[], lone=lone)
     inputs = {item.name for item in evaluation.free_inputs} if keep_graph else NOTHING
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
-        # A solution that is no function of the own value contributes nothing to this gradient.
+        if lone is not None and solution is lone.solution:
+            responds = any(map(REQUIRES_GRAD, lone.inputs))
+            leaves = cut.tensors[other] = {}
+            for key, tensor in lone.solution.value.items():
+                leaf = leaves[key] = tensor.detach()
+                if responds:
+                    leaf.requires_grad_()
+                    cut.leaves.append(leaf)
+                    cut.names.append(f"{other}/{key}")
+            continue
+        if type(solution) is Constant and other not in inputs:
+            cut.tensors[other] = solution.constants()
+            continue
+        # A solution that does not depend on the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
         if not depends and other not in inputs:
@@ -232,15 +323,23 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
 
 
 def _with_implicit_term(
-    problem: Problem, reading: Reading, found: GradientSums, responses: Sequence[Tensor]
+    problem: Problem, reading: Reading, found: GradientSums, cut: _Cut
 ) -> dict[str, Tensor | None]:
     """Parameter → direct gradient plus what flows through the responses; None: neither."""
-    # None stays None, so that a parameter on which nothing depends is left alone by its optimizer.
+    # None stays None, so that an optimizer skips a parameter on which nothing depends.
     total: dict[str, Tensor | None] = {}
     players = list(found.direct)
     for player, direct in found.direct.items():
         names = problem.player_parameters[player]
         total.update(zip(names, direct, strict=True))
+        if cut.lone is not None:
+            flows = cut.lone.pulled(reading, found.cotangents[player])
+            for name in names:
+                through = flows.get(id(reading.values[problem.name][name]))
+                if through is not None:
+                    total[name] = add(total[name], through)
+            continue
+        responses = cut.responses
         if not responses:
             continue
         reached: list[Tensor] = []
@@ -251,7 +350,7 @@ def _with_implicit_term(
                 cotangents.append(v)
         if not reached:
             continue
-        # Each player has cotangents of its own, and so solves of its own.
+        # Each player has its own cotangents, and so its own solves.
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
         implicit = grad(
             reached,
@@ -268,12 +367,12 @@ def _kept_graph(
 ) -> GradientGraph:
     of_player: dict[str, Tensors] = {}
     for player, names in problem.player_parameters.items():
-        full = zeros_for_none(found.direct[player], [parameters[name] for name in names])
+        own = list(map(parameters.__getitem__, names))
+        full = zeros_for_none(found.direct[player], own)
         of_player[player] = dict(zip(names, full, strict=True))
     return GradientGraph(parameters=parameters, reads=reads, gradients=of_player)
 
 
-@torch.no_grad()
 def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     """Repeats on the live parameters what the loss did in place to the copies of them.
 
@@ -281,7 +380,8 @@ def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     """
     for key, tensor in parameters.items():
         if tensor._version > 0:  # the copy was new, and has been changed since
-            problem.parameters[key].copy_(tensor)
+            with torch.no_grad():
+                problem.parameters[key].copy_(tensor)
 
 
 # ------------------------------ estimated gradients
@@ -328,7 +428,7 @@ class _Estimated:
         def again(point: Point) -> dict[str, Tensor | None]:
             there, elsewhere, reading = self._taken_at(point)
             problem = self.evaluation.loss.problem
-            gradient = _with_implicit_term(problem, reading, there, elsewhere.responses)
+            gradient = _with_implicit_term(problem, reading, there, elsewhere)
             reading.responses.clear()
             return gradient
 
@@ -369,7 +469,7 @@ class _Estimated:
         return point
 
     def _taken_at(self, point: Point) -> tuple[GradientSums, _Cut, Reading]:
-        """The evaluation's terms on the same batches at another point; how it was read there."""
+        """The evaluation's terms on the same batches at another point, and its reading there."""
         there: dict[str, Tensors] = {}
         for name, tensor in point.items():
             other, _, key = name.partition("/")

@@ -1,8 +1,8 @@
-"""One update of a problem: draw batches, differentiate, check the numbers, clip, step, note."""
+"""One update of a problem: draw batches, differentiate, check the numbers, clip, step, record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mlo.bare_step import leaves_gradients, make_step
 from mlo.checks import StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
@@ -50,7 +51,7 @@ class Updater:
     """Makes updates.
 
     Args:
-        history: what has happened; every update is noted there.
+        history: what has happened; every update is recorded there.
         levels: problem → the solutions as its loss sees them: now, or one step ahead.
         on_nonfinite: what happens when a loss or gradient is not finite; None: nothing is checked.
         parallel: the processes that share batches.
@@ -96,7 +97,7 @@ class Updater:
                     name, players, record, last=last, keep_graph=keep_graph and last, moves=moves
                 )
             except NonFiniteError:
-                # Streams that go together stay together, whichever move has failed.
+                # Streams that belong together stay together, whichever move has failed.
                 for _ in player_moves[index + 1 :]:
                     self.draw(name)
                 raise
@@ -114,7 +115,7 @@ class Updater:
         """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
 
-        # The gradient. What is drawn or moved on the way is kept, to be put back where it fails.
+        # The gradient. What is drawn or moved on the way is kept, to be restored if it fails.
         batches = self.draw(name)
         if self._parallel is not None and history.updates[name] == 0:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
@@ -128,13 +129,15 @@ class Updater:
                 keep_graph=keep_graph,
                 begun=random,
             )
-            try:
-                settings = self._set(problem, found.evaluation)
-            except BaseException:
-                restore_buffers(found.evaluation)
-                raise
+            settings: Mapping[str, Mapping[str, Any]] = {}
+            if problem.settings is not None:
+                try:
+                    settings = self._set(problem, found.evaluation)
+                except BaseException:
+                    restore_buffers(found.evaluation)
+                    raise
         except BaseException:
-            # All of an update or nothing: the same batches and noise come again.
+            # An update happens completely or not at all: the same batches and noise come again.
             history.streams[name].put_back(batches)
             random.restore(problem.generators)
             history.restore_memory(memory)
@@ -156,19 +159,23 @@ class Updater:
         elif not finite:
             return
 
-        # The optimizers' state is captured before it moves; the update is noted after it has.
-        engine = history.step_engine(name)
+        # The optimizers' state is captured before it moves; the update is recorded afterwards.
+        engine = history.step_engines[name]
         step = engine.capture(problem, found.unused) if last and engine is not None else None
         self._step(problem, found, norm, step, settings)
-        self._finish(problem, found.evaluation, players)
-        _move_schedulers(problem, found, players)
+        if problem.after_step is not None:
+            self._finish(problem, found.evaluation, players)
+        if problem.schedulers:
+            _move_schedulers(problem, found, players)
         history.updates[name] += 1
         history.mark(name)
-        history.keep(name)
+        if history.estimates or history.averages:
+            history.keep(name)
         if last:
             history.note(name, found, step)
             self._note(problem, found, norm, record)
-        self._call_after(problem)
+        if problem.after_update is not None:
+            self._call_after(problem, problem.after_update)
 
     def _mean_of_solves(
         self, name: str, found: TotalGradient, record: Record, *, finite: bool, moves: bool
@@ -195,8 +202,8 @@ class Updater:
         stream, count = self._history.streams[name], self._history.graph.problems[name].accumulate
         if count == 1:
             return (stream.next(),)
-        # Data that fill one buffer again and again change the batch before, which shows in its
-        # tensors' versions.
+        # Data that refill one buffer change the previous batch, which shows in its tensors'
+        # versions.
         batches: list[Any] = []
         versions: list[tuple[int, ...]] = []
         for _ in range(count):
@@ -213,8 +220,6 @@ class Updater:
 
     def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
         """Finds the settings of this step, and writes those that are numbers to the optimizers."""
-        if problem.settings is None:
-            return {}
         self._step_checks.check_bare(problem)
         with torch.no_grad(), evaluation.replayed_at({}, evaluation.current_reads()):
             found = evaluation.loss.settings(evaluation.made)
@@ -228,9 +233,7 @@ class Updater:
         return found
 
     def _finish(self, problem: Problem, evaluation: Evaluation, players: tuple[str, ...]) -> None:
-        """Applies `after_step` to what the players have moved."""
-        if problem.after_step is None:
-            return
+        """Applies `after_step` to the parameters that the players have moved."""
         reads = evaluation.current_reads()
         live = problem.parameters
         before = dict(zip(live, copies(live.values()), strict=True))
@@ -256,21 +259,20 @@ class Updater:
         by_formula = problem.settings is not None
         if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
-        foreign = any(is_foreign(optimizer) for optimizer in problem.optimizers.values())
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
-        elif found.graph is not None or checked is not None or foreign:
-            # Some optimizers change a gradient in place, which the derivative may need. (Autograd
-            # also gives one tensor to several parameters, as of a + b, or an expanded one.)
+        elif self._may_change(problem, found, checked):
             gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
-        if any(map(is_fused, problem.optimizers.values())):
+        optimizers = problem.optimizers.values()
+        if any(map(is_fused, optimizers)):
             gradient = {key: laid_out(g, problem.parameters[key]) for key, g in gradient.items()}
-        # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
-        # momentum included, as in plain PyTorch.
+        # None if the loss does not depend on a parameter: its optimizer then skips it, including
+        # decay and momentum, as in plain PyTorch.
         unused = found.unused
         for key, parameter in problem.parameters.items():
             parameter.grad = None if key in unused else gradient[key]
-        self._call_before(problem, differentiated=step is not None)
+        if problem.before_update is not None:
+            self._call_before(problem, problem.before_update, differentiated=step is not None)
         before: Tensors = {}
         if checked is not None:
             # Of the live ones, since a loss may move them itself (`nn.Embedding(max_norm=…)`).
@@ -281,12 +283,12 @@ class Updater:
             made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
             made.make(problem)
         else:
-            for optimizer in problem.optimizers.values():
+            for optimizer in optimizers:
                 if optimizer.defaults.get("differentiable"):
                     with plain_steps(optimizer):
                         optimizer.step()
                 else:
-                    optimizer.step()
+                    make_step(optimizer)
         for parameter in problem.parameters.values():
             parameter.grad = None
 
@@ -295,18 +297,28 @@ class Updater:
             bare = {key: found.gradient[key] for key in before}
             self._step_checks.check(problem, engine, checked, before, bare)
 
-    def _call_before(self, problem: Problem, *, differentiated: bool) -> None:
-        """Calls `before_update`, which may change gradients of a step nobody differentiates."""
-        if problem.before_update is None:
-            return
+    @staticmethod
+    def _may_change(problem: Problem, found: TotalGradient, checked: OptimizerStep | None) -> bool:
+        """Whether the step may change gradients in place that are needed later."""
+        # The derivative may need them. (Autograd also gives one tensor to several parameters, as
+        # of a + b, or an expanded one.)
+        optimizers = problem.optimizers.values()
+        if found.graph is None and checked is None and not any(map(is_foreign, optimizers)):
+            return False
+        return problem.before_update is not None or not all(map(leaves_gradients, optimizers))
+
+    def _call_before(
+        self, problem: Problem, hook: Callable[[Problem], object], *, differentiated: bool
+    ) -> None:
+        """Calls `before_update`, which may change gradients if the step is not differentiated."""
         if not differentiated:
-            problem.before_update(problem)
+            hook(problem)
             return
         before = {
             key: None if parameter.grad is None else parameter.grad.clone()
             for key, parameter in problem.parameters.items()
         }
-        problem.before_update(problem)
+        hook(problem)
         for key, parameter in problem.parameters.items():
             if not _equal(before[key], parameter.grad):
                 raise ProblemError(
@@ -317,18 +329,16 @@ class Updater:
                     "not differentiate steps, such as 'neumann' or 'cg'."
                 )
 
-    def _call_after(self, problem: Problem) -> None:
+    def _call_after(self, problem: Problem, hook: Callable[[Problem], object]) -> None:
         """Calls `after_update`, which may not move a solution that is differentiated."""
-        if problem.after_update is None:
-            return
         if problem.name not in self._history.differentiated:
-            problem.after_update(problem)
+            hook(problem)
             self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
         live = problem.parameters
         before = dict(zip(live, copies(live.values()), strict=True))
-        problem.after_update(problem)
+        hook(problem)
         for key, parameter in problem.parameters.items():
             if not _equal(before[key], parameter):
                 raise ProblemError(
@@ -342,10 +352,10 @@ class Updater:
 
     @torch.no_grad()
     def _refuse(self, name: str, found: TotalGradient, record: Record) -> None:
-        """Leaves out an update whose gradient is not finite.
+        """Skips an update whose gradient is not finite.
 
         Raises:
-            NonFiniteError: unless it is to be skipped, and not too many in a row have been.
+            NonFiniteError: unless the policy is to skip, and not too many in a row were skipped.
         """
         history, graph, levels = self._history, self._history.graph, self._levels[name]
         problem = graph.problems[name]
@@ -353,7 +363,7 @@ class Updater:
             found.graph.release()
         restore_buffers(found.evaluation)
 
-        # To say which term is not finite, the gradient is taken again with fewer and fewer terms.
+        # To find the term that is not finite, the gradient is repeated with fewer and fewer terms.
         def again(held_constant: frozenset[str]) -> Tensors:
             with levels.unchanged():
                 found.evaluation.random_states[0].restore(problem.generators)
@@ -379,7 +389,7 @@ class Updater:
     def _note(
         self, problem: Problem, found: TotalGradient, norm: GradientNorm, record: Record
     ) -> None:
-        """Writes an update into the record."""
+        """Writes an update to the record."""
         players: dict[str, Tensor] = {}
         if problem.is_game:
             for player, keys in problem.player_parameters.items():
@@ -391,13 +401,14 @@ class Updater:
             gradient_norm=norm,
             player_norms=players or None,
         )
-        self._note_solves(found, record)
+        if found.reports:
+            self._note_solves(found, record)
 
     def _note_solves(self, found: TotalGradient, record: Record) -> None:
-        """Writes solves into the record; warns once per problem of one that failed."""
+        """Writes solves into the record; warns once per problem of a failed one."""
         for report in found.reports:
             record.solves[report.problem] = report
-            # A solve that may still get there has no advice yet.
+            # A solve that may still converge has no advice yet.
             if report.advice and not report.converged and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = ""
@@ -428,7 +439,7 @@ def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]
         return False
     if name in problem.players:
         return name not in players
-    # One of a list says by its optimizer whose it is.
+    # The optimizer of a scheduler in a list shows whose it is.
     moved: set[int] = set()
     for player in players:
         moved.update(id(problem.parameters[key]) for key in problem.player_parameters[player])

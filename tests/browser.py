@@ -39,6 +39,12 @@ class Page:
         """Runs a script in the page and returns its value."""
         return self._driver.execute_script(script, *arguments)
 
+    def wait(self, script):
+        """Runs a script until its value is true, and returns it."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self._driver, 60).until(lambda driver: driver.execute_script(script))
+
     def text(self, selector):
         """The text that is seen of the first element that a CSS selector finds."""
         return self._driver.find_element("css selector", selector).text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import textwrap
 import types
 from pathlib import Path
 
@@ -12,12 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+
+def blocks_of(text, language):
+    """The blocks of a page in one language, those in tabs too, whose lines are indented there."""
+    pattern = rf"^( *)```{language}\n(.*?)^\1```$"
+    found = re.findall(pattern, text, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(code) for _, code in found]
+
+
 BLOCKS = [
     (path.relative_to(ROOT), number, code)
     for path in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    for number, code in enumerate(
-        re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
-    )
+    for number, code in enumerate(blocks_of(path.read_text("utf-8"), "python"))
 ]
 
 PEERS = {

@@ -29,32 +29,30 @@ def draw(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help=f"A new file: {', '.join(FORMATS)} by its name.")
+        Path, typer.Option(metavar="FILE", help=f"A new file that ends in {', '.join(FORMATS)}.")
     ] = Path("cells.png"),
-    title: Annotated[str, typer.Option(help="Is written over the cells.")] = "",
+    title: Annotated[str, typer.Option(help="Text above the cells.")] = "",
     nodes: Annotated[int, typer.Option(min=1, max=12, help="Nodes of a random genotype.")] = 4,
     space: options.SpaceOption = None,
 ) -> None:
     """Draws the cells of GENOTYPE, and prints them in the space's notation."""
-    # matplotlib, which takes a second to import, is not there for `--help`.
+    # matplotlib takes a second to import, and `--help` does not need it.
     from lfmcw_app.output_files import new_file
 
     console = Console()
     with reported_errors(Console(stderr=True)):
         if out.suffix.lower() not in FORMATS:
-            raise InputError(
-                f"--out names a file that ends in {', '.join(FORMATS)}, got {shown(str(out))}."
-            )
+            raise InputError(f"--out must end in {', '.join(FORMATS)}, got {shown(str(out))}.")
         how = _settings(genotype, space, nodes)
         cells = read_genotype(genotype, how)
         with new_file(out) as path:
             space_named(how.space).draw(cells, path, title)
-        for text in (cells.notation(), f"In {out}: the picture of its cells"):
+        for text in (cells.notation(), f"Picture of the cells: {out}"):
             say(console, text)
 
 
 def _settings(genotype: str, space: str | None, nodes: int) -> Settings:
-    """Those of the run that is named, or of the options."""
+    """The settings of the named run, or of the options."""
     if (Path(genotype) / "config.yaml").is_file():
         return RunFolder.open(Path(genotype)).recipe.search
     return load_recipe("smoke", space=space or "darts", overrides={"search.nodes": nodes}).search

@@ -63,11 +63,12 @@ def evaluate(
 ) -> None:
     """Trains the network of GENOTYPE on DATASET from scratch and reports its test error.
 
-    With --lookup the error is read from a table of all cells instead, without data.
+    With --lookup the error is read from a table of all cells instead, and no data are needed.
     """
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.idle_settings import idle_settings
     from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_network_fits
@@ -96,8 +97,8 @@ def evaluate(
             recipe, cells = folder.recipe, _evaluated(folder)
             if genotype is not None and _given(genotype, recipe) != cells:
                 raise InputError(
-                    f"{resume} holds the evaluation of another genotype than {genotype}. Resume it "
-                    f"with --resume {resume} alone, or start a new one."
+                    f"{resume} holds the evaluation of a genotype other than {genotype}. Resume it "
+                    f"with --resume {resume} alone, or start a new evaluation."
                 )
         elif genotype is None or dataset is None:
             raise InputError(
@@ -115,11 +116,14 @@ def evaluate(
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             cells = _given(genotype, recipe)
+            given = tuple(assign or ())
+            for told in idle_settings(recipe, config=config, assignments=given, searches=False):
+                say(console, told)
         if not recipe.trains:
             if dry_run or max_steps is not None:
                 raise InputError(
-                    "--dry-run and --max-steps are about trainings, and with --lookup there is "
-                    "none. Drop them."
+                    "--dry-run and --max-steps concern a training, but with --lookup nothing is "
+                    "trained. Drop them."
                 )
             place = options.place(out, f"{short_name(recipe.dataset)}-lookup")
             _look_up(folder, place, recipe, cells, console)
@@ -164,11 +168,11 @@ def _look_up(
     cells: Cells,
     console: Console,
 ) -> None:
-    """Looks up the error of a genotype in the recipe's table; neither data nor a device are used.
+    """Looks up the error of a genotype in the recipe's table, without data or a device.
 
     Args:
         folder: the one that is resumed.
-        place: of a new one; see `shared_folder`.
+        place: makes a new one; see `shared_folder`.
         recipe: names the table.
         cells: the genotype.
         console: where the result is printed.
@@ -200,8 +204,8 @@ def _given(genotype: str, recipe: Recipe) -> Cells:
     space = space_named(recipe.search.space)
     if not isinstance(cells, space.genotype):
         raise InputError(
-            f"{shown(genotype)} has the cells of another space than {space.title}. Name a genotype "
-            "of this one in a file, or another --space."
+            f"{shown(genotype)} does not have the cells of {space.title}. Name a genotype of this "
+            "space in a file, or another --space."
         )
     return cells
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from lfmcw_app.commands.command_line import command_line
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import say
@@ -48,8 +49,8 @@ def carry_out(
 
     Args:
         folder: of the run.
-        console: where it is told.
-        module: whose `--resume` resumes it.
+        console: where messages are printed.
+        module: the command whose `--resume` resumes the run.
         work: returns the result.
         tensorboard: whether event files are written.
     """
@@ -57,8 +58,8 @@ def carry_out(
     if folder.begun and (changed := folder.changed_environment()):
         say(
             console,
-            f"It began elsewhere ({', '.join(changed)}). It resumes; its numbers may differ from "
-            "those of an uninterrupted run in their last bits.",
+            f"It began elsewhere ({', '.join(changed)}). It resumes, but its numbers may differ "
+            "from those of an uninterrupted run in their last bits.",
         )
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
@@ -68,12 +69,12 @@ def carry_out(
 
 def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> None:
     """Writes the report of a complete run and prints its result."""
-    # matplotlib, which takes a second to import, is not there for `--help`.
+    # matplotlib takes a second to import, and `--help` does not need it.
     from lfmcw_app.report import write_report
     from lfmcw_app.result import print_result
     from lfmcw_app.run_folder import REPORT
 
-    # The result is in the folder already: a report that cannot be written is no failure.
+    # The result is already in the folder, so a report that cannot be written is no failure.
     if folder.writes:
         if folder.draws:
             with folder.attempting(REPORT):
@@ -88,7 +89,7 @@ def reported_errors(console: Console) -> Iterator[None]:
     So is a file that this process may not use, wherever that is noticed. Other errors are bugs and
     keep their traceback. Warnings are shown as one paragraph too.
     """
-    # With them comes torch, which is not there for `--help`.
+    # This imports torch, which `--help` does not need.
     import mlo as core
 
     user_errors = (
@@ -112,11 +113,11 @@ def reported_errors(console: Console) -> Iterator[None]:
         )
 
     def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if number == 0:  # the others warn of the same
+        if number == 0:  # the other processes give the same warning
             paragraph("[bold yellow]Warning:[/]", message)
 
     with warnings.catch_warnings():
-        # Each of these is news, although its words may be the same.
+        # Each of these is a new event, even if its words are the same.
         for category in (core.CheckpointWarning, NumbersWarning):
             warnings.simplefilter("always", category)
         warnings.showwarning = shown
@@ -145,7 +146,7 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
     """Ends the body at SIGTERM (exit code 0) or SIGINT (130), and says how to resume.
 
     Args:
-        console: where it is said.
+        console: where the message is printed.
         command: resumes the run.
     """
 
@@ -160,14 +161,13 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
         go_on(f"{what}; the state is saved.")
         raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:
-        go_on("Interrupted at once; the last checkpoint stands.")
+        go_on("Interrupted at once; the last checkpoint is kept.")
         raise typer.Exit(130) from None
 
 
 def main_of(command: Callable[..., None]) -> None:
     """Runs a function as a command line, with `--install-completion` for the shell."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(command)
+    app = command_line([command])
     end_with_parent()
     try:
         app()

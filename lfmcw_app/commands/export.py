@@ -23,8 +23,8 @@ def export(
         str,
         typer.Option(
             autocompletion=completing("onnx", "torch"),
-            help="onnx: for ONNX Runtime and others; torch: an exported program of PyTorch, which "
-            "runs without this package.",
+            help="onnx: for ONNX Runtime and other programs; torch: an exported PyTorch program, "
+            "which runs without this package.",
         ),
     ],
     out: Annotated[
@@ -39,15 +39,16 @@ def export(
         typer.Option(
             "--input",
             autocompletion=completing("pixels", "normalised"),
-            help="pixels: the network takes uint8 of 0 to 255, and normalises them itself; "
-            "normalised: float32 with the training images' mean and standard deviation taken out.",
+            help="pixels: the network takes uint8 from 0 to 255 and normalises them itself; "
+            "normalised: it takes float32, normalised by the training images' mean and standard "
+            "deviation.",
         ),
     ] = "pixels",
 ) -> None:
-    """Writes the trained network of RUN for programs without this package.
+    """Writes the trained network of RUN for use without this package.
 
-    The file's output is compared with the network's on random images, and on real ones that the
-    run folder keeps; a file that differs by more than rounding is removed.
+    The file's output is compared with the network's, on random images and on real ones from the
+    run folder. A file that differs by more than rounding is removed.
     """
     # Not needed for `--help`, and slow to import.
     from lfmcw_app.classifier import network_path

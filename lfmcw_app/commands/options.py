@@ -1,6 +1,6 @@
 """The options that command lines share, and what their values mean.
 
-`--help` imports this module and no torch. What needs torch imports it by itself.
+`--help` imports this module, but not torch. Functions that need torch import it themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = [
     "default_threads", "fresh_folder", "pick_device", "place", "set_threads", "with_lookup",
 ]  # fmt: skip
 
-# What has these names needs torch, which takes ten times as long to import as `--help` takes to
-# print. A test compares them.
+# The modules that own these names need torch, which takes ten times as long to import as `--help`
+# takes to print. A test compares the names.
 DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts", "s1", "s2", "s3", "s4", "nasbench201")
@@ -36,7 +36,7 @@ KEPT = ("all", "metrics", "results")
 
 
 def all_spaces() -> list[str]:
-    """The application's search spaces, then those of other packages; none is loaded."""
+    """The application's search spaces, then those of other packages. None is loaded."""
     others = [point.name for point in entry_points(group="lfmcw_app.spaces")]
     return list(dict.fromkeys([*SPACES, *others]))
 
@@ -59,16 +59,16 @@ PresetOption = Annotated[
     typer.Option(
         autocompletion=completing(*PRESETS),
         help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' "
-        "programs). By default smoke for digits, small for fashion-mnist and for small folders or "
-        "without a GPU, else paper.",
+        "programs). By default smoke for digits; small for fashion-mnist, for small folders and "
+        "without a GPU; otherwise paper.",
     ),
 ]
 OrderOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=completing("first", "second"),
-        help="first drops the implicit terms (DARTS-1st), second keeps them. By default the "
-        "recipe's.",
+        help="first drops the implicit terms (DARTS-1st), second keeps them. By default as in the "
+        "recipe.",
     ),
 ]
 MethodOption = Annotated[
@@ -76,7 +76,7 @@ MethodOption = Annotated[
     typer.Option(
         autocompletion=completing("lfmcw", "darts", "random"),
         help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By "
-        "default the recipe's.",
+        "default as in the recipe.",
     ),
 ]
 SpaceOption = Annotated[
@@ -87,7 +87,7 @@ SpaceOption = Annotated[
     ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")
+    Path | None, typer.Option(help="YAML file with any part of a recipe; it overrides the preset.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -99,19 +99,19 @@ SetOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(help="Seed of split, initial values and noise. By default the recipe's."),
+    typer.Option(help="Seed of split, initial values and noise. By default as in the recipe."),
 ]
 OutOption = Annotated[
     Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
 ]
 ResumeOption = Annotated[
-    Path | None, typer.Option(help="Resumes what was interrupted in this run folder.")
+    Path | None, typer.Option(help="Resumes the interrupted run in this folder.")
 ]
 InitOption = Annotated[
     Path | None,
     typer.Option(
         metavar="RUN",
-        help="Starts from the weights of this run instead of random ones: run takes those of its "
+        help="Starts from the weights of this run instead of random ones: run uses those of its "
         "search, evaluate those of its trained network.",
     ),
 ]
@@ -119,8 +119,8 @@ LookupOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Table of all cells of the space (our own CSV, or NATS-Bench's): the test error is "
-        "looked up there, and no network is trained.",
+        help="Table of all cells of the space (a CSV file of this program, or NATS-Bench's). The "
+        "test error is looked up there, and no network is trained.",
     ),
 ]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
@@ -128,13 +128,13 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         autocompletion=completing("auto", "cpu", "cuda", "meta"),
-        help="cpu, cuda, or auto: cuda where there is one. With --dry-run also meta: the memory of "
-        "a GPU, counted without one.",
+        help="cpu, cuda, or auto: cuda if there is a GPU. With --dry-run also meta: projects the "
+        "memory on a GPU without having one.",
     ),
 ]
 QuietOption = Annotated[
     bool,
-    typer.Option("--quiet", help="Prints nothing but errors; the result is in the run folder."),
+    typer.Option("--quiet", help="Prints only errors; the result is in the run folder."),
 ]
 TensorBoardOption = Annotated[
     bool,
@@ -146,16 +146,16 @@ KeepOption = Annotated[
     str,
     typer.Option(
         autocompletion=completing(*KEPT),
-        help="Of a complete run: all; metrics: no checkpoints, weights and pictures; results: no "
-        "metrics.jsonl either. What is not kept is not drawn.",
+        help="What to keep of a complete run. all: everything; metrics: no checkpoints, weights "
+        "and pictures; results: no metrics.jsonl either. Pictures are drawn only with all.",
     ),
 ]
 MaxStepsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="A trial: so many rounds of each phase, without warm-ups, after a projection of the "
-        "whole run.",
+        help="A trial: projects the whole run, then makes this many rounds of each phase, without "
+        "warm-ups.",
     ),
 ]
 DryRunOption = Annotated[
@@ -168,7 +168,7 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="CPU threads. By default one for the presets smoke and small, else one for each core.",
+        help="CPU threads. By default one for the presets smoke and small, otherwise one per core.",
     ),
 ]
 
@@ -190,7 +190,7 @@ def check_no_trial(max_steps: int | None) -> None:
         InputError: if it is given.
     """
     if max_steps is not None:
-        raise InputError("--max-steps starts a trial of its own; drop it to resume with --resume.")
+        raise InputError("--max-steps starts a separate trial; drop it to resume with --resume.")
 
 
 def check_keep(name: str) -> None:
@@ -225,8 +225,8 @@ def fresh_folder(name: str) -> Path:
             continue
         except OSError as error:
             raise InputError(
-                f"The run folder {path} cannot be made ({error.strerror or error}). Name one that "
-                "can with --out."
+                f"The run folder {path} cannot be made ({error.strerror or error}). Name another "
+                "folder with --out."
             ) from None
         return path
     raise AssertionError
@@ -237,7 +237,7 @@ def pick_device(name: str, *, counts: bool = False) -> torch.device:
 
     Args:
         name: its value.
-        counts: whether the meta device will do, since only memory is asked for.
+        counts: whether the meta device is enough, because only memory is wanted.
 
     Raises:
         InputError: for an unknown device, CUDA where there is none, or meta where numbers are
@@ -247,20 +247,20 @@ def pick_device(name: str, *, counts: bool = False) -> torch.device:
 
     if name == "meta" and counts and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            "--device meta counts the memory of one process. Run it without torchrun, with the "
-            "part of each batch that a process has (search.batch_size, evaluation.batch_size)."
+            "--device meta counts the memory of one process. Run it without torchrun, with one "
+            "process's share of each batch (search.batch_size, evaluation.batch_size)."
         )
     if name == "meta" and counts:
         return torch.device("meta")
     if name == "meta":
         raise InputError(
-            "--device meta has shapes and no numbers: lfmcw_app.run and lfmcw_app.evaluate count "
-            "memory on it, with --dry-run. Use cpu, cuda or auto."
+            "--device meta has shapes but no numbers. It serves lfmcw_app.run and "
+            "lfmcw_app.evaluate with --dry-run, to count memory. Use cpu, cuda or auto."
         )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
-        raise InputError(f"--device is cpu, cuda or auto, got {name!r}.")
+        raise InputError(f"--device must be cpu, cuda or auto, got {name!r}.")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu."
@@ -269,10 +269,10 @@ def pick_device(name: str, *, counts: bool = False) -> torch.device:
 
 
 def default_threads(preset: str) -> int | None:
-    """CPU threads of a run of a preset: one for the small ones, else PyTorch's choice (None).
+    """CPU threads for a preset: one for small presets, otherwise PyTorch's choice (None).
 
-    Small presets gain nothing from more threads. Where other work wants the cores, more threads
-    cost them much, since threads that wait for one another spin (docs/benchmarks.md).
+    Small presets gain nothing from more threads. If other work needs the cores, more threads cost
+    them much time, because threads that wait for one another spin (docs/benchmarks.md).
     """
     return 1 if preset in ("smoke", "small") else None
 

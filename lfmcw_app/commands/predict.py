@@ -9,15 +9,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
 
 NAMED = 10
-"""Images that cannot be read are named up to so many; JSON and CSV have all of them."""
+"""At most so many unreadable images are named; JSON and CSV have all of them."""
+
+LONGEST_LIST = 2**28
+"""Bytes of a list of images: some millions of paths."""
 
 UNREADABLE_CODE = 1
-"""Exit code where some images could not be read, and the others were predicted."""
+"""Exit code if some images could not be read and the others were predicted."""
 
 
 def predict(
@@ -27,9 +31,9 @@ def predict(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE...",
-            help="Files, and folders, which are searched through all their levels. Where folders "
-            "in them are named after classes, the error is printed too.",
+            metavar="IMAGE",
+            help="Files, and folders with everything below them. If folders are named after "
+            "classes, the error is printed too.",
         ),
     ] = None,
     list_file: Annotated[
@@ -98,20 +102,20 @@ def predict(
             prediction_output.print_predictions(made, top, console)
             if found.skipped:
                 kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
-                console.print(f"files that are no images: {kinds}", highlight=False, markup=False)
+                console.print(f"files that are not images: {kinds}", highlight=False, markup=False)
         if made.failed:
             raise typer.Exit(UNREADABLE_CODE)
 
 
 def _lines(path: Path) -> list[Path]:
-    """The paths in a text file, one per line; empty lines do not count.
+    """The paths in a text file, one per line. Empty lines are skipped.
 
     Raises:
         InputError: if it cannot be read.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_of(path, LONGEST_LIST, pipes=True).splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(f"The list {path} cannot be read ({error}).") from None
     return [Path(line.strip()) for line in lines if line.strip()]
 

@@ -16,16 +16,16 @@ from lfmcw_app.run_folder import REPORT
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, complete or not.")
+        list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders, complete or not.")
     ],
     compare: Annotated[
-        bool, typer.Option("--compare", help="Lays the runs side by side, on one page.")
+        bool, typer.Option("--compare", help="Shows the runs side by side, on one page.")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             help=f"The file. By default {REPORT} in each run folder; with --compare, "
-            "comparison.html here."
+            "comparison.html in the working directory."
         ),
     ] = None,
 ) -> None:
@@ -39,8 +39,8 @@ def report(
             raise InputError("--compare needs two run folders or more.")
         if out is not None and not compare and len(runs) > 1:
             raise InputError(
-                "--out names one file, but there are several runs. Drop it, or lay them side by "
-                "side: --compare."
+                "--out names one file, but there are several runs. Drop it, or put all runs on "
+                "one page with --compare."
             )
         read = [read_run(path) for path in runs]
         if compare:

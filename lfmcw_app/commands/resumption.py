@@ -1,12 +1,12 @@
-"""What --resume does with the options beside it: they change the run's recipe, where they may."""
+"""The options beside --resume, which change the run's recipe if they may."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
@@ -26,9 +26,9 @@ def resumed_folder(
     assign: Sequence[str] | None,
     out: Path | None,
 ) -> RunFolder:
-    """Opens the folder of --resume, with the recipe that the options beside it ask for.
+    """Opens the folder of --resume, with the recipe that the other options ask for.
 
-    Options that the run has already change nothing, so the command that started it can be
+    Options that repeat the run's recipe change nothing, so the command that started the run can be
     repeated.
 
     Args:
@@ -36,24 +36,24 @@ def resumed_folder(
         searches: whether a search is resumed, not the evaluation of a given genotype.
         dataset: the argument DATASET.
         config: the option --config.
-        options: dotted key → value of other options that set a key; None where not given.
+        options: dotted key → value of other options that set a key; None if not given.
         assign: of --set.
         out: the option --out.
 
     Raises:
-        InputError: if there is no such run in the folder, or a setting that may not change would.
+        InputError: if there is no such run in the folder, or if a fixed setting would change.
     """
     folder = RunFolder.open(path)
     evaluated = (path / EVALUATED).exists()
     if searches and evaluated:
         raise InputError(
             f"{path} holds the evaluation of a given genotype, which has no search to resume. "
-            f"Resume it by python -m lfmcw_app.evaluate --resume {path}"
+            f"Resume it with python -m lfmcw_app.evaluate --resume {path}"
         )
     if not searches and not evaluated:
         raise InputError(
             f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
-            f"resume it by python -m lfmcw_app.run --resume {path}"
+            f"resume it with python -m lfmcw_app.run --resume {path}"
         )
     if out is not None and out.resolve() != path.resolve():
         raise InputError(f"--resume {path} resumes in its own folder; drop --out {out}.")
@@ -74,7 +74,7 @@ def _place(folder: RunFolder) -> str | None:
     """Where the folder of images of a run is, if its name leads elsewhere from here."""
     name = folder.recipe.dataset
     try:
-        described = json.loads((folder.path / "dataset.json").read_text("utf-8"))
+        described = read_object(folder.path / "dataset.json")
         began = Path(described["path"])
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder
@@ -84,8 +84,8 @@ def _place(folder: RunFolder) -> str | None:
     if began.is_dir():
         return f"{FOLDER}{began}"
     if here.is_dir():
-        return None  # all was moved together
+        return None  # run and images were moved together
     raise InputError(
-        f"The images of the run in {folder.path} were in {began}, which is not there any more. If "
-        f"they have moved, name the place: folder:PATH --resume {folder.path}"
+        f"The images of the run in {folder.path} were in {began}, which no longer exists. If "
+        f"they have moved, name the new place: folder:PATH --resume {folder.path}"
     )

@@ -43,8 +43,8 @@ def run(
         bool,
         typer.Option(
             "--detect-collapse",
-            help="Warns of skip-connection collapse, and of a GAN that does not learn any more or "
-            "draws no pictures of the classes.",
+            help="Warns of skip-connection collapse, and of a GAN that has stopped learning or "
+            "does not draw pictures of the classes.",
         ),
     ] = False,
     quiet: options.QuietOption = False,
@@ -55,13 +55,14 @@ def run(
         bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
     ] = False,
 ) -> None:
-    """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
+    """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports the error."""
     # Not needed for `--help`, and slow to import: torch, the networks, recipes, and matplotlib.
     from lfmcw_app.commands.resumption import resumed_folder
     from lfmcw_app.compilation import compile_options
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data import short_name
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.idle_settings import idle_settings
     from lfmcw_app.lookup import table_of
     from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
@@ -70,7 +71,7 @@ def run(
     from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
     from lfmcw_app.tensorboard import check_tensorboard
 
-    # A recipe or a projection that is asked for is printed in any case.
+    # A requested recipe or projection is always printed.
     console = Console(quiet=quiet and not (print_config or dry_run))
     with reported_errors(Console(stderr=True)):
         if tensorboard:
@@ -123,6 +124,10 @@ def run(
 
         with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
+            if resume is None:
+                settings = tuple(assign or ())
+                for told in idle_settings(recipe, config=config, assignments=settings, order=order):
+                    say(console, told)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
             recipe, images = read_and_tell(console, recipe, data, device=target)

@@ -23,21 +23,23 @@ def sample(
         Path,
         typer.Option(
             metavar="FILE.png|FOLDER",
-            help="A new PNG file, for a sheet of all images; or a new folder, for one file per "
+            help="A new PNG file for a sheet of all images, or a new folder for one file per "
             "image at FOLDER/CLASS/0000.png, as folder:FOLDER reads them.",
         ),
     ],
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", metavar="NAME", help="Only this class. Can be repeated. By default all."
+            "--class",
+            metavar="NAME",
+            help="Only this class. Can be repeated. By default all classes.",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per class.")] = 16,
     seed: Annotated[int, typer.Option(min=0, max=2**40, help="Seed of the noise.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draws images from the generator of the search in RUN, as it was last saved.
+    """Draws images from the last saved generator of the search in RUN.
 
     Image k of a class depends on the seed alone, not on the count or the other classes.
     """

@@ -1,21 +1,20 @@
-"""`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, resumed if begun.
+"""`python -m lfmcw_app.table NAME`: makes or resumes a table of the paper over several seeds.
 
     table2     LFM-CW against its baseline (the same search without LFM-CW)
     table4     generated and real images against generated ones only (Eq. 19)
     table5     the generators
     fig3       the trade-off λ
-    controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0,
-               uniform class weights
-    ablation   the search without LFM-CW against LFM-CW and what is left of it without its parts,
-               and LFM-CW against its controls
+    controls   other explanations of a gain: random cells, more rounds, λ = 0, uniform class weights
+    ablation   the search without LFM-CW against LFM-CW and LFM-CW without its parts, and LFM-CW
+               against its controls
 
-Every run has a folder of its own under --runs, named by its recipe and its data. So tables share
-runs: those with a result are not run again, interrupted ones are resumed, and those that another
-table command carries out at the same time are taken from it. A Markdown table and a CSV file with
-one row per run are written after each run, a figure at the end.
+Every run has its own folder under --runs, named by its recipe and its data. So tables share runs:
+those with a result are not run again, interrupted ones are resumed, and those that another table
+command is carrying out are taken from it. A Markdown table and a CSV file with one row per run are
+written after each run, and a figure at the end.
 
-In a value of --set {seed} stands for a run's seed: with search.generator.init.run=warm/{seed} the
-searches of a seed begin with one generator.
+In a value of --set, {seed} stands for a run's seed: with search.generator.init.run=warm/{seed} all
+searches of a seed start from the same generator.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from mlo.errors import nearest
 
 
 def table(
-    name: Annotated[str, typer.Argument(help=f"Which: {', '.join(TABLES)}.")],
+    name: Annotated[str, typer.Argument(help=f"Which table: {', '.join(TABLES)}.")],
     dataset: Annotated[
         str, typer.Argument(autocompletion=options.complete_dataset, help=options.DATASET_HELP)
     ] = "fashion-mnist",
@@ -53,7 +52,7 @@ def table(
     assign: options.SetOption = None,
     lookup: options.LookupOption = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Searches of each arm, with the seeds 0, 1, ...")
+        int, typer.Option(min=1, help="Searches per arm, with the seeds 0, 1, ...")
     ] = 10,
     out: Annotated[
         Path | None,
@@ -61,21 +60,21 @@ def table(
     ] = None,
     runs: Annotated[
         Path,
-        typer.Option(help="Folder of the runs, which tables share."),
+        typer.Option(help="Folder of the runs. Tables share it."),
     ] = Path("tables/runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     launcher: Annotated[
-        str, typer.Option(help=f"Where they run: {', '.join(LAUNCHERS)}.")
+        str, typer.Option(help=f"Where the runs are carried out: {', '.join(LAUNCHERS)}.")
     ] = "local",
     launcher_set: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Option of the launcher, such as num_gpus=1 or timeout_min=1440. Repeatable.",
+            help="Option of the launcher, such as num_gpus=1 or timeout_min=1440. Can be repeated.",
         ),
     ] = None,
     retries: Annotated[
-        int, typer.Option(min=0, help="Tries of a failed run from its last checkpoint.")
+        int, typer.Option(min=0, help="How often a failed run is retried from its last checkpoint.")
     ] = 2,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -102,7 +101,7 @@ def table(
         settings = options.with_lookup(assign, lookup) or []
         check_settings(name, settings)
 
-        # Seed by seed, so that an unfinished table compares arms of equal numbers of runs.
+        # Seed by seed, so that the arms of an unfinished table have equal numbers of runs.
         recipes = {}
         for seed in range(seeds):
             for label, arm in TABLES[name].items():
@@ -139,7 +138,7 @@ def table(
             print_table_projection(projected, len(contrasts(name)), jobs, console)
             return
 
-        # What has run before is in the report already; the rest is missing.
+        # Complete runs go into the report at once; the rest is missing.
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
         claim(folder, {label: recipes[label, 0] for label in TABLES[name]}, images)
         report = TableReport(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
@@ -152,11 +151,11 @@ def table(
             report.write_so_far()
         say(
             console,
-            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to "
+            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them already complete. Logs: "
             f"{runs}/*/log.txt",
         )
 
-        # The runs share the processor, where they do not need only one thread each.
+        # The runs share the processor, unless each needs only one thread.
         shared = max(1, (os.cpu_count() or 1) // jobs)
         cpu_threads = threads or options.default_threads(first.preset) or shared
         command = partial(
@@ -188,13 +187,13 @@ def table(
             say(console, report.to_contribute())
         if failures:
             raise InputError(
-                f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: "
+                f"{len(failures)} of {len(recipes)} runs failed, and the table lacks them: "
                 f"{'; '.join(failures)}"
             )
 
 
 def _stop(*_: Any) -> NoReturn:
-    raise SystemExit(143)  # through the launcher's end, which stops what runs
+    raise SystemExit(143)  # leaves through the launcher's end, which stops the runs
 
 
 def main() -> None:

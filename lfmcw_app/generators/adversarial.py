@@ -2,9 +2,9 @@
 
 Each loss is differentiated in its own player's weights only.
 
-One pass of the discriminator on the generated images serves both players. What only the
-discriminator's loss needs is left to a function, so that evaluating the generator's alone does not
-compute it. Nothing is detached: engines for games need the derivative of each player's gradient in
+One pass of the discriminator on the generated images serves both players. A function computes what
+only the discriminator's loss needs, so that evaluating the generator's loss alone does not compute
+it. Nothing is detached, because engines for games need the derivative of each player's gradient in
 the other's weights. Each loss first calls the generator's `track`, which averages weights: with
 accumulated batches, once per batch.
 """
@@ -151,15 +151,15 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     squared = slope.flatten(1).square().sum(1)
 
-    # √ has no derivative at 0, where a critic with dead ReLUs can be: such an image counts 1, and
-    # no gradient comes from it.
+    # √ has no derivative at 0, which a critic with dead ReLUs can reach. Such an image contributes
+    # 1, and no gradient.
     flat = squared == 0
     norm = torch.where(flat, 0.0, torch.where(flat, 1.0, squared).sqrt())
     return (norm - 1.0).square().mean()
 
 
 def check_per_image(discriminator: nn.Module) -> None:
-    """Refuses a discriminator whose score of an image depends on others of its batch.
+    """Refuses a discriminator whose score of an image depends on other images of its batch.
 
     The gradient penalty is not defined for it.
 
@@ -168,9 +168,9 @@ def check_per_image(discriminator: nn.Module) -> None:
     """
     if mixes_the_batch(discriminator):
         raise InputError(
-            "WGAN-GP's gradient penalty bounds the slope of the score of each single image, and a "
-            "discriminator with BatchNorm scores an image by the others of its batch. Build its "
-            "trunk with group or instance norm, or without norm."
+            "WGAN-GP's gradient penalty bounds the slope of the score of each single image, but "
+            "with BatchNorm a discriminator's score of an image depends on the others of its "
+            "batch. Build its trunk with group or instance norm, or without norm."
         )
 
 

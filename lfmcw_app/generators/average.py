@@ -1,7 +1,7 @@
 """A moving average of a module's weights, kept in buffers.
 
-Buffers, since `mlo` works on copies of them in every evaluation that is not the module's own
-update: the average moves there and nowhere else, and is saved with the module.
+They are buffers because `mlo` works on copies of buffers in every evaluation except the module's
+own update. So the average moves only in that update, and is saved with the module.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MovingAverage(nn.Module):
         self.decay = decay
         self.start = start
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        # A buffer's name holds no dot.
+        # A buffer's name must not contain a dot.
         self._keys = {name: name.replace(".", "/") for name in tensors}
         for name, tensor in tensors.items():
             self.register_buffer(self._keys[name], tensor.detach().clone())
@@ -51,9 +51,9 @@ class MovingAverage(nn.Module):
             parts: calls with the same tensors that together make one update: k moves by
                 1 - decay^(1/k) are one by 1 - decay.
         """
-        # The share is a scalar on the device: a comparison in Python would wait for the GPU in
-        # every step. It has each average's own precision: torch.where of two Python numbers would
-        # round it to the default one.
+        # The share is a scalar on the device, because a comparison in Python would wait for the GPU
+        # in every step. It has the precision of each average, because torch.where of two Python
+        # numbers would round it to the default precision.
         early = self.updates < self.start * parts
         moved = 1.0 - self.decay ** (1.0 / parts)
         shares: dict[torch.dtype, Tensor] = {}
@@ -67,7 +67,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def restart(self, tensors: Mapping[str, Tensor]) -> None:
-        """Begins anew with `tensors`, name → tensor, as if they were the initial values."""
+        """Restarts from `tensors`, name → tensor, as if they were the initial values."""
         for name, tensor in tensors.items():
             getattr(self, self._keys[name]).copy_(tensor)
         self.updates.zero_()

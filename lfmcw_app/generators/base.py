@@ -55,7 +55,7 @@ class ImageGenerator(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Returns images [B, image_channels, H, W] for `noise` [B, noise_dim] and `labels` [B]."""
-        # From [-1, 1] to [0, 1], and then as the data set's images are normalised.
+        # From [-1, 1] to [0, 1], and then normalised like the data set's images.
         pixels = (self.pixels(noise, labels) + 1.0) / 2.0
         images: Tensor = (pixels - self.mean) / self.std
         return images
@@ -63,8 +63,8 @@ class ImageGenerator(nn.Module):
     def noise(self, labels: Tensor) -> Tensor:
         """Draws noise [B, noise_dim] for `labels` [B] from the global random state.
 
-        Where processes share a batch each draws for all of it and takes its rows, so noise does not
-        depend on their number.
+        If processes share a batch, each draws for all of it and takes its rows, so the noise does
+        not depend on their number.
         """
         count = len(labels) * rank_and_size(of_loss=True)[1]
         whole = torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype)
@@ -78,14 +78,14 @@ class ImageGenerator(nn.Module):
 
     @torch.no_grad()
     def show(self, labels: Tensor) -> Tensor:
-        """Draws images to be looked at, [B, image_channels, H, W].
+        """Draws images for people to look at, [B, image_channels, H, W].
 
         They are the same as those of `sample` unless weights are averaged.
         """
         return self.sample(labels)
 
     def track(self) -> None:
-        """Brings averages of the weights up to date; the loss calls it in each evaluation."""
+        """Updates averages of the weights; the loss calls it in each evaluation."""
 
 
 def base_and_doublings(image_size: int) -> tuple[int, int]:
@@ -107,8 +107,8 @@ def base_and_doublings(image_size: int) -> tuple[int, int]:
         base, doublings = base // 2, doublings + 1
     if doublings == 0 or base > LARGEST_BASE:
         raise InputError(
-            f"A generator doubles the resolution from a base of at most {LARGEST_BASE}, which does "
-            f"not lead to images of {image_size}×{image_size}. Set data.image_size to such a base "
-            "times a power of two: 16, 28, 32, 64, 96, 224."
+            f"A generator doubles the resolution from a base of at most {LARGEST_BASE}, and "
+            f"cannot reach images of {image_size}×{image_size}. Set data.image_size to such a "
+            "base times a power of two: 16, 28, 32, 64, 96, 224."
         )
     return base, doublings

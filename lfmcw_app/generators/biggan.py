@@ -60,7 +60,7 @@ class ConditionalBigGAN(ImageGenerator):
         shared_dim: size of one class embedding from which all norms take their scale and shift; 0:
             each has its own.
         hierarchical: gives a chunk of the noise to each block, with the shared embedding.
-        attention: the resolution behind whose block self-attention stands; None: no attention.
+        attention: the resolution after whose block there is self-attention; None: no attention.
         initialization: "normal", N(0, 0.02²), or "orthogonal".
         average_decay: of the moving average of the weights, which `show` draws with.
         average_start: number of updates before averaging begins.
@@ -110,8 +110,8 @@ class ConditionalBigGAN(ImageGenerator):
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
 
-        # In this order: spectral norm starts at the singular vectors of the initial weights, and
-        # the average at all that was made before.
+        # The order matters: spectral norm starts at the singular vectors of the initial weights,
+        # and the average at everything before it.
         initialize(self, initialization)
         normalize_spectrally(self)
         self.average = MovingAverage(self._averaged(), decay=average_decay, start=average_start)
@@ -163,7 +163,7 @@ class ConditionalBigGAN(ImageGenerator):
         return {name: tensor.clone() for name, tensor in self.average.tensors().items()}
 
     def _averaged(self) -> dict[str, Tensor]:
-        """The weights, and the statistics of the norms, which belong to them."""
+        """The weights, and the statistics of the norms that belong to them."""
         statistics = {
             name: buffer
             for name, buffer in self.named_buffers()
@@ -184,19 +184,20 @@ def _check(
     if doublings not in _WIDTHS:
         raise InputError(
             f"BigGAN doubles the resolution at most {max(_WIDTHS)} times; images of "
-            f"{image_size}×{image_size} would take {doublings}. Set data.image_size to 256 or less."
+            f"{image_size}×{image_size} would need {doublings}. Set data.image_size to 256 or "
+            "less."
         )
     if hierarchical and not shared_dim:
         raise InputError(
-            "BigGAN's hierarchical noise goes into the norms together with the shared class "
-            "embedding, and shared_dim is 0. Set shared_dim (the paper: 128), or "
+            "BigGAN's hierarchical noise enters the norms together with the shared class "
+            "embedding, but shared_dim is 0. Set shared_dim (the paper: 128), or "
             "hierarchical=False."
         )
     if hierarchical and noise_dim % (doublings + 1):
         raise InputError(
             f"BigGAN's hierarchical noise has {doublings + 1} equal chunks for images of "
-            f"{image_size}×{image_size}, into which noise_dim={noise_dim} cannot be split. Set it "
-            f"to a multiple of {doublings + 1}."
+            f"{image_size}×{image_size}, and noise_dim={noise_dim} cannot be split into so many. "
+            f"Set it to a multiple of {doublings + 1}."
         )
     resolutions = [base * 2**doubling for doubling in range(1, doublings + 1)]
     if attention is not None and attention not in resolutions:

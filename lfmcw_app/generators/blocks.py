@@ -24,10 +24,9 @@ class ConditionalBatchNorm(nn.Module):
 
     Args:
         channels: C.
-        num_classes: the condition is a label [B], and each class has a scale and a shift of its
-            own.
-        code_dim: where given, the condition is a code [B, code_dim] instead, and both are linear in
-            it.
+        num_classes: the condition is a label [B], and each class has its own scale and shift.
+        code_dim: if given, the condition is a code [B, code_dim] instead, and scale and shift are
+            linear in it.
 
     Reference: Dumoulin et al. (2017); de Vries et al. (2017); Brock et al., BigGAN (2019),
         section 3 (the shared code).
@@ -134,8 +133,8 @@ def normalize_spectrally(
     """Divides each weight of these layers by its largest singular value, per forward pass.
 
     The passes in training mode do so. The value comes from a power iteration whose vectors are
-    buffers. An `mlo` re-evaluation works on copies of them, so that it repeats the division of the
-    evaluation it stands for. As in the original, the derivative treats them as constant.
+    buffers. An `mlo` re-evaluation works on copies of them, so it repeats the division of the
+    original evaluation. As in the original, the derivative treats them as constant.
 
     Call it after the weights are initialised: the vectors start at the singular vectors of what is
     there.

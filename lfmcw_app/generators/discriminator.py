@@ -1,6 +1,6 @@
 """The discriminator: a cell network with the architecture A, and a class-projection head.
 
-Its weights H are its own.
+It has its own weights H.
 
 Reference: Gala and Xie, LFM-CW, section 3 (the discriminator shares A); Miyato and Koyama,
     projection discriminator (2018).
@@ -31,14 +31,14 @@ class Discriminator(nn.Module):
         trunk: a supernet, of which only the features are used.
         num_classes: number of classes.
         feature_size: height and width of the trunk's features.
-        head: "flatten" keeps where features are (small images); "sum" adds them up over the image
-            (BigGAN).
+        head: "flatten" keeps the positions of features (small images); "sum" adds them up over the
+            image (BigGAN).
         spectral_norm: which weights are divided by their largest singular value: "none"; "head",
             the score and the class embedding; "all", the trunk's convolutions as well (BigGAN),
             which needs a trunk without norms.
 
     Raises:
-        InputError: for spectral norm where a norm of the trunk undoes it.
+        InputError: for spectral norm if a norm of the trunk undoes it.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ def _check_norms(trunk: nn.Module, spectral_norm: SpectralNorm) -> None:
         return
     if mixes_the_batch(trunk):
         raise InputError(
-            "Spectral norm bounds how fast the score of an image changes; the BatchNorm in the "
-            "discriminator's trunk divides by the batch's deviation and takes the bound away. "
+            "Spectral norm bounds how fast the score of an image changes, but the BatchNorm in "
+            "the discriminator's trunk divides by the batch's deviation and removes the bound. "
             "Build the trunk with another norm, or without one, or set spectral_norm='none'."
         )
     has_norms = any(isinstance(m, (nn.GroupNorm, _InstanceNorm)) for m in trunk.modules())
     if spectral_norm == "all" and has_norms:
         raise InputError(
-            "Spectral norm of the trunk's convolutions does nothing in front of a norm, which "
-            "cancels the scale of what it gets, and the discriminator's trunk has norms. Build it "
-            "without them, or set spectral_norm='head'."
+            "Spectral norm of the trunk's convolutions has no effect before a norm, which "
+            "cancels the scale of its input, and the discriminator's trunk has norms. Build it "
+            "without norms, or set spectral_norm='head'."
         )

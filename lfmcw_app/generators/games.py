@@ -1,6 +1,6 @@
 """The games by name: a generator, its loss, and the discriminator that belongs to them.
 
-A new one is one entry of `GAMES`, here or in a package of one's own (docs/adding-an-operation.md).
+A new one is one entry of `GAMES`, here or in another package (docs/adding-an-operation.md).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lfmcw_app.search_space.layers import Norm
 __all__ = ["GAMES", "REAL", "Game", "register_generator"]
 
 REAL = "real"
-"""The name of no game: the generated images are then real ones that the search does not use."""
+"""The name for no game: real images that the search does not use replace the generated ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Game:
-    """What belongs together.
+    """A generator with its loss and its discriminator's design.
 
     Attributes:
         generator: its class; all take num_classes, image_size, image_channels, mean, std, noise_dim
@@ -36,8 +36,8 @@ class Game:
         head: the discriminator's head.
         spectral_norm: of the discriminator, for a trunk with the first of `trunk_norms`.
         trunk_norms: the norms that the discriminator's trunk may have, the recommended one first.
-        coin_loss: the discriminator's loss if it cannot tell real from generated images; None where
-            that is not bounded.
+        coin_loss: the discriminator's loss if it cannot tell real from generated images; None if
+            there is no such value.
         penalizes_gradient: whether the loss contains a gradient of the discriminator, which
             therefore cannot be compiled.
     """

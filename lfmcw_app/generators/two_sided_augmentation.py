@@ -1,7 +1,7 @@
-"""Random changes of real and generated images alike, which a game's gradients pass through.
+"""Random changes of real and generated images alike, through which a game's gradients pass.
 
-With few images a discriminator learns them by heart. If it sees all images changed, real and
-generated ones, it cannot, and the generator still learns to draw unchanged ones.
+With few images a discriminator learns them by heart. It cannot if it sees only changed images, both
+real and generated. The generator still learns to draw unchanged images.
 
 Reference: Zhao et al., Differentiable Augmentation for Data-Efficient GAN Training (2020),
     appendix: translation by 1/8 of the size, cutout of half of it, colour.
@@ -23,7 +23,7 @@ SHIFT, HOLE = 1 / 8, 1 / 2
 def augmented_alike(images: Tensor) -> Tensor:
     """Changes the colours of each image at random, moves it, and cuts a square out of it.
 
-    Draws come from the global random state, which `mlo` replays in re-evaluations. Where processes
+    Draws come from the global random state, which `mlo` replays in re-evaluations. If processes
     share a batch, each draws for all of it and takes its rows.
 
     Args:
@@ -49,12 +49,12 @@ def augmented_alike(images: Tensor) -> Tensor:
 
 
 def _moved(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Moves each image by whole pixels; what is moved in is 0. The draws [B] are in [0, 1)."""
+    """Moves each image by whole pixels; pixels that enter are 0. The draws [B] are in [0, 1)."""
     count, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) + _pixels(down, height)[:, None]
     columns = torch.arange(width, device=images.device) + _pixels(right, width)[:, None]
 
-    # One gather from the image with a border of zeros, into which places outside are clamped.
+    # One gather from the image with a border of zeros, to which places outside are clamped.
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     rows, columns = (rows + 1).clamp(0, height + 1), (columns + 1).clamp(0, width + 1)
     example = torch.arange(count, device=images.device)[:, None, None]

@@ -1,7 +1,7 @@
-"""The discriminator of a generator's warm-up: small, convolutional, of no searched architecture.
+"""The discriminator of a generator's warm-up: small, convolutional, and not searched.
 
-The warm-up is no part of the paper. There no architecture is learned, so that the discriminator
-need not have one; a step of this one costs a fraction of a step of a supernet.
+The warm-up is not part of the paper. It learns no architecture, so the discriminator need not have
+one. A step of this one costs a fraction of a step of a supernet.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SMALLEST = 4
 class WarmupDiscriminator(nn.Module):
     """Scores whether an image of a class is real: high for real, low for generated.
 
-    Convolutions of stride 2 with LeakyReLU, spectral norm, and a class-projection head. Images are
-    changed at random before they are scored, where that is wanted.
+    Convolutions of stride 2 with LeakyReLU, spectral norm, and a class-projection head. Optionally,
+    images are changed at random before they are scored.
 
     Args:
         num_classes: number of classes.
@@ -61,7 +61,7 @@ class WarmupDiscriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, mixing: object = None) -> Tensor:
         """Returns scores [B] of `images` [B, C, H, W] with `labels` [B].
 
-        `mixing` is what the games give to a discriminator with an architecture; it is not used.
+        The games pass `mixing` to discriminators with an architecture; it is not used here.
         """
         if self.augments:
             images = augmented_alike(images)

@@ -1,7 +1,7 @@
 """The class-conditional generator of WGAN-GP: residual up-sampling blocks.
 
-They have class-conditional BatchNorm. It is right here and wrong in the critic, whose penalty is a
-condition on the score of each single image.
+They have class-conditional BatchNorm. It is correct here but would be wrong in the critic, whose
+penalty is a condition on the score of each single image.
 
 Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), appendix F and its
 conditional CIFAR-10 program.

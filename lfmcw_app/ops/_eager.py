@@ -20,7 +20,7 @@ __all__ = ["composition", "forward", "gradient", "second"]
 
 
 NO_LABEL = torch.iinfo(torch.int64).min
-"""In the place of PyTorch's -100, which it would pass over without a word."""
+"""Replaces PyTorch's -100, which it would skip silently."""
 
 
 def accumulating(x: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ def class_weighted_cross_entropy(
     smoothed loss of an example has the weight of its label's class, where PyTorch weighs every
     class's share by its own.
 
-    Weights may be zero, negative, infinite or NaN and act by IEEE arithmetic on the examples of
-    their class; those of classes without examples are never touched.
+    Weights may be zero, negative, infinite or NaN, and act by IEEE arithmetic on the examples of
+    their class. Weights of classes without examples are never used.
 
     Args:
         logits: [B, C], of any floating dtype and strides; sums are in float32 (float64 for float64
@@ -101,8 +101,8 @@ def class_weighted_cross_entropy(
         )
     ce, y, used = _rows(logits, labels, label_smoothing, ignore_index)
 
-    # Both gather the same. But index_select's derivative is atomic on CUDA, and indexing is slower
-    # on a CPU.
+    # Both gather the same values. But index_select's derivative is atomic on CUDA, and indexing is
+    # slower on a CPU.
     weights = class_weights[y] if ce.is_cuda else class_weights.index_select(0, y)
     if weights.dtype != ce.dtype:
         weights = weights.to(ce.dtype)

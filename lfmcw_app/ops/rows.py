@@ -45,7 +45,7 @@ def row_cross_entropy(x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     Raises:
         IndexError: on a CPU for a label outside [0, C).
     """
-    # Dynamo drops the forward mode of an autograd function without a word.
+    # Dynamo silently drops the forward mode of an autograd function.
     kernels = None if torch.compiler.is_compiling() else _formulation(x)
     if x.is_cuda and kernels in (None, _eager):
         # PyTorch's own kernels end the process at such a label, as do gathers and scatters.
@@ -80,11 +80,11 @@ def _formulation(x: Tensor) -> ModuleType | None:
 
 @cache
 def _can_launch(device: torch.device) -> bool:
-    """Whether Triton is there and starts a kernel on the device, which is tried once.
+    """Whether Triton is installed and can start a kernel on the device, which is tried once.
 
     Triton compiles a launcher when it starts a kernel first. That takes a C compiler and the
-    headers of Python, which many a machine that has a GPU lacks, and the driver's library in a
-    place where Triton looks.
+    headers of Python, which many machines with a GPU lack, and the driver's library in a place
+    where Triton looks.
     """
     if importlib.util.find_spec("triton") is None:
         return False
@@ -96,9 +96,9 @@ def _can_launch(device: torch.device) -> bool:
     except Exception as error:
         warnings.warn(
             f"Triton cannot start a kernel on {device} ({type(error).__name__}: {error}). The "
-            "class-weighted losses are computed by PyTorch's own operations, with the same "
-            "results and more launches. A C compiler and the headers of Python are what is most "
-            "often missing. LFMCW_OPS=eager leaves Triton out without this warning.",
+            "class-weighted losses use PyTorch's own operations instead, with the same results "
+            "and more launches. Most often a C compiler or the headers of Python are missing. "
+            "LFMCW_OPS=eager skips Triton without this warning.",
             RuntimeWarning,
             stacklevel=2,
         )

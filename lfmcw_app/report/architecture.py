@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from lfmcw_app.report.cells import primitive_label, state_label
 from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count, edge_index
+from lfmcw_app.search_space.cell_svg import primitive_label
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
@@ -243,7 +243,7 @@ def _picture(
     for row, (node, source) in enumerate(rows):
         y = TOP + row * ROW
         head = Markup('<text class="row" x="{}" y="{}">{} → {}</text>')
-        parts.append(head.format(LEFT - 6, y + 15, state_label(source), node))
+        parts.append(head.format(LEFT - 6, y + 15, Genotype.state_name(source), node))
 
         for column in range(len(names)):
             weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)

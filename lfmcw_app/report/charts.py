@@ -35,6 +35,10 @@ class Series:
     colour: str = "series-1"
 
 
+Drawn = tuple[Series, Sequence[Point], Sequence[Point], int]
+"""A line, its values, their running mean, and of how many rounds that is."""
+
+
 def line_chart(
     title: str,
     series: Sequence[Series],
@@ -44,6 +48,7 @@ def line_chart(
     log: bool = False,
     boundaries: Sequence[tuple[float, str]] = (),
     smooth: bool = True,
+    mark_ends: bool = False,
 ) -> Markup:
     """Draws lines over rounds: each value thin, a running mean thick.
 
@@ -57,6 +62,7 @@ def line_chart(
         log: whether the vertical axis is logarithmic; values that are not positive are left out.
         boundaries: where something begins on the horizontal axis, and what.
         smooth: whether a running mean is taken.
+        mark_ends: whether lines that end before the longest are marked there, and named.
     """
     lines = []
     for one in series:
@@ -81,9 +87,10 @@ def line_chart(
         if window > 1:
             body.append(_polyline(one, raw, scale, "raw"))
         body.append(_polyline(one, mean, scale, "mean"))
-        if len(mean) == 1:  # a line of one point would be invisible
+        if len(mean) == 1 or (mark_ends and mean[-1][0] < scale.high_x):
+            # (A line of one point would be invisible.)
             dot = Markup('<circle r="3" cx="{:.1f}" cy="{:.1f}" style="fill:var(--{})"/>')
-            body.append(dot.format(scale.x(mean[0][0]), scale.y(mean[0][1]), one.colour))
+            body.append(dot.format(scale.x(mean[-1][0]), scale.y(mean[-1][1]), one.colour))
 
     entry = Markup(
         '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} '
@@ -93,14 +100,16 @@ def line_chart(
         entry.format(one.label, mean[-1][1], one.colour, short(mean[-1][1]))
         for one, _, mean, _ in lines
     )
-    window = max(window for _, _, _, window in lines)
-    notes = [f"thin: each round; thick: mean of {window}"] if window > 1 else []
+    notes = _means(lines)
+    notes += _early_ends(lines, scale.high_x, x_label) if mark_ends else []
     notes += ["logarithmic"] if log else []
-    described = f"{title}{f' ({unit})' if unit else ''}"
+    values = ", ".join(f"{one.label} {short(mean[-1][1])}" for one, _, mean, _ in lines)
+    described = f"{title}{f' ({unit})' if unit else ''}; last values: {values}"
     return Markup(
         '<figure class="chart"><figcaption>{title}{unit}</figcaption>'
-        '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{described}" data-domain="{x0:g} {x1:g} '
-        '{y0:g} {y1:g}" data-box="{l} {t} {r} {b}" data-log="{log}">{body}</svg>'
+        '<svg viewBox="0 0 {w} {h}" role="img" tabindex="0" aria-label="{described}" '
+        'data-domain="{x0:g} {x1:g} {y0:g} {y1:g}" data-box="{l} {t} {r} {b}" data-log="{log}">'
+        '{body}</svg>'
         '<ul class="legend">{legend}</ul><p class="note">{note}</p></figure>'
     ).format(
         title=title,
@@ -110,6 +119,23 @@ def line_chart(
         x0=scale.low_x, x1=scale.high_x, y0=scale.low_y, y1=scale.high_y, log=int(log),
         body=Markup("").join(body), legend=legend, note="; ".join(notes),
     )  # fmt: skip
+
+
+def _means(lines: Sequence[Drawn]) -> list[str]:
+    """What the thick lines are, in words, if they are means of several rounds."""
+    windows = sorted({window for _, _, _, window in lines})
+    counts = " to ".join(dict.fromkeys((str(windows[0]), str(windows[-1]))))
+    return [f"thin: each round; thick: mean of {counts}"] if windows[-1] > 1 else []
+
+
+def _early_ends(lines: Sequence[Drawn], last: float, x_label: str) -> list[str]:
+    """Which lines end before the longest, and where, in words."""
+    early = [
+        f"{one.label} at {x_label} {mean[-1][0]:,.0f}"
+        for one, _, mean, _ in lines
+        if mean[-1][0] < last
+    ]
+    return [f"ends earlier: {', '.join(early)}"] if early else []
 
 
 def short(value: float) -> str:

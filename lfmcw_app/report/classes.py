@@ -33,6 +33,8 @@ class ClassRow:
         error: on the test images, %; None where there are none.
         interval: its 95% interval.
         weight: l_c, the mean over the last tenth of the search; None without LFM-CW.
+        taken_for: the class that it is most often taken for, and how many images are; None where
+            there is none, or it is not known.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ClassRow:
     error: float | None
     interval: tuple[float, float]
     weight: float | None
+    taken_for: tuple[str, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class Classes:
         rows: those with the largest errors, first.
         count: number of classes.
         balanced: the mean error of the classes, %.
+        heaviest: the largest of all class weights; 0 without any.
         correlation: of errors and class weights, by ranks; None where it is not defined.
         confusion: None where the result has none, as of very many classes.
         mistakes: the commonest ones; empty where the confusion says all in numbers.
@@ -90,6 +94,7 @@ class Classes:
     rows: Sequence[ClassRow]
     count: int
     balanced: float
+    heaviest: float
     correlation: float | None
     confusion: Confusion | None
     mistakes: Sequence[Mistake]
@@ -105,15 +110,22 @@ def class_errors(run: RunData) -> Classes | None:
     known: Sequence[float | None] = [None] * len(entries)
     if weights is not None and len(weights) == len(entries):
         known = weights
+    names = [str(entry["name"]) for entry in entries]
+    mistakes = _mistakes_of(result)
+    commonest: dict[int, tuple[str, int]] = {}
+    for right, answer, images in mistakes:
+        if images > commonest.get(right, ("", 0))[1]:
+            commonest[right] = (names[answer], images)
     rows = [
         ClassRow(
-            name=str(entry["name"]),
+            name=name,
             images=operator.index(entry["images"]),
             error=_number(entry["error_percent"]),
             interval=_interval(entry["interval_percent"]),
             weight=weight,
+            taken_for=commonest.get(label),
         )
-        for entry, weight in zip(entries, known, strict=True)
+        for label, (name, entry, weight) in enumerate(zip(names, entries, known, strict=True))
     ]
     pairs = [(row.error, row.weight) for row in rows if row.error is not None]
     worst = sorted(rows, key=lambda row: -1.0 if row.error is None else row.error, reverse=True)
@@ -121,9 +133,10 @@ def class_errors(run: RunData) -> Classes | None:
         rows=worst[:MOST_ROWS],
         count=len(rows),
         balanced=result["balanced_error_percent"],
+        heaviest=max((weight for weight in known if weight is not None), default=0.0),
         correlation=rank_correlation([(e, w) for e, w in pairs if w is not None]),
-        confusion=_confusion([row.name for row in rows], result.get("confusion")),
-        mistakes=_mistakes(rows, result) if len(rows) > MOST_NUMBERS else [],
+        confusion=_confusion(names, result.get("confusion")),
+        mistakes=_mistakes(rows, mistakes) if len(rows) > MOST_NUMBERS else [],
     )
 
 
@@ -179,14 +192,18 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]] | None) -> 
     return Confusion(names=names, rows=[], source=source)
 
 
-def _mistakes(rows: Sequence[ClassRow], result: Mapping[str, Any]) -> list[Mistake]:
-    """The commonest mistakes, from the list of them or from the confusion matrix."""
-    found: list[list[int]] = result.get("mistakes") or [
+def _mistakes_of(result: Mapping[str, Any]) -> list[list[int]]:
+    """[class, answer, images] of all mistakes, from the list of them or the confusion matrix."""
+    return result.get("mistakes") or [
         [right, answer, images]
         for right, answers in enumerate(result.get("confusion") or [])
         for answer, images in enumerate(answers)
         if images and right != answer
     ]
+
+
+def _mistakes(rows: Sequence[ClassRow], found: Sequence[list[int]]) -> list[Mistake]:
+    """The commonest mistakes."""
     commonest = sorted(found, key=lambda mistake: -mistake[2])[:MOST_MISTAKES]
     return [
         Mistake(

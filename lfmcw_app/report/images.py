@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from lfmcw_app.report.reading import RunData
+from lfmcw_app.search_space.cell_cards import text_units
 
 __all__ = [
     "ClassWeights",
@@ -23,12 +25,17 @@ __all__ = [
     "gradient_bar",
     "last_class_weights",
     "sheets",
+    "tile_size",
     "weights_of_rounds",
 ]
 
 MOST_ROWS = 30
 MOST_COLUMNS = 240
 LARGEST_TILE = 40
+LEAST_TILE = 28
+NAME_LINE, NAME_UNITS = 15, 15
+"""Beside a sheet: pixels of a line of a name, and letters in it."""
+MOST_NAME_LINES = 20
 LOSSLESS_BYTES = 20_000
 COLOURS = "viridis"
 
@@ -58,8 +65,9 @@ class ClassWeights:
 
     Attributes:
         names: of the classes in the picture.
+        first: of each, the mean over the first tenth of the rounds.
         last: of each, the mean over the last tenth of the rounds.
-        source: the picture, one row per class, as a data URL.
+        sources: of each, a picture one pixel high, as a data URL.
         low: the value of the darkest colour.
         high: of the brightest.
         classes: of the data set; those with the smallest last weights are left out where there are
@@ -67,8 +75,9 @@ class ClassWeights:
     """
 
     names: Sequence[str]
+    first: Sequence[float]
     last: Sequence[float]
-    source: str
+    sources: Sequence[str]
     low: float
     high: float
     classes: int
@@ -89,10 +98,12 @@ def class_weights(run: RunData) -> ClassWeights | None:
     low, high = float(picture.min()), float(picture.max())
     # Equal weights have no span to divide by.
     coloured = colormaps[COLOURS]((picture - low) / (high - low or 1.0), bytes=True)[:, :, :3]
+    first = values[:, : _tenth(values)].mean(axis=1)
     return ClassWeights(
         names=[names[index] for index in shown],
+        first=[float(first[index]) for index in shown],
         last=[float(last[index]) for index in shown],
-        source=data_url(Image.fromarray(np.ascontiguousarray(coloured))),
+        sources=[data_url(Image.fromarray(np.ascontiguousarray(row[None]))) for row in coloured],
         low=low,
         high=high,
         classes=len(values),
@@ -117,8 +128,12 @@ def weights_of_rounds(run: RunData) -> np.ndarray | None:
 
 
 def _last(values: np.ndarray) -> np.ndarray:
-    last: np.ndarray = values[:, -max(1, values.shape[1] // 10) :].mean(axis=1)
+    last: np.ndarray = values[:, -_tenth(values) :].mean(axis=1)
     return last
+
+
+def _tenth(values: np.ndarray) -> int:
+    return max(1, int(values.shape[1]) // 10)
 
 
 def class_names(run: RunData, count: int) -> list[str]:
@@ -149,6 +164,14 @@ def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
     return class_names(run, len(run.dataset["class_names"]))[: found[0].rows], found
 
 
+def tile_size(names: Sequence[str]) -> int:
+    """Pixels of an image of a sheet, so that the longest name beside it is seen as a whole."""
+    lines = max((math.ceil(text_units(name) / NAME_UNITS) for name in names), default=1)
+    # Lines break at spaces, so they are not all full.
+    lines += lines > 1
+    return max(LEAST_TILE, NAME_LINE * min(lines, MOST_NAME_LINES))
+
+
 def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
     with Image.open(path) as opened:
         columns, rows = opened.width // size, opened.height // size
@@ -161,7 +184,7 @@ def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as a data URL: exact where that is small, else nearly."""
+    """A picture as a data URL: exact if that is small, otherwise nearly exact."""
     # PNG is exact; where it is too large for a page, WebP is small and nearly the same.
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

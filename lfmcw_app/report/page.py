@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
-from lfmcw_app.report.cells import cell_svg, primitive_label, state_label
 from lfmcw_app.report.charts import Series, line_chart, short
 from lfmcw_app.report.classes import class_errors, w1_confusion
 from lfmcw_app.report.curves import (
@@ -27,9 +26,10 @@ from lfmcw_app.report.curves import (
     training_charts,
     warmup_charts,
 )
-from lfmcw_app.report.images import class_weights, gradient_bar, sheets
+from lfmcw_app.report.images import class_weights, gradient_bar, sheets, tile_size
 from lfmcw_app.report.quality import generator_quality, quality_charts
 from lfmcw_app.report.reading import RunData, read_run
+from lfmcw_app.report.summary import comparison_summary, summary
 from lfmcw_app.report.tables import (
     FIGURES,
     PROBLEM_NAMES,
@@ -42,7 +42,9 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Cells, Genotype
+from lfmcw_app.search_space.cell_cards import graphs_of, text_units
+from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
@@ -83,6 +85,7 @@ def run_page(run: RunData) -> str:
     names, pictures = shown("the images", lambda: sheets(run), ([], []))
     parts: dict[str, Any] = {
         "state": shown("where the run stands", lambda: progress_text(run), "unfinished"),
+        "summary": shown("the summary", lambda: summary(run), ""),
         "figures": shown("the key figures", lambda: key_figures(run), []),
         "cells": shown("the cells", lambda: _cells(run.genotype), []),
         "alpha": shown(
@@ -95,6 +98,7 @@ def run_page(run: RunData) -> str:
         "w1_confusion": shown("the confusion of W1", lambda: w1_confusion(run), None),
         "quality": shown("what images are worth", lambda: generator_quality(run, rounds), None),
         "sheet_names": names,
+        "tile": tile_size(names),
         "sheets": pictures,
         "warmup": shown(
             "the warm-up",
@@ -140,7 +144,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
             Series(label=label, points=own.points(pick), colour=f"series-{1 + index % 8}")
             for index, (label, own) in enumerate(zip(labels, rounds, strict=True))
         ]
-        return line_chart(title, lines, unit=unit)
+        return line_chart(title, lines, unit=unit, mark_ends=True)
 
     # Curves of one run have one colour in all charts.
     training = []
@@ -155,7 +159,9 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         overlaid("Search: loss of A on validation batches", "losses", "arch"),
         overlaid("Search: loss of W2", "losses", "w2"),
         overlaid("Search: loss of the generator", "losses", "gan", "generator"),
-        line_chart("Training of the derived network: error on batches", training, unit="%"),
+        line_chart(
+            "Training of the derived network: error on batches", training, unit="%", mark_ends=True
+        ),
     ]
 
     # The rows of the table: all figures that some run has, in their order on a run's page.
@@ -179,6 +185,8 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         "comparison.html",
         runs,
         title=f"{len(runs)} runs compared",
+        summary=_shown(unshown, "the summary", lambda: comparison_summary(labels, runs), ""),
+        summaries=of_each("the summary", summary, ""),
         labels=labels,
         whats=[_what(run) for run in runs],
         states=of_each("where the run stands", progress_text, "unfinished"),
@@ -211,9 +219,11 @@ def _rendered(template: str, runs: Sequence[RunData], **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["short"] = short
+    environment.filters["units"] = text_units
     environment.filters["duration"] = lambda seconds: " ".join(duration(seconds))
     environment.filters["size"] = lambda count: " ".join(size(count))
     environment.globals.update(
+        cell_style=Markup(CELL_STYLE),
         colours=gradient_bar(),
         problem_names=PROBLEM_NAMES,
         operation_colours=_operation_colours(runs, dark=False),
@@ -254,21 +264,18 @@ def _what(run: RunData) -> str:
 
 
 def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
-    """Each cell's picture, and its edges as text; no picture of cells that are not DARTS's."""
+    """Each cell's picture, and its edges as text, a list per node."""
     if genotype is None:
         return []
-    if not isinstance(genotype, Genotype):
-        return [
-            {"kind": kind, "svg": "", "nodes": [edge_names(edges, genotype) for edges in nodes]}
-            for kind, nodes in genotype.to_data().items()
-        ]
-    cells = []
-    for kind, edges in (("normal", genotype.normal), ("reduction", genotype.reduction)):
-        names = [f"{primitive_label(e.primitive)} of {state_label(e.source)}" for e in edges]
-        starts = range(0, len(names), EDGES_PER_NODE)
-        nodes = [names[start : start + EDGES_PER_NODE] for start in starts]
-        cells.append({"kind": kind, "svg": cell_svg(kind, edges), "nodes": nodes})
-    return cells
+    texts = genotype.to_data().values()
+    return [
+        {
+            "title": graph.title,
+            "svg": cell_svg(graph),
+            "nodes": [edge_names(edges, genotype) for edges in nodes],
+        }
+        for graph, nodes in zip(graphs_of(genotype), texts, strict=True)
+    ]
 
 
 def _labels(runs: Sequence[RunData]) -> list[str]:

@@ -1,21 +1,22 @@
 """Reads whatever a run folder holds, of a complete, an unfinished or an evaluated run.
 
-Only the recipe must be there. Files are read within bounds (bounded.py); what cannot be read is
-left out and named, since a damaged log is no reason to hide a result. Of very long runs every k-th
-round is read, and those that hold more than numbers of a curve.
+Only the recipe must be there. Files are read within bounds (bounded_files.py); what cannot be read
+is left out and named, since a damaged log is no reason to hide a result. Of very long runs every
+k-th round is read, and those that hold more than numbers of a curve.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
-from lfmcw_app.report.bounded import parse_bounded
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_end import SEARCH_END
@@ -24,7 +25,7 @@ from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.timings import TIMINGS
 
-__all__ = ["Phase", "RunData", "Snapshot", "read_run"]
+__all__ = ["LostNumbers", "Phase", "RunData", "Snapshot", "read_recipe", "read_run"]
 
 OF_METRICS: dict[str, type | tuple[type, ...]] = {
     "phase": str, "round": int, "losses": dict, "metrics": dict,
@@ -37,12 +38,17 @@ OF_TIMINGS: dict[str, type | tuple[type, ...]] = {
 MOST_LINES = 20_000
 """Of metrics.jsonl: a chart has some hundred points."""
 
+MOST_BYTES = 256 * 2**20
+"""Of the lines of a file that are read."""
+
 KEPT = (b'"alpha"', b'"candidates"', b'"quality"')
 """Keys of lines that are read in any case."""
 
 PHASE_BYTES = 24
 """How much of a line's beginning tells its phase."""
 
+DIAGNOSIS = re.compile(r"nonfinite-(?P<problem>\w{1,40})-round-(?P<round>\d{1,12})\.pt")
+MOST_LOST = 20
 MOST_EDGES = 2000
 MOST_ROUNDS = 10**12
 
@@ -70,6 +76,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LostNumbers:
+    """A loss or gradient that was not finite.
+
+    Attributes:
+        problem: whose it was.
+        round: of a phase, in which it was lost.
+    """
+
+    problem: str
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunData:
     """What a run folder holds; what is missing is None or empty.
 
@@ -83,6 +102,7 @@ class RunData:
         timings: the lines of timings.jsonl.
         search_end: search.json: what generator and W1 are worth at the end of the search.
         real: a sheet of real images, as the snapshots have them.
+        lost: losses and gradients that were not finite; some may have been skipped since.
         changes: settings that were changed on --resume and that numbers can depend on.
         unreadable: what was left out, in words.
         stride: of how many rounds one was read.
@@ -102,6 +122,7 @@ class RunData:
     snapshots: Sequence[Snapshot]
     real: Path | None
     search_end: dict[str, Any]
+    lost: Sequence[LostNumbers] = ()
     changes: Sequence[dict[str, Any]] = ()
     unreadable: list[str] = field(default_factory=list)
     stride: int = 1
@@ -112,21 +133,32 @@ class RunData:
         return self.path.resolve().name
 
 
+def read_recipe(path: Path) -> Recipe:
+    """Reads the recipe of a run folder, without which there is no run.
+
+    Raises:
+        InputError: if there is no run in it.
+    """
+    try:
+        text = text_of(path / "config.yaml")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"There is no run in {path} ({error}). Name a run folder, as runs/NAME."
+        ) from None
+    try:
+        return validate_recipe(parse_yaml(text))
+    except ValueError as error:  # an InputError is one
+        why = str(error).rstrip(".")
+        raise InputError(f"{path / 'config.yaml'} is damaged: {why}.") from None
+
+
 def read_run(path: Path) -> RunData:
     """Reads a run folder.
 
     Raises:
         InputError: if there is no run in it.
     """
-    try:
-        tree = parse_yaml((path / "config.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"There is no run in {path} ({error}). Name a run folder, as runs/NAME."
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{path / 'config.yaml'} is damaged: {error}.") from None
-    recipe = validate_recipe(tree)
+    recipe = read_recipe(path)
     unreadable: list[str] = []
     metrics = path / "metrics.jsonl"
     stride = _stride(metrics)
@@ -155,6 +187,7 @@ def read_run(path: Path) -> RunData:
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
         search_end=_mapping(path / SEARCH_END, unreadable),
+        lost=_lost(path),
         changes=_changes(path, unreadable),
         unreadable=unreadable,
         stride=stride,
@@ -165,7 +198,7 @@ def _mapping(path: Path, unreadable: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = parse_bounded(path.read_text("utf-8"))
+        value = parse_json(text_of(path), printable=True)
     except (OSError, ValueError) as error:
         unreadable.append(f"{path.name} ({error})")
         return {}
@@ -197,6 +230,17 @@ def _changes(path: Path, unreadable: list[str]) -> Sequence[dict[str, Any]]:
         return []
 
 
+def _lost(folder: Path) -> list[LostNumbers]:
+    """What the names of the diagnostic files say; the files stay closed."""
+    matches = [DIAGNOSIS.fullmatch(path.name) for path in sorted(folder.glob("nonfinite-*.pt"))]
+    found = [
+        LostNumbers(problem=match["problem"], round=int(match["round"]))
+        for match in matches
+        if match
+    ]
+    return found[:MOST_LOST]
+
+
 def _stride(path: Path) -> int:
     """Of how many lines one is read, so that at most `MOST_LINES` are."""
     if not path.is_file():
@@ -215,15 +259,20 @@ def _lines(
     """
     if not path.exists():
         return []
-    entries, bad, why = [], [], ""
+    entries, bad, why, left = [], [], "", MOST_BYTES
     try:
+        check_regular(path)
         for number, line in _some_lines(path, stride):
+            left -= len(line)
+            if left < 0:
+                unreadable.append(f"{path.name} from line {number:,} on (it is too long)")
+                break
             try:
                 entries.append(_entry(line, keys))
             except ValueError as error:
                 bad.append(number)
                 why = why or str(error)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         unreadable.append(f"{path.name} ({error})")
     if bad:
         lines = ", ".join(map(str, bad[:3])) + (", …" if len(bad) > 3 else "")
@@ -238,9 +287,7 @@ def _some_lines(path: Path, stride: int) -> Iterator[tuple[int, bytes]]:
     """
     before: tuple[int, bytes] | None = None
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
+        for number, line in enumerate(lines_of(file), start=1):
             if stride > 1 and before is not None and line[:PHASE_BYTES] != before[1][:PHASE_BYTES]:
                 yield before
             if number % stride == 0 or any(key in line for key in KEPT):
@@ -258,7 +305,7 @@ def _entry(line: bytes, keys: dict[str, type | tuple[type, ...]]) -> dict[str, A
     Raises:
         ValueError: saying what is wrong with it.
     """
-    entry = parse_bounded(line.decode("utf-8"))
+    entry = parse_json(line.decode("utf-8"), printable=True)
     found = entry if isinstance(entry, dict) else {}
     wrong = [
         f"{key} is {shown(found[key])}" if key in found else f"it lacks {key}"

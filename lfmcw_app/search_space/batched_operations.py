@@ -3,7 +3,7 @@
 A bank holds the weights of one primitive of all these edges in the order of the edges, so that
 channels [e·C, (e+1)·C) of its maps belong to edge e. Those of convolutions are one grouped
 convolution and norm; banks of convolutions on the same edges share their norms too
-(`JointConvolutions`). `LayerBank` makes a bank of any layer: right, and not fast.
+(`JointConvolutions`). `LayerBank` makes a bank of any layer: correct, but not fast.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = [
 ]  # fmt: skip
 
 Reads = Literal["state", "activated", "repeated"]
-"""What a bank is given: the state [B, C, H, W]; the activated state, [B, C, H, W]; or the activated
-state repeated for each edge, [B, E·C, H, W]. The activation is shared by all edges out of a state.
+"""A bank's input: the state [B, C, H, W]; the activated state, [B, C, H, W]; or the activated state
+repeated for each edge, [B, E·C, H, W]. The activation is shared by all edges out of a state.
 """
 
 
@@ -37,10 +37,9 @@ class Bank(nn.Module):
     weight · operation for every edge, [B, E·C, H', W'].
 
     Attributes:
-        reads: what it is given.
-        blocks: how many edges' weights stand below one another in the weight of each of its
-            convolutions: E, or 1 where every edge has layers of its own. Spectral norm is one
-            norm per edge.
+        reads: its input.
+        blocks: how many edges' weights are stacked in the weight of each of its convolutions: E, or
+            1 if every edge has its own layers. Spectral norm is one norm per edge.
     """
 
     reads: ClassVar[Reads] = "state"
@@ -48,7 +47,7 @@ class Bank(nn.Module):
 
 
 class SharedMaps(nn.Sequential):
-    """A primitive without weights: what it makes of a state is the same on all edges.
+    """A primitive without weights: its maps of a state are the same on all edges.
 
     It maps [B, C, H, W] → [B, C, H', W']; each edge's mixing weight is applied in its node.
     """
@@ -92,7 +91,7 @@ class ConvolutionBank(Bank):
         super().__init__()
         self.blocks = edges
         width = edges * channels
-        # One convolution in groups does for all edges what each would do by itself.
+        # One grouped convolution replaces one convolution per edge.
         layers: list[nn.Module] = []
         if dilation == 1:
             layers += [
@@ -133,8 +132,7 @@ class ConvolutionBank(Bank):
 class JointConvolutions(nn.Module):
     """Several convolution banks on the same edges, with one norm for all of them.
 
-    It holds no weights, which are those of the banks. First halves of separable convolutions have
-    a norm of their own.
+    It holds no weights; the banks do. First halves of separable convolutions have their own norm.
 
     Args:
         banks: what it will be called with.
@@ -174,7 +172,7 @@ class JointConvolutions(nn.Module):
 def _convolved(
     banks: Sequence[ConvolutionBank], given: Mapping[ConvolutionBank, Tensor], position: int
 ) -> Tensor:
-    """What the convolutions of each bank at a position make, side by side in the channels."""
+    """The outputs of the banks' convolutions at a position, side by side in the channels."""
     pairs = [bank.convolutions[position] for bank in banks]
     maps = [depth(given[bank]) for bank, (depth, _) in zip(banks, pairs, strict=True)]
     return side_by_side(maps, [point for _, point in pairs])

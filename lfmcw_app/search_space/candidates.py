@@ -64,8 +64,8 @@ def as_candidates(primitives: Sequence[str] | Candidates, nodes: int) -> Candida
         return Candidates(normal=every, reduction=every)
     if len(primitives.normal) != edges or len(primitives.reduction) != edges:
         raise ValueError(
-            f"A cell with {nodes} nodes has {edges} edges, but there are candidates for "
+            f"A cell with {nodes} nodes has {edges} edges, but the candidates are for "
             f"{len(primitives.normal)} (normal) and {len(primitives.reduction)} (reduction). Give "
-            "one tuple of primitives an edge."
+            "one tuple of primitives per edge."
         )
     return primitives

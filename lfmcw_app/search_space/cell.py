@@ -1,9 +1,9 @@
 """A cell of the supernet: a directed acyclic graph whose edges mix their candidate operations.
 
 Written edge by edge a cell is  node t = Σ_s Σ_o weight[s→t, o] · o(state s)  (DARTS, Eq. 2). It is
-evaluated state by state: what all edges out of a state share is computed once, their convolutions
-are batched (`batched_operations.py`), and the sums of the nodes are filled as the states become
-known. The values and gradients are those of the sum as written.
+evaluated state by state: work that all edges out of a state share is done once, their convolutions
+are batched (`batched_operations.py`), and the sums of the nodes fill up as the states become known.
+Values and gradients equal those of the sum as written.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Cell(nn.Module):
         self.partial_channels = partial_channels
         self.seen = channels // partial_channels
 
-        # Both inputs come to the cell's channels, and the first one to the size of the second.
+        # Both inputs are brought to the cell's channels, and the first one to the size of the
+        # second.
         first, second = channels_before
         make_first = FactorizedReduce if reduced_before else ReLUConvNorm
         self.preprocess0 = make_first(first, channels, style)
@@ -128,7 +129,7 @@ class Cell(nn.Module):
             weights: mixing weights, [edges, primitives].
             skip_drop_probability: of the identities.
         """
-        # A state is sent on as soon as it is known: the sums of later nodes fill up meanwhile.
+        # A state is sent on as soon as it is known, so the sums of later nodes fill up meanwhile.
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         passes = self._passes(weights)
         sums: Tensor | None = None
@@ -180,7 +181,7 @@ class Cell(nn.Module):
         return state, add_source(passed, [], [others], edge_weights, {}, others.shape[1])
 
     def _passes(self, weights: Tensor) -> Iterator[Tensor]:
-        """The weights of the edges out of each state, [edges, 1]; none where nothing bypasses.
+        """The weights of the edges out of each state, [edges, 1]; none without a bypass.
 
         Those of an edge's operations sum to them: softmax(α) to one, and β · softmax(α) to β.
         """
@@ -192,7 +193,7 @@ class Cell(nn.Module):
     def _node(
         self, sums: Tensor | None, passed: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The value of the next node, [B, channels, H', W'], and what is left of the sums."""
+        """The value of the next node, [B, channels, H', W'], and the remaining sums."""
         assert sums is not None
         mixed, sums = take_node(sums)
         if passed is None:

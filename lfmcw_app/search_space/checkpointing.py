@@ -1,6 +1,6 @@
 """Activation checkpointing of modules with buffers.
 
-The second run, in the backward pass, finds the buffers of the first.
+The second run, in the backward pass, sees the buffers of the first.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["checkpointed"]
 def checkpointed(module: nn.Module, *args: Any) -> Any:
     """Calls a module without keeping its activations: its backward pass runs it again.
 
-    It runs as often as it is differentiated. What a forward pass moves (BatchNorm's statistics,
-    spectral norm's vectors) is moved once, and random numbers are drawn again as they were.
+    It runs as often as it is differentiated. Buffers that a forward pass moves (BatchNorm's
+    statistics, spectral norm's vectors) move once, and the same random numbers are drawn again.
     """
     return checkpoint(
         module,

@@ -35,11 +35,11 @@ class Cost:
 
 
 def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> Cost:
-    """Counts parameters and multiply-adds; no arithmetic is done and the network is left as it is.
+    """Counts parameters and multiply-adds, without arithmetic and without changing the network.
 
     An output of a convolution takes (input channels / groups) · kernel area multiply-adds, one of a
-    linear layer its number of inputs. Biases and sums are not counted, nor is what runs in training
-    only: a module named `auxiliary`.
+    linear layer its number of inputs. Biases and sums are not counted, nor is a module named
+    `auxiliary`, which runs in training only.
 
     Args:
         network: called with images [1, in_channels, image_size, image_size], in evaluation mode.

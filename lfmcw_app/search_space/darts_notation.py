@@ -24,13 +24,13 @@ __all__ = ["is_notation", "read_notation", "write_notation"]
 EDGES_PER_NODE = 2
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 LONGEST = 100_000
-"""Characters of a text that are parsed; a genotype of ten nodes has about a thousand."""
+"""Largest number of characters that are parsed; a genotype of ten nodes has about a thousand."""
 
 CALL = re.compile(r"\bGenotype\s*\(")
 LOG_PREFIX = re.compile(
     r"""\A\s*(?:\[?\d|[A-Z]+:)[^\n'"(#=]*?[\s|:\]](?=(?:\w+\s*=\s*)?Genotype\s*\()"""
 )
-"""What a line of a log begins with: a time or a level, as in `05/28 03:22:11 PM genotype = …`."""
+"""The beginning of a line of a log: a time or a level, as in `05/28 03:22:11 PM genotype = …`."""
 
 INTEGERS = re.compile(r"(?:np|numpy)\.u?int(?:8|16|32|64|p)?")
 """NumPy's integers as its version 2 prints them: np.int64(1)."""
@@ -44,8 +44,8 @@ def is_notation(text: str) -> bool:
 def read_notation(text: str) -> dict[str, list[list[Any]]]:
     """Reads one genotype: kind of cell → its edges as [primitive, source].
 
-    Before `Genotype` may stand `NAME =`, and before that what a line of a log begins with.
-    Primitives and sources are returned as they were found; `Genotype` checks them.
+    `NAME =` may come before `Genotype`, and the beginning of a line of a log before that.
+    Primitives and sources are returned unchecked; `Genotype` checks them.
 
     Raises:
         InputError: if the text is not one genotype in this notation, or a cell does not return all
@@ -91,23 +91,23 @@ def _call(text: str) -> ast.Call:
     """The one call of `Genotype` that a text consists of."""
     if len(text) > LONGEST:
         raise InputError(
-            f"A genotype has at most {LONGEST:,} characters, and this text has {len(text):,}. Keep "
-            "only the genotype itself."
+            f"A genotype has at most {LONGEST:,} characters, but this text has {len(text):,}. "
+            "Keep only the genotype itself."
         )
     found = list(CALL.finditer(text))
     if len(found) > 1:
         lines = [text.count("\n", 0, match.start()) + 1 for match in found]
         raise InputError(
             f"There are {len(found)} genotypes in this text (lines {shown(lines)}). Keep the one "
-            "that is meant: copy it into a file of its own, or give it as the argument."
+            "that you mean: copy it into its own file, or give it as the argument."
         )
-    # Parsing warns of what is legal and odd, such as '\d': here that is only text.
+    # Parsing warns of legal but odd text, such as '\d', which is harmless here.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             body = ast.parse(LOG_PREFIX.sub("", text).strip()).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise InputError(f"This is no genotype in DARTS's notation ({_why(error)}).") from None
+        raise InputError(f"This is not a genotype in DARTS's notation ({_why(error)}).") from None
 
     statement = body[0] if len(body) == 1 else None
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
@@ -117,8 +117,8 @@ def _call(text: str) -> ast.Call:
         call = statement.value if isinstance(statement, ast.Expr) else None
     if not isinstance(call, ast.Call) or _name(call.func) != "Genotype":
         raise InputError(
-            "A genotype in DARTS's notation is Genotype(normal=[…], …) alone, with at most "
-            f"NAME = before it, got {shown(text.strip())}."
+            "A genotype in DARTS's notation is only Genotype(normal=[…], …), with at most NAME = "
+            f"before it, got {shown(text.strip())}."
         )
     return call
 
@@ -126,7 +126,7 @@ def _call(text: str) -> ast.Call:
 def _why(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return shown(error.msg) + (f", line {error.lineno}" if error.lineno else "")
-    return "it is nested too deeply, or holds a number of too many digits"
+    return "it is nested too deeply, or has a number with too many digits"
 
 
 def _value(node: ast.expr, depth: int = 4) -> Any:
@@ -166,7 +166,7 @@ def _source(node: ast.expr) -> str:
     """A piece of the text, for a message."""
     try:
         return shown(ast.unparse(node))
-    except (RecursionError, ValueError):  # too deep, or a number of too many digits
+    except (RecursionError, ValueError):  # too deep, or a number with too many digits
         return "something too long to print"
 
 
@@ -197,5 +197,5 @@ def _check_concat(field: str, value: Any, nodes: int) -> None:
         raise InputError(
             f"The genotype's {field}_concat is {shown(value)}. Cells here return all their nodes, "
             f"{expected} for {nodes}. A published cell that returns fewer (AmoebaNet's, for "
-            "example) is another network, and cannot be built."
+            "example) is a different network, and cannot be built."
         )

@@ -12,9 +12,9 @@ channels one by one, on every device.
 
 On a CPU, oneDNN (torch 2.14.1) has fast kernels for the first at every dilation. It does not use
 them for the input's gradient at dilation 2 (5 to 8 times slower), nor for the weight's at dilation
-2 (15 times) and for kernels wider than 3 (2 to 6 times on large maps). There the first is used in
-place of the second, and the third is taken apart into pieces of dilation 1 and kernel 3. (The
-functions are not made for `torch.func`.)
+2 (15 times) and for kernels wider than 3 (2 to 6 times on large maps). In these cases the first is
+used in place of the second, and the third is split into pieces of dilation 1 and kernel 3. (The
+functions do not support `torch.func`.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures of derived cells, without Graphviz: boxes for states, labelled arrows for operations."""
+"""Pictures of derived cells as files, without Graphviz, by the layout of cell_cards.py."""
 
 from __future__ import annotations
 
@@ -7,145 +7,116 @@ from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.path import Path as Outline
 
 from lfmcw_app.drawing import as_label, drawing
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
-from lfmcw_app.search_space.nasbench201 import SumCell, sum_edges
+from lfmcw_app.search_space.cell_cards import (
+    ARROW,
+    Box,
+    Drawn,
+    Label,
+    Layout,
+    Line,
+    graphs_of,
+    layout_of,
+    rounded,
+)
+from lfmcw_app.search_space.cell_svg import primitive_label
 from lfmcw_app.search_space.operations import primitive_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Place", "cell_places", "control_point", "draw_genotype", "draw_sum_cell", "edge_bend"]
+__all__ = ["draw_genotype"]
 
-Place = tuple[float, float]
-"""Along the cell, and across it."""
+INCH = 60.0
+"""Pixels of the layout per inch of a picture."""
 
-COLUMN = 1.75
-ROWS = (0.0, 0.95, -0.95, 0.0)
-LEVEL = 1.0
-"""Height of an edge over each node that it passes."""
+POINT = 72.0 / INCH
+TITLES = 0.6
+"""Inches above the cells."""
 
-INPUT_COLOUR, NODE_COLOUR, OUTPUT_COLOUR = "#cfe8cf", "#cfe0f5", "#f5e3b3"
-
-
-@drawing()
-def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
-    """Draws the normal and the reduction cell into an image file (PNG, SVG or PDF by its name)."""
-    figure = Figure(figsize=(2.2 + COLUMN * (genotype.nodes + 1), 8.2), layout="constrained")
-    axes = figure.subplots(2, 1)
-    cells = {"normal": genotype.normal, "reduction": genotype.reduction}
-    for ax, (kind, edges) in zip(axes, cells.items(), strict=True):
-        _draw_cell(ax, edges)
-        ax.set_title(f"{kind} cell", fontsize=13, loc="left")
-    _finish(figure, path, title)
-
-
-def cell_places(nodes: int) -> list[Place]:
-    """Where the states of a cell stand: inputs at the left, one column per node, the output."""
-    places = [(0.0, 1.35), (0.0, -1.35)]
-    places += [(COLUMN * (node + 1), ROWS[node % len(ROWS)]) for node in range(nodes)]
-    return [*places, (COLUMN * (nodes + 1) + 0.2, 0.0)]
-
-
-def edge_bend(start: Place, end: Place) -> float:
-    """How far an arrow bends around the nodes that it passes, as a part of its length."""
-    upwards = start[1] > 0.0 or (start[1] == 0.0 and end[1] >= 0.0)
-    bend = 0.14 + 0.045 * (end[0] - start[0]) / COLUMN  # wider around more nodes
-    return -bend if upwards else bend
-
-
-def control_point(start: Place, end: Place, bend: float) -> Place:
-    """The control point of an arrow's quadratic Bézier curve, as Matplotlib's arc3 has it.
-
-    It is off the middle by bend · length.
-    """
-    (x0, y0), (x1, y1) = start, end
-    return (x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0)
-
-
-def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
-    nodes = len(edges) // EDGES_PER_NODE
-    *places, output = cell_places(nodes)
-    for index, edge in enumerate(edges):
-        start, end = places[edge.source], places[2 + index // EDGES_PER_NODE]
-        bend, slot = edge_bend(start, end), index % EDGES_PER_NODE
-        _arrow(ax, start, end, edge.primitive, bend=bend, slot=slot)
-    for place in places[2:]:
-        _arrow(ax, place, output, None, bend=0.0, slot=0)
-
-    # The boxes are drawn over the ends of the arrows.
-    names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes)), "c(k)"]
-    colours = [INPUT_COLOUR] * 2 + [NODE_COLOUR] * nodes + [OUTPUT_COLOUR]
-    _draw_states(ax, [*places, output], names, colours)
-    ax.set_xlim(-0.6, output[0] + 0.6)
-    ax.set_ylim(-2.2, 2.2)
-
-
-def _arrow(
-    ax: Axes, start: Place, end: Place, primitive: str | None, *, bend: float, slot: int
-) -> None:
-    colour = primitive_named(primitive).colour if primitive else "#bbbbbb"
-    ax.add_patch(
-        FancyArrowPatch(
-            start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=13,
-            color=colour, linewidth=1.7 if primitive else 1.0, linestyle="-" if primitive else ":",
-            shrinkA=20, shrinkB=15, zorder=2,
-        )
-    )  # fmt: skip
-    if primitive is None:
-        return
-
-    # The label stands on the Bézier curve; those of a node's two edges at different places.
-    control = control_point(start, end, bend)
-    t = 0.4 if slot == 0 else 0.62
-    x, y = (
-        (1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b
-        for a, c, b in zip(start, control, end, strict=True)
-    )
-    box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
-    ax.text(
-        x, y, as_label(primitive.replace("_", " ")), ha="center", va="center", fontsize=8.5,
-        color=colour, zorder=5, bbox=box,
-    )  # fmt: skip
+COLOURS = {"input": "#cfe8cf", "node": "#cfe0f5", "output": "#f5e3b3"}
+GREY, FRAME = "#626b77", "#444444"
+WIDTHS = {"bus": 1.2, "tap": 1.8, "join": 0.9}
+LONGEST_LABEL = 200
 
 
 @drawing()
-def draw_sum_cell(cell: SumCell, path: Path, title: str = "") -> None:
-    """Draws a cell of NAS-Bench-201 into an image file (PNG, SVG or PDF by its name).
+def draw_genotype(cells: Drawn, path: Path, title: str = "") -> None:
+    """Draws cells of any space side by side into an image file (PNG, SVG or PDF by its name).
 
-    Edges without an operation are left out; the last node is the output.
+    Raises:
+        ValueError: if a node reads a state that does not come before it.
     """
-    nodes = cell.nodes or 0
-    places = [(1.9 * COLUMN * state, 0.0) for state in range(nodes)]
-    size = (2.0 + places[-1][0], 2.2 + LEVEL * nodes)
-    figure = Figure(figsize=size, layout="constrained")
-    ax = figure.subplots()
-    edges = zip(sum_edges(nodes), cell.operations, strict=True)
-    for (node, source), operation in edges:
-        if operation != "none":
-            # An edge goes around the nodes that it passes, the higher the more they are.
-            passed, length = node - source - 1, places[node][0] - places[source][0]
-            below = passed == 1 and source % 2 == 0
-            bend = (1.0 if below else -1.0) * 2.0 * LEVEL * passed / length
-            _arrow(ax, places[source], places[node], operation, bend=bend, slot=0)
-    names = ["input", *(str(node) for node in range(nodes - 2)), "output"]
-    colours = [INPUT_COLOUR, *[NODE_COLOUR] * (nodes - 2), OUTPUT_COLOUR]
-    _draw_states(ax, places, names, colours)
-    ax.set_xlim(-0.8, places[-1][0] + 0.8)
-    ax.set_ylim(-LEVEL - 0.4, LEVEL * max(1, nodes - 2) + 0.4)
+    graphs = graphs_of(cells)
+    labels = {name: as_label(primitive_label(name), LONGEST_LABEL) for name in cells.primitives}
+    layouts = [layout_of(graph, labels) for graph in graphs]
+    widths = [layout.width for layout in layouts]
+    height = max(layout.height for layout in layouts)
+    figure = Figure(figsize=(sum(widths) / INCH, height / INCH + TITLES), layout="constrained")
+    axes = figure.subplots(1, len(graphs), squeeze=False, width_ratios=widths)[0]
+    for ax, graph, layout in zip(axes, graphs, layouts, strict=True):
+        _draw_cell(ax, layout, height)
+        ax.set_title(as_label(graph.title), fontsize=13)
     _finish(figure, path, title)
 
 
-def _draw_states(ax: Axes, places: list[Place], names: list[str], colours: list[str]) -> None:
-    for (x, y), name, colour in zip(places, names, colours, strict=True):
-        ax.text(
-            x, y, name, ha="center", va="center", fontsize=11, zorder=4,
-            bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
-        )  # fmt: skip
+def _draw_cell(ax: Axes, layout: Layout, height: float) -> None:
+    # What is drawn later lies on top.
+    for box in layout.cards:
+        ax.add_patch(_box(box, 7.0, facecolor="#f1f3f6", edgecolor="#dfe3e8"))
+    for line in layout.lines:
+        _draw_line(ax, line)
+    for label in layout.labels:
+        _draw_label(ax, label)
+    ax.set_xlim(0.0, layout.width)
+    ax.set_ylim(height, 0.0)  # downwards, as on a page
     ax.set_aspect("equal")
     ax.axis("off")
+
+
+def _box(box: Box, radius: float, *, facecolor: str, edgecolor: str) -> FancyBboxPatch:
+    left, top, right, bottom = box
+    return FancyBboxPatch(
+        (left, top), right - left, bottom - top, boxstyle=f"round,pad=0,rounding_size={radius}",
+        facecolor=facecolor, edgecolor=edgecolor,
+    )  # fmt: skip
+
+
+def _draw_label(ax: Axes, label: Label) -> None:
+    is_op = label.group == "op"
+    edge = primitive_named(label.operation).colour if is_op else FRAME
+    box = _box(label.box, 6.0, facecolor=COLOURS.get(label.group, "white"), edgecolor=edge)
+    box.set_linewidth(1.4 if is_op else 0.9)
+    ax.add_patch(box)
+    left, top, right, bottom = label.box
+    ax.text(
+        (left + right) / 2, (top + bottom) / 2, label.text, ha="center", va="center",
+        fontsize=(11.0 if is_op else 12.0) * POINT * 0.92,
+        fontweight="bold" if is_op else "normal",
+    )  # fmt: skip
+
+
+def _draw_line(ax: Axes, line: Line) -> None:
+    """A line with round corners, and its head if it has one."""
+    colour = primitive_named(line.operation).colour if line.operation else GREY
+    places, codes = [line.places[0]], [Outline.MOVETO]
+    for before, corner, after in rounded(line.places):
+        places += [before, corner, after]
+        codes += [Outline.LINETO, Outline.CURVE3, Outline.CURVE3]
+    places.append(line.places[-1])
+    codes.append(Outline.LINETO)
+    outline = PathPatch(Outline(places, codes), fill=False, edgecolor=colour)
+    outline.set_linewidth(WIDTHS[line.group] * POINT)
+    outline.set_linestyle(":" if line.group == "join" else "-")
+    ax.add_patch(outline)
+    if line.has_head:
+        (before_x, _), (x, y) = line.places[-2:]
+        back = x + (ARROW if before_x > x else -ARROW)
+        head = [(x, y), (back, y - 3.6), (back, y + 3.6)]
+        ax.add_patch(Polygon(head, closed=True, facecolor=colour, edgecolor="none"))
 
 
 def _finish(figure: Figure, path: Path, title: str) -> None:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
@@ -20,13 +21,17 @@ from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
 __all__ = [
-    "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype", "random_genotype",
+    "EDGES_PER_NODE", "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype",
+    "random_genotype",
 ]  # fmt: skip
 
 EDGES_PER_NODE = 2
 
+LONGEST = 2**20
+"""Largest size of a genotype's file in bytes; one of 64 nodes has some 10,000."""
+
 FOUND = "genotype.json"
-"""In a run folder, the genotype that its search found."""
+"""The file in a run folder with the genotype that its search found."""
 
 EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
@@ -47,7 +52,15 @@ class Cells:
     """Derived cells of any search space, as data; equal ones compare equal.
 
     A space whose cells are others than DARTS's has a subclass of its own.
+
+    Attributes:
+        inputs: states that a cell reads from outside; its nodes are counted after them.
+        output: what leaves a cell: its "last" node, or "all" nodes side by side; None if a picture
+            of the cell should not say.
     """
+
+    inputs: ClassVar[int] = 1
+    output: ClassVar[Literal["last", "all"] | None] = None
 
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its edges as [primitive, source]."""
@@ -83,6 +96,12 @@ class Cells:
         edges = _edges_of({kind: nodes})
         return sum(primitive == "skip_connect" for primitive, _ in edges) / len(edges)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a picture of each kind of cell."""
+        from lfmcw_app.search_space.cell_html import cells_html
+
+        return cells_html(self)
+
     def to_json(self) -> str:
         """Returns the cells as JSON, one line per node."""
         kinds = []
@@ -101,13 +120,13 @@ class Cells:
         path = Path(path)
         file = _file_of(path) if path.is_dir() else path
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = text_of(file, LONGEST, encoding="utf-8-sig", pipes=True)
         except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
             raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
         try:
             return cls.from_text(text)
         except InputError as error:
-            raise InputError(f"{file} is no genotype. {error}") from None
+            raise InputError(f"{file} is not a genotype. {error}") from None
 
 
 def _edges_of(cells: Mapping[str, list[list[list[str | int]]]]) -> list[list[str | int]]:
@@ -120,6 +139,9 @@ class Genotype(Cells):
 
     normal: tuple[Edge, ...]
     reduction: tuple[Edge, ...]
+
+    inputs: ClassVar[int] = 2
+    output: ClassVar[Literal["last", "all"] | None] = "all"
 
     @property
     def nodes(self) -> int:
@@ -171,9 +193,9 @@ class Genotype(Cells):
         """
         # A ValueError comes from text that is not JSON, and from an integer of too many digits.
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
+            data = parse_json(text)
+        except ValueError as error:
+            raise InputError(f"A genotype must be JSON, but this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
         return cls._of(data)
@@ -203,7 +225,7 @@ def _file_of(folder: Path) -> Path:
             return folder / name
     raise InputError(
         f"{folder} holds no genotype ({FOUND}). If it is a run whose search has not ended, resume "
-        "it first; else name a genotype's file."
+        "it first. Otherwise name a genotype's file."
     )
 
 
@@ -222,7 +244,7 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
     """Reads a cell's edges from plain data, and checks them."""
     if not isinstance(nodes, list) or not nodes:
         raise InputError(
-            f"The genotype's {kind!r} cell is a list with one entry a node, got {shown(nodes)}."
+            f"The genotype's {kind!r} cell is a list with one entry per node, got {shown(nodes)}."
         )
     edges: list[Edge] = []
     for node, incoming in enumerate(nodes):
@@ -242,7 +264,7 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
                 raise InputError(
                     f"Unknown primitive {shown(primitive)} in the genotype. "
                     f"{nearest(shown(primitive), [name for name in PRIMITIVES if name != 'none'])} "
-                    "If it is one of another package, install that."
+                    "If it belongs to another package, install that package."
                 )
             primitive_named(primitive)  # of a package: whether it can be loaded
             is_number = isinstance(source, int) and not isinstance(source, bool)
@@ -262,8 +284,8 @@ def derive_genotype(
 
     The primitive `none` does not count.
 
-    Of equally strong edges or primitives the first is taken. With edge weights (PC-DARTS) a
-    primitive is as strong as softmax(α) · softmax(β), which is what the mixing weights are then.
+    If edges or primitives tie, the first is taken. With edge weights (PC-DARTS) the mixing weights,
+    and so a primitive's strength, are softmax(α) · softmax(β).
 
     Args:
         mixing: the mixing weights, [edges, primitives] of each kind of cell.
@@ -316,7 +338,7 @@ def random_genotype(
         seed: decides which.
         primitives: names to draw from, for all edges or for each.
     """
-    # A generator of its own: the genotype is a function of the seed alone.
+    # A separate generator makes the genotype a function of the seed alone.
     generator = torch.Generator().manual_seed(seed)
     candidates = as_candidates(primitives, nodes)
 

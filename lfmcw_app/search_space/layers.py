@@ -33,14 +33,14 @@ class OperationStyle:
 
     Attributes:
         norm: "batch" for classifiers. "group" (one group) for the discriminator: BatchNorm without
-            affine parameters fixes the mean feature of a batch, so that separately fed real and
-            generated batches look alike.
-        affine: whether norms learn scale and shift: in a derived network; not in a supernet, where
-            they would undo the mixing weights.
+            affine parameters fixes the mean feature of a batch, so real and generated batches that
+            are fed separately look alike.
+        affine: whether norms learn scale and shift: yes in a derived network; no in a supernet,
+            where they would undo the mixing weights.
         activation: "relu", or "silu" for a smooth network in which finite differences of gradients
             are accurate.
         pools_with_norm: whether a supernet's pools have a norm behind them, as in DARTS.
-        running_statistics: whether BatchNorms keep them, for evaluation: not in a supernet, which
+        running_statistics: whether BatchNorms keep them for evaluation: not in a supernet, which
             always normalises by its batch.
     """
 

@@ -1,4 +1,4 @@
-"""Cells that earlier searches found and published, to evaluate them beside those of LFM-CW."""
+"""Published cells of earlier searches, to compare with those of LFM-CW."""
 
 from __future__ import annotations
 

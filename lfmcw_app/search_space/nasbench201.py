@@ -1,7 +1,7 @@
 """The cells of NAS-Bench-201 as data: an operation on every edge of a small directed graph.
 
 A cell has a state for its input and one for each node after it. An edge leads from every state to
-every later node, and a node is the sum of what comes in; the last node is the output. With 4 states
+every later node, and a node is the sum of its inputs; the last node is the output. With 4 states
 and 5 operations there are 5⁶ = 15,625 cells, with 3 states 125.
 
 Reference: Dong and Yang, NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture
@@ -10,16 +10,16 @@ Reference: Dong and Yang, NAS-Bench-201: Extending the Scope of Reproducible Neu
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import parse_json
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
@@ -69,6 +69,8 @@ class SumCell(Cells):
     """
 
     operations: tuple[str, ...]
+
+    output: ClassVar[Literal["last", "all"] | None] = "last"
 
     def __post_init__(self) -> None:
         if self.nodes is None:
@@ -161,9 +163,9 @@ def _is_edge(edge: Any) -> bool:
 
 def _from_json(text: str) -> list[Any]:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"A cell is JSON, and this is not ({error}).") from None
+        data = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"A cell must be JSON, but this is not ({error}).") from None
     if not isinstance(data, dict) or set(data) != {"cell"} or not isinstance(data["cell"], list):
         raise InputError('A cell is a JSON object {"cell": [[[operation, source], …], …]}.')
     nodes: list[Any] = data["cell"]
@@ -196,7 +198,7 @@ def cell_count(nodes: int) -> int:
 
 
 def derive_sum_cell(mixing: Tensor, candidates: SumCandidates) -> SumCell:
-    """The strongest operation of each edge, `none` included; of equal ones the first.
+    """The strongest operation of each edge, including `none`; if operations tie, the first.
 
     Args:
         mixing: [edges, operations].

@@ -84,7 +84,7 @@ class ResidualReduction(nn.Module):
 class MixedSumCell(nn.Module):
     """A cell of the supernet: node t = Σ_s Σ_o weight[s→t, o] · o(state s).
 
-    What all edges out of a state share is computed once, and their convolutions are batched.
+    Work that all edges out of a state share is done once, and their convolutions are batched.
 
     Args:
         channels: of every state.
@@ -94,7 +94,7 @@ class MixedSumCell(nn.Module):
 
     def __init__(self, channels: int, candidates: SumCandidates, style: OperationStyle) -> None:
         super().__init__()
-        # As in the authors' programs a pool has no norm behind it.
+        # As in the authors' programs, no norm follows a pool.
         style = replace(style, pools_with_norm=False)
         edges = sum_edges(candidates.nodes)
         self.outgoing = nn.ModuleList()
@@ -140,7 +140,7 @@ class MixedSumCell(nn.Module):
 
 
 class _Skeleton(nn.Module):
-    """What supernets and derived networks share: all but the cells.
+    """The shared part of supernets and derived networks: everything but the cells.
 
     Args:
         in_channels: channels of an image.
@@ -199,7 +199,8 @@ class SumSupernet(_Skeleton):
         layers: cells, of all three stages.
         candidates: the operations of each edge.
         style: norms and activation.
-        checkpointing: whether cells keep no activations and run again in backward passes.
+        checkpointing: whether cells are recomputed in backward passes instead of keeping
+            activations.
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class DerivedCell(nn.Module):
 
 
 class _PoolToTwo(nn.Module):
-    """Average pooling to 2×2: DARTS's 5×5 windows on maps that they fit, else even bins.
+    """Average pooling to 2×2: DARTS's 5×5 windows on maps that they fit, otherwise even bins.
 
     Args:
         size: height and width of the maps that the windows fit: 8 with stride 3 (CIFAR), 7 with
@@ -132,7 +132,7 @@ class ImageNetwork(nn.Module):
     logits or None.
 
     Attributes:
-        auxiliary: the auxiliary head, for training only; None where there is none.
+        auxiliary: the auxiliary head, for training only; None without one.
         drop_probability: current probability of drop-path; set by the training loop.
         divisor: height and width of images must be divisible by it.
     """
@@ -142,7 +142,7 @@ class ImageNetwork(nn.Module):
     divisor: int = 1
 
     def check_size(self, images: Tensor) -> None:
-        """Refuses images [B, C, H, W] that the network cannot halve as often as it does.
+        """Refuses images [B, C, H, W] that cannot be halved as often as the network halves them.
 
         Raises:
             InputError: if height or width is not divisible by `divisor`.

@@ -44,7 +44,7 @@ class CellWeights(nn.Module):
             gains += [place(source, edge, name) for name, edge in outgoing.order]
             for edge in range(outgoing.count):
                 for name in outgoing.shared:
-                    # Where it is no candidate its weight is the zero behind all weights.
+                    # If it is not a candidate, its weight is the zero after all weights.
                     absent = edge not in outgoing.edges[name]
                     shared.append(count if absent else place(source, edge, name))
         self.has_absent = count in shared
@@ -112,7 +112,7 @@ def add_source(
 
 
 def add_dropped(sums: Tensor | None, maps: Tensor, weights: Tensor, probability: float) -> Tensor:
-    """Adds maps that all edges share, each edge with a dropout mask of its own.
+    """Adds maps that all edges share, each edge with its own dropout mask.
 
     Args:
         sums: as of `add_source`.

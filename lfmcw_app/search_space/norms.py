@@ -23,7 +23,7 @@ class _SyncGainBatchNorm(SyncBatchNorm):
 
 
 class GainBatchNorm(nn.BatchNorm2d):
-    """BatchNorm without parameters of its own and with an optional gain.
+    """BatchNorm without its own parameters and with an optional gain.
 
     Args:
         channels: C.
@@ -47,7 +47,7 @@ class GainBatchNorm(nn.BatchNorm2d):
 
 
 class GainGroupNorm(nn.GroupNorm):
-    """GroupNorm without parameters of its own and with an optional gain."""
+    """GroupNorm without its own parameters and with an optional gain."""
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__(groups, channels, affine=False)

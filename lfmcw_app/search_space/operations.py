@@ -51,7 +51,7 @@ class Primitive:
     Attributes:
         layer: the operation on one edge; in a derived network it is the edge. None for `none`.
         supernet: the operation on several edges of a supernet: a bank, or maps that are the same
-            on all edges. None makes a bank of the layer, edge by edge: right, and not fast.
+            on all edges. None makes a bank of the layer, edge by edge: correct, but not fast.
         colour: in pictures on white.
         dark_colour: in pictures on black; None is the same.
         draws: whether it draws random numbers, as dropout does: processes that share a batch then
@@ -77,7 +77,7 @@ class Primitive:
         if self.supernet is not None:
             return self.supernet(channels, edges, stride, style)
         if self.layer is None:
-            raise ValueError("'none' is no operation that can be evaluated.")
+            raise ValueError("'none' is not an operation that can be evaluated.")
         return LayerBank(self.layer, channels, edges, stride, style)
 
 
@@ -180,5 +180,5 @@ def make_operation(primitive: str, channels: int, stride: int, style: OperationS
     """
     layer = primitive_named(primitive).layer
     if layer is None:
-        raise ValueError(f"{primitive!r} is no operation of a derived network.")
+        raise ValueError(f"{primitive!r} is not an operation of a derived network.")
     return layer(channels, stride, style)

@@ -40,7 +40,7 @@ class OutgoingEdges(nn.Module):
         banks: primitive → the weights of it on all edges that have it.
         edges: primitive → the positions of these edges.
         count: number of all edges.
-        pools: primitive without weights → what it makes of the state, the same on all edges.
+        pools: primitive without weights → its maps of the state, the same on all edges.
         shared: the names of these.
         order: (primitive, edge) of every mixing weight of a bank, in the order in which `forward`
             takes them.
@@ -50,7 +50,7 @@ class OutgoingEdges(nn.Module):
         self, channels: int, stride: int, primitives: Sequence[Sequence[str]], style: OperationStyle
     ) -> None:
         super().__init__()
-        # `none` adds zero to every sum and gradient: it takes part in the softmax only.
+        # `none` adds zero to every sum and gradient, so it takes part only in the softmax.
         found = {name for edge in primitives for name in edge if name != "none"}
         self.edges: dict[str, tuple[int, ...]] = {}
         for name in sorted(found):
@@ -133,7 +133,7 @@ class OutgoingEdges(nn.Module):
 
     @property
     def rows(self) -> dict[tuple[int, ...], Tensor]:
-        """Sets of edges that are not all of them → their positions as a tensor."""
+        """Proper subsets of the edges → their positions as a tensor."""
         return {edges: self.get_buffer(name) for edges, name in self._parts.items()}
 
 

@@ -1,9 +1,9 @@
 """P-DARTS: a search in stages, deeper and with fewer operations, with limited skip connections.
 
 A search goes through `pdarts_stages()`. Each begins with a new supernet, architecture and
-optimizers, for the candidates that the last one left. Each epoch sets the dropout on identities
-(`skip_drop_probability`, `set_skip_drop_probability`). Each stage ends with `surviving`, but the
-last with `derive_restricted_genotype`.
+optimizers, for the candidates that the last one kept. Each epoch sets the dropout on identities
+(`skip_drop_probability`, `set_skip_drop_probability`). Each stage ends with `surviving`, except the
+last, which ends with `derive_restricted_genotype`.
 
 Reference: Chen et al., Progressive Differentiable Architecture Search (2019), section 3.
 """
@@ -56,7 +56,7 @@ def pdarts_stages(
 
     Args:
         layers: cells of the first supernet.
-        added: cells that each stage has more.
+        added: cells that each stage has in addition.
         drops: operations that each edge loses after each stage.
     """
     last = len(drops) - 1
@@ -91,7 +91,7 @@ def _strongest(
 ) -> tuple[tuple[str, ...], ...]:
     if not bool(weights.isfinite().all()):
         raise ValueError("No operations can be dropped: the mixing weights are not finite.")
-    # After the last stage `none` must go first: it is no operation of a derived cell.
+    # After the last stage `none` must go first, because a derived cell cannot have it.
     result = []
     for row, names in zip(weights.tolist(), candidates, strict=True):
         strengths = [
@@ -107,8 +107,8 @@ def skip_drop_probability(rate: float, epoch: int, *, epochs: int = 25, frozen: 
     """Returns the dropout probability on identities in an epoch of a stage.
 
     While α is frozen it falls linearly, rate · (epochs − epoch − 1) / epochs; then it starts again
-    from `rate` and decays as exp(−0.2 t), so that α is learned with identities on equal terms in
-    the end.
+    from `rate` and decays as exp(−0.2 t), so that in the end α is learned with identities on equal
+    terms.
 
     Args:
         rate: the stage's initial probability.
@@ -166,7 +166,7 @@ def derive_restricted_genotype(
         if len(places) <= max_skips:
             return genotype
 
-        # One at a time, since the edges that come instead may be skip connections too.
+        # One at a time, since the edges that replace them may be skip connections too.
         replaceable = [place for place in places if float(normal[place]) > 0.0]
         if not replaceable:
             raise InputError(

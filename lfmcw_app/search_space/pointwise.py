@@ -18,7 +18,7 @@ from lfmcw_app.search_space.requested_gradients import (
 __all__ = ["PointwiseConv", "grouped_linear", "side_by_side"]
 
 DENSE_CHANNELS = 32
-"""Up to so many channels, one product with a block-diagonal matrix is fastest on a CPU."""
+"""Up to this many channels, one product with a block-diagonal matrix is fastest on a CPU."""
 
 
 class PointwiseConv(nn.Conv2d):
@@ -26,8 +26,8 @@ class PointwiseConv(nn.Conv2d):
 
     It maps [B, G·C, H, W] → [B, G·C', ⌈H/s⌉, ⌈W/s⌉].
 
-    It is a matrix product also where there is one group. With few channels, channels last and
-    stride 2, oneDNN's own gradient (torch 2.14.1) writes beyond its buffers.
+    It is a matrix product even for one group. With few channels, channels last and stride 2,
+    oneDNN's own gradient (torch 2.14.1) writes beyond its buffers.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ def side_by_side(maps: Sequence[Tensor], layers: Sequence[PointwiseConv]) -> Ten
         maps: for every layer its input, all of one size and number of images.
         layers: of one stride, and of equally many channels per group.
     """
-    # A strided 1×1 convolution is one of the pixels that it keeps.
+    # A strided 1×1 convolution is a convolution of the pixels that it keeps.
     stride = layers[0].stride[0]
     if stride > 1:
         maps = [x[:, :, ::stride, ::stride] for x in maps]

@@ -1,5 +1,4 @@
-"""What a Function asks PyTorch: whether a graph is recorded, which gradients are asked for, in
-which type it computes.
+"""What a Function asks PyTorch: whether to record a graph, which gradients, and in which type.
 
 `torch.autograd.grad(loss, some_inputs)` does not ask for those of other inputs.
 """
@@ -15,17 +14,17 @@ __all__ = ["autocasted", "gradient_requested", "recorded_by_autograd"]
 
 
 def recorded_by_autograd(*inputs: Tensor) -> bool:
-    """Whether autograd records what is made of these tensors."""
+    """Whether autograd records operations on these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
 def autocasted(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """The inputs as an operator of lower precision has them under autocast; else themselves.
+    """The inputs as an operator of lower precision has them under autocast; otherwise unchanged.
 
     Autocast does not look into a Function, whose gradients need one type for all that it saves.
     """
     kind = inputs[0].device.type
-    # The meta device knows no autocast.
+    # The meta device has no autocast.
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return inputs
     narrow = torch.get_autocast_dtype(kind)
@@ -37,7 +36,7 @@ def gradient_requested(ctx: Any, index: int) -> bool:
 
     PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires
     gradients. For a leaf PyTorch does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to
-    the function instead. A compiler, which traces the backward pass apart from any engine, is told
+    the function instead. A compiler traces the backward pass without any engine. It gets the answer
     yes too, and drops what nobody uses.
 
     Args:

@@ -1,4 +1,4 @@
-"""What comes before the cells: one convolution on small images, three of stride 2 on large ones."""
+"""The layers before the cells: one convolution on small images, three of stride 2 on large ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["image_divisor", "make_stem"]
 
 
 def image_divisor(kind: Literal["cifar", "imagenet"]) -> int:
-    """What height and width of images must be divisible by.
+    """The number by which height and width of images must be divisible.
 
     The two reduction cells halve the resolution, and so does each of the three convolutions of the
     stem for ImageNet.
@@ -53,7 +53,7 @@ def make_stem(
     if kind == "cifar":
         return nn.Sequential(*convolution(in_channels, width, 1)), nn.Identity()
     if kind != "imagenet":
-        raise ValueError(f"The stem is 'cifar' or 'imagenet', got {kind!r}.")
+        raise ValueError(f"The stem must be 'cifar' or 'imagenet', got {kind!r}.")
     first = [
         *convolution(in_channels, width // 2, 2),
         style.make_activation(),

@@ -109,8 +109,8 @@ class Supernet(nn.Module):
         stem: "cifar", or "imagenet": to an eighth of the resolution before the cells.
         partial_channels: K; the operations see the first 1 / K of a node's channels (PC-DARTS: 4,
             on ImageNet 2).
-        checkpointing: whether cells keep no activations and run again in backward passes: less
-            memory, more time.
+        checkpointing: whether cells are recomputed in backward passes instead of keeping
+            activations: less memory, more time.
 
     Attributes:
         skip_drop_probability: current probability of the dropout on identities (P-DARTS); set by

@@ -1,8 +1,8 @@
 """Betty's four methods as engines: `betty-darts`, `betty-neumann`, `betty-cg` and `betty-sama`.
 
 They call Betty's own functions. `mlo` supplies the graph, the point, the batch and the noise. The
-inverse and the mixed product are what the installed Betty computes, its errors included. They are
-for comparisons: each has a counterpart in `mlo` that does what its name says.
+inverse and the mixed product are what the installed Betty computes, including its errors. These
+engines are for comparisons: each has a counterpart in `mlo` that does what its name says.
 """
 
 from __future__ import annotations

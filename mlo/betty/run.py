@@ -91,7 +91,7 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
     read = {lower for name in graph.problems for lower in graph.reads_below[name]}
     chosen: dict[str, BettyEngine] = {}
     for name, problem in graph.problems.items():
-        # Nobody differentiates an outermost problem's response.
+        # Nothing differentiates an outermost problem's response.
         engine = engines[name] if name in read else BettyDarts()
         reason = _why_not(graph, problem, engine)
         if reason:
@@ -142,7 +142,7 @@ def _paths_from(graph: DependencyGraph, upper: str) -> list[str]:
 
 
 def _left_out(graph: DependencyGraph) -> list[str]:
-    """The dependencies that Betty leaves out, one line each.
+    """The dependencies that Betty ignores, one line each.
 
     Its paths go from a solution to its readers only.
     """
@@ -219,7 +219,7 @@ def _engine_config(configs: Any, device: torch.device) -> Any:
 
 
 class _quiet:
-    """Silences the logger while Betty is set up, which talks at length."""
+    """Silences Betty's verbose logger while Betty is set up."""
 
     def __enter__(self) -> None:
         self._before = logging.root.manager.disable
@@ -264,7 +264,7 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
         parameters = trainable_parameters
 
         def patch_everything(self) -> None:
-            """Does nothing, where Betty 0.2.1 would make the optimizer anew and move the module.
+            """Does nothing; Betty 0.2.1 would rebuild the optimizer and move the module.
 
             It makes the optimizer from its defaults, which fails for AdamW.
             """
@@ -281,7 +281,7 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
         list(problem.schedulers.values()),
     )
     return Bridged(
-        name=f"mlo_{problem.name}",  # Betty makes attributes of the names, and has its own
+        name=f"mlo_{problem.name}",  # Betty makes attributes from the names, and has its own
         config=config,
         module=problem.module,
         optimizer=optimizer,

@@ -1,1 +1,1 @@
-"""Other libraries' interfaces on `mlo`, for programs that were written for them."""
+"""Other libraries' interfaces on top of `mlo`, for programs that were written for them."""

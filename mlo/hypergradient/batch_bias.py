@@ -1,10 +1,9 @@
-"""How far a solve on one batch is off on average, estimated from the two halves of the batch.
+"""The average error of a solve on one batch, estimated from the two halves of the batch.
 
 E[Â⁻¹] is not A⁻¹: for Gaussian least squares it is n / (n − d − 1) A⁻¹, with n examples and d
 parameters. Such a bias falls as c / n. So the mean of the solves on two halves has twice the bias
 of the solve on the whole batch, and the difference between the two estimates the bias. (The
-products themselves are means over examples, and the mean of two halves is the whole. So their noise
-drops out.)
+products are means over examples, and the mean of two halves is the whole, so their noise cancels.)
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["halves_of", "is_mean"]
 
 
 def halves_of(evaluation: Evaluation) -> tuple[Evaluation, Evaluation] | None:
-    """The same evaluation on either half of its batches; None where they cannot be halved.
+    """The same evaluation on either half of its batches; None if they cannot be halved.
 
     Several batches are divided among the halves. A single one is divided along the first dimension
     of its tensors, where all of them have the same even one.
@@ -32,7 +31,7 @@ def halves_of(evaluation: Evaluation) -> tuple[Evaluation, Evaluation] | None:
     if count >= 2:
         middle = count // 2
         return _part(evaluation, batches[:middle]), _part(evaluation, batches[middle : 2 * middle])
-    # A tensor of another length, or without dimensions, is no list of examples: not to be halved.
+    # A tensor of another length, or without dimensions, is not a list of examples: do not halve it.
     (batch,) = batches
     rows = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(batch)}
     if len(rows) != 1:

@@ -23,8 +23,8 @@ __all__ = ["ConjugateGradient", "conjugate_gradients"]
 class ConjugateGradient(IterativeEngine):
     """Conjugate gradients on (A + damping · I) q = v.
 
-    Where the curvature along a direction is not positive, the iteration stops with what it has. A
-    is then not positive definite, and a step along it would lead away from every solution.
+    If the curvature along a direction is not positive, the iteration stops with its current result.
+    A is then not positive definite, and a step along it would lead away from every solution.
 
     Attributes:
         max_steps: most products with A.
@@ -58,7 +58,7 @@ def conjugate_gradients(
 ) -> IterationResult:
     """Solves operator(x) = b from x = 0 for a symmetric positive definite operator.
 
-    Where the curvature along a direction is not positive, it stops with what it has.
+    If the curvature along a direction is not positive, it stops with its current result.
 
     Args:
         operator: the product.
@@ -67,7 +67,7 @@ def conjugate_gradients(
         max_steps: most products.
         tol: relative residual at which it stops.
         precondition: r → M⁻¹ r, with a symmetric positive definite M that resembles the operator.
-        more: the option that the advice names where the steps are not enough.
+        more: the option that the advice names if the steps are not enough.
     """
     # r = b − A x is the residual, z = M⁻¹ r the preconditioned one, p the search direction.
     x = torch.zeros_like(b)

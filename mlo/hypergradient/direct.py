@@ -25,7 +25,7 @@ class Direct(Engine):
 
     Attributes:
         damping: added to the diagonal of A.
-        max_parameters: refuses larger problems, whose dense Jacobian nobody can have meant.
+        max_parameters: refuses larger problems, whose dense Jacobian is surely a mistake.
         tol: relative residual above which the solve counts as not converged.
     """
 
@@ -37,7 +37,7 @@ class Direct(Engine):
     inverts: ClassVar[bool] = True
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        # n² numbers in memory and n products: only where that is meant.
+        # n² numbers in memory and n products: only if that is intended.
         theta = system.parameters
         size = sum(tensor.numel() for tensor in theta)
         if size > self.max_parameters:
@@ -61,8 +61,8 @@ class Direct(Engine):
                 "damping to the engine."
             )
         q = operator.split(solved)
-        # One product more tells how much of the answer is rounding. (With damping Aᵀ q − v is not
-        # zero by design, and says nothing.)
+        # One more product shows how much of the answer is rounding. (With damping Aᵀ q − v is not
+        # zero by design, and shows nothing.)
         residual = (
             relative_residual(system, [a.detach() for a in q], v) if not self.damping else None
         )

@@ -22,7 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class WrongSecondDerivative:
-    """An operation of PyTorch whose second derivative is not that of its first.
+    """An operation of PyTorch whose second derivative is not the derivative of its first.
 
     Attributes:
         operation: what users call it.
@@ -69,7 +69,7 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
     """
     if not loss.requires_grad:
         return
-    # First what is silent: operations whose second derivative exists and is wrong.
+    # First the silent case: operations whose second derivative exists and is wrong.
     for node in _graph([loss]):
         wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
         if wrong is not None and wrong.applies(node):
@@ -84,10 +84,10 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
             # PyTorch would not fail, but treat its second derivative as zero.
             raise no_double_backward(problem, f"{cls.__name__}.backward is once_differentiable")
 
-    # Then what fails, tried before the first step rather than in the middle of a solve.
+    # Then operations that fail, tried before the first step rather than in the middle of a solve.
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     gradient = [g for g in found if g is not None and g.requires_grad]
-    # Names only arouse a suspicion: such a node may be off the path of the second derivative. The
+    # A name only raises a suspicion: such a node may be off the path of the second derivative. The
     # second pass decides.
     names = {node.name() for node in _graph(gradient)}
     missing = [n for n in names if "NotImplemented" in n or "CompiledFunctionBackward" in n]
@@ -110,7 +110,7 @@ def is_about_double_backward(error: RuntimeError) -> bool:
 
 
 def no_double_backward(problem: str, reason: str) -> EngineError:
-    """Returns the error for a loss whose second derivative was asked for and does not exist."""
+    """Returns the error for a loss whose second derivative was requested and does not exist."""
     return EngineError(
         f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use "
         "'darts', 'penalty' or another engine with finite_difference products, or an "
@@ -122,7 +122,7 @@ def no_double_backward(problem: str, reason: str) -> EngineError:
 def check_checkpointing(problem: str, loss: Tensor) -> None:
     """Refuses reentrant activation checkpointing.
 
-    It cuts parameters off from `torch.autograd.grad` without a word.
+    It silently disconnects parameters from `torch.autograd.grad`.
 
     Raises:
         ProblemError: with what to do.
@@ -136,8 +136,8 @@ def check_checkpointing(problem: str, loss: Tensor) -> None:
 
 
 def _is_once_differentiable(backward: object) -> bool:
-    """Whether the decorator is anywhere among those of a `backward`."""
-    # It leaves no mark but its wrapper, whose code stands in torch.autograd.function.
+    """Whether the decorator is among those of a `backward`."""
+    # It leaves no mark but its wrapper, whose code is in torch.autograd.function.
     while backward is not None:
         code, inner = getattr(backward, "__code__", None), getattr(backward, "__wrapped__", None)
         if (
@@ -150,7 +150,7 @@ def _is_once_differentiable(backward: object) -> bool:
 
 
 def leaves_of(*outputs: Tensor) -> list[Tensor]:
-    """The tensors without a history that some depend on: parameters, and their stand-ins."""
+    """The leaf tensors that some tensors depend on: parameters, and their stand-ins."""
     leaves = [output for output in outputs if output.grad_fn is None and output.requires_grad]
     variables = [getattr(node, "variable", None) for node in _graph(outputs)]
     return [*leaves, *[leaf for leaf in variables if leaf is not None]]

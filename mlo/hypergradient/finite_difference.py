@@ -1,4 +1,4 @@
-"""Products by finite differences of first gradients, and the comparison that tells when they lie.
+"""Products by finite differences of first gradients, and a comparison that detects wrong ones.
 
 For a direction u the difference of ∇_x L(θ ± e u) is 2e Bᵀ u + O(e³), and that of ∇_θ L is
 2e Aᵀ u + O(e³): no second derivative is needed.
@@ -32,13 +32,13 @@ from mlo.tensors import add, numbers, zeros_for_none
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
 TOLERANCE = 0.05
-"""Relative error of a product that is warned of; in bfloat16 four times as much.
+"""Relative error of a product that causes a warning; in bfloat16 four times as much.
 
 Values of a loss are compared five times as closely, since they cross kinks without a jump.
 """
 
 UNSTEADY = 5.0
-"""How much larger an error may be that changes with the step: it comes of rounding, or of kinks."""
+"""How much larger an error that changes with the step may be: it comes from rounding or kinks."""
 
 COMPARISON = "finite difference"
 """Name of the check, which is made once per problem."""
@@ -46,7 +46,7 @@ COMPARISON = "finite difference"
 DETACHED = (
     "Finite differences know only the value of a loss: they see through .detach(), "
     "straight-through estimators and gradient reversal. Use exact products ('one_step', or "
-    "products='autograd'), or compute what is detached by mlo.once."
+    "products='autograd'), or compute the detached part with mlo.once."
 )
 KINKS = (
     "They measure the kinks of ReLU and max-pooling, and magnify rounding. Use exact products "
@@ -97,7 +97,7 @@ class FiniteDifference(Products):
     ) -> Tensor:
         """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
 
-        A GPU is not waited for.
+        It does not wait for a GPU.
 
         Args:
             parameters: θ, one tensor per parameter.
@@ -109,8 +109,8 @@ class FiniteDifference(Products):
         """
         dtype_of_theta = parameters[0].dtype.to_real()
         if self.step == "adaptive":
-            # Tensor by tensor: one with large entries would otherwise hide what happens to a small
-            # one, which moves by far more than its own size.
+            # Tensor by tensor: a tensor with large entries would otherwise hide a small one that
+            # moves by far more than its own size.
             moved, norms = norms_of(direction), norms_of(parameters)
             # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
             least = [0.01 * math.sqrt(tensor.numel()) for tensor in parameters]
@@ -119,8 +119,8 @@ class FiniteDifference(Products):
             norm = total_norm([tensor.detach() for tensor in direction])
             radius = 0.01 if self.step == "darts" else float(self.step)
             e = torch.where(norm > 0.0, radius / norm, torch.inf)
-        # θ moves by as much as the difference is divided by: by e as θ's dtype rounds it. Powers of
-        # two are exact in half precision, as are their inverses.
+        # θ moves by exactly the amount that divides the difference: by e as θ's dtype rounds it.
+        # Powers of two are exact in half precision, as are their inverses.
         if dtype_of_theta in (torch.float16, torch.bfloat16):
             e = e.float().log2().floor().exp2()
         # (u = 0 has led to ∞, and so has a norm that is not a number.)
@@ -134,7 +134,7 @@ def _least_ratio(
     norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
 ) -> Tensor:
     """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
-    if norms[0].is_cpu:  # where numbers are read faster than operators are called
+    if norms[0].is_cpu:  # here reading numbers is faster than calling operators
         triples = zip(numbers(norms), least, numbers(moved), strict=True)
         ratios = [max(size, smallest) / u for size, smallest, u in triples if u > 0.0]
         return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
@@ -144,7 +144,7 @@ def _least_ratio(
 
 
 class FiniteDifferenceSystem(LinearSystem):
-    """Products from gradients at displaced parameters; it offers these gradients too."""
+    """Products from gradients at displaced parameters; these gradients are available too."""
 
     def __init__(self, call: Pullback, products: FiniteDifference) -> None:
         super().__init__(call)
@@ -155,7 +155,7 @@ class FiniteDifferenceSystem(LinearSystem):
         # The rounding that a difference suffers is that of the loss, under autocast too.
         self.dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
         point = call.solution.evaluation.parameters
-        self._theta = {name: value.detach() for name, value in point.items()}
+        self._theta = dict(zip(point, map(Tensor.detach, point.values()), strict=True))
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         super().check_assumptions(u, found, engine)
@@ -201,7 +201,7 @@ class FiniteDifferenceSystem(LinearSystem):
         return self._mixed(u)
 
     def _mixed(self, u: Sequence[Tensor | None], factor: float = 1.0) -> list[Tensor | None]:
-        """Bᵀ u, with Aᵀ u for the inputs at whose value the parameters began."""
+        """Bᵀ u, with Aᵀ u for the inputs from whose value the parameters started."""
         found = self.call.scatter(self._difference(u, in_inputs=True, factor=factor))
         start = self.call.start
         if start is None:
@@ -279,7 +279,9 @@ class FiniteDifferenceSystem(LinearSystem):
 
         Where e is zero, as u is, the weights are zero.
         """
-        moved: dict[str, Tensor] = {}
+        # On the CPU also from one product to the next: to give memory back and get it anew takes
+        # as long as to write it several times.
+        moved = self.call.solution.evaluation.loss.displaced if e.is_cpu else {}
         weight: Tensor | float
         number = e.item() if e.is_cpu else None  # which is read faster than operators are called
         if number is None:
@@ -287,15 +289,19 @@ class FiniteDifferenceSystem(LinearSystem):
         else:
             weight = 0.5 / number if number > 0.0 else 0.0
         for sign in (1.0, -1.0):
-            with torch.no_grad():
-                for name, u in directions.items():
-                    # From θ each time: moving back by −2e would add the rounding of a second sum.
-                    theta, out = self._theta[name], moved.get(name)
-                    if number is None:
-                        moved[name] = torch.addcmul(theta, u, e, value=sign, out=out)
-                    else:
-                        moved[name] = torch.add(theta, u, alpha=sign * number, out=out)
-            yield sign * weight, {**self._theta, **moved}
+            point = dict(self._theta)
+            for name, u in directions.items():
+                # From θ each time: moving back by −2e would add the rounding of a second sum. (None
+                # of these requires a gradient.)
+                theta, out = self._theta[name], moved.get(name)
+                if out is not None and (out.shape, out.dtype) != (theta.shape, theta.dtype):
+                    out = None  # the module was converted since
+                if number is None:
+                    moved[name] = torch.addcmul(theta, u, e, value=sign, out=out)
+                else:
+                    moved[name] = torch.add(theta, u, alpha=sign * number, out=out)
+                point[name] = moved[name]
+            yield sign * weight, point
 
     def _weighted_gradients(
         self,
@@ -309,18 +315,17 @@ class FiniteDifferenceSystem(LinearSystem):
         The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
         from the inputs alone (`mlo.once`) is computed and differentiated once for all points.
         """
-        inputs = [
-            tensor.detach().requires_grad_(tensor.requires_grad and in_inputs)
-            for tensor in self.call.input_aliases()
-        ]
+        inputs = self.call.input_aliases()
+        if not in_inputs:
+            inputs = list(map(Tensor.detach, inputs))
         of = self.call.select(inputs)
         # (`check_engines` refuses finite differences for a loss that reads a solution depending on
         # this problem: it would depend on θ, and is held fixed here.)
         problem = self.call.solution.evaluation.loss.problem
         shared = SharedResults(problem.name, problem.generators)
         total: list[Tensor | None] = []
-        # The tensors of the first point stay in their places until the shared results have been
-        # differentiated, since checkpointing would run modules again.
+        # The tensors of the first point stay in place until the shared results have been
+        # differentiated, because checkpointing runs modules again.
         with torch.enable_grad(), ExitStack() as stack:
             if problem.device.type == "cuda":
                 stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
@@ -352,7 +357,7 @@ class FiniteDifferenceSystem(LinearSystem):
         """Compares a product with an exact one, or the loss's values with its gradient.
 
         The values show what is detached, but no kinks. They are for losses without a second
-        derivative, or where no memory is left for one.
+        derivative, or if memory is too short for one.
         """
         tolerance = TOLERANCE * (4.0 if self.dtype == torch.bfloat16 else 1.0)
         pair = self._exact(u)
@@ -366,25 +371,25 @@ class FiniteDifferenceSystem(LinearSystem):
         noise = 10.0 * torch.finfo(self.dtype).eps * size / max(self._displacement(u), 1e-30)
         if error <= tolerance * _norm(exact) + noise:
             return
-        # Rounding and kinks show at another step size, and what is detached does not.
+        # Rounding and kinks change with the step size; a detached part does not.
         twice = self._of_wanted(self._mixed(u, factor=2.0))
         steady = error > 3.0 * _distance(ours, twice)
         if steady or error > UNSTEADY * tolerance * _norm(exact):
             warn_user(
                 f"Problem {self.problem!r}: a finite difference, which the engine {engine!r} "
-                f"takes, is {error:.3g} away from the exact product (their norms are "
+                f"uses, is {error:.3g} away from the exact product (their norms are "
                 f"{_norm(ours):.3g} and {_norm(exact):.3g}). {DETACHED if steady else KINKS}"
             )
 
     def _compare_values(self, u: Cotangent, tolerance: float, engine: str) -> None:
-        """Compares the change of the loss along u with what its gradient says of it."""
+        """Compares the change of the loss along u with what its gradient predicts."""
         for player, directions in self._by_player(u).items():
             difference, slope, noise = self._slopes(player, directions)
             if abs(difference - slope) > tolerance * max(abs(difference), abs(slope)) + noise:
                 warn_user(
                     f"Problem {self.problem!r}: along a direction its loss changes by "
                     f"{difference:.3g}, and its gradient says {slope:.3g}; the engine {engine!r} "
-                    f"takes finite differences. {DETACHED}"
+                    f"uses finite differences. {DETACHED}"
                 )
 
     def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:
@@ -423,7 +428,7 @@ class FiniteDifferenceSystem(LinearSystem):
         e = self._step_size_along(directions)
         if not bool(e):
             return 0.0, 0.0, 0.0
-        # The difference knows what the loss does; the slope only what autograd sees of it.
+        # The difference knows the loss itself; the slope knows only what autograd sees of it.
         inputs = [tensor.detach() for tensor in self.call.input_aliases()]
         problem = self.call.solution.evaluation.loss.problem
         shared = SharedResults(problem.name, problem.generators)

@@ -1,6 +1,6 @@
 """`first_order`: treats the lower solution as a constant; only the direct gradient remains.
 
-A solution that began at an upper problem's value x moved from there by θ − x, which is treated as
+A solution that started from an upper problem's value x has moved by θ − x, which is treated as
 constant. So dθ/dx is the identity (first-order MAML: Finn et al. 2017, section 5.2).
 """
 

@@ -1,15 +1,15 @@
 """Solves of projected problems on their free variables, for engines that need a symmetric A.
 
-With `after_step` A = I − D (I − η H) (see `projected_step.py`; H with the decay). Where P projects
+With `after_step` A = I − D (I − η H) (see `projected_step.py`; H with the decay). If P projects
 onto a polyhedron, or shrinks by a threshold, D is the orthogonal projector onto the directions in
-which the solution is free to move. Then Aᵀ q = v, that is (I − D) q + η H D q = v, falls apart:
+which the solution is free to move. Then Aᵀ q = v, that is (I − D) q + η H D q = v, separates:
 
     S z = D v   with   S = D H D + (I − D) = D Aᵀ η⁻¹ D + (I − D),
     y = η⁻¹ D z,   q = y + (I − D) (v − Aᵀ y).
 
-S is symmetric, and positive definite where H is so on the free directions. The rates η are numbers,
-one per parameter; D may mix parameters of one rate only. (Of one that is negative, where the
-optimizer maximizes, |η| is taken: S then has −H, which is positive definite.)
+S is symmetric, and positive definite if H is so on the free directions. The rates η are numbers,
+one per parameter; D may mix parameters of one rate only. (A rate is negative if the optimizer
+maximizes; |η| is then used, and S has −H, which is positive definite.)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def solve_on_free_variables(
         engine: label of the engine, for messages.
 
     Raises:
-        EngineError: if D is no orthogonal projector, as on the surface of a ball.
+        EngineError: if D is not an orthogonal projector, as on the surface of a ball.
     """
     projector = _Projector(system, residual)
     projector.check(engine)
@@ -122,10 +122,10 @@ class _Projector:
         if abs(crossed - back) > rounding * size or float(twice) > rounding * float(total_norm(u)):
             raise EngineError(
                 f"Problem {self._problem!r}: the engine {engine!r} needs a symmetric system. With "
-                "after_step it solves on the free variables, which is exact where after_step "
-                "projects onto a polyhedron (nonnegative, box, simplex) or is soft_threshold. The "
-                "derivative of this after_step is no orthogonal projector: use 'gmres', 'direct' "
-                "or 'neumann'."
+                "after_step it solves on the free variables, which is exact if after_step "
+                "projects onto a polyhedron (nonnegative, box, simplex) or is soft_threshold. "
+                "The derivative of this after_step is not an orthogonal projector: use 'gmres', "
+                "'direct' or 'neumann'."
             )
 
 

@@ -78,7 +78,7 @@ class FlatOperator:
 
 @dataclass(frozen=True, kw_only=True)
 class IterationResult:
-    """What an iteration ended with.
+    """The result of an iteration.
 
     Attributes:
         x: approximate solution of (A + damping · I)ᵀ x = b, flat [n].
@@ -97,7 +97,7 @@ class IterationResult:
 class IterativeEngine(Engine):
     """Base of the engines that solve (A + damping · I)ᵀ q = v by products alone.
 
-    Where the response is differentiated twice, the equation is differentiated, and not the
+    If the response is differentiated twice, the equation is differentiated rather than the
     iteration (see `_solved`).
 
     Attributes:
@@ -166,9 +166,9 @@ class IterativeEngine(Engine):
     ) -> IterationResult:
         """Solves operator(x) ≈ b, with the derivative of the solution of that equation.
 
-        The derivative of a Krylov method is another one. Its x = p(Aᵀ) b has a polynomial p that
-        suits this b: where b has no component along an eigenvector, p says nothing of it, and a
-        change of A or b that brings one in would be multiplied by anything.
+        The derivative of a Krylov method differs from it. Its x = p(Aᵀ) b has a polynomial p that
+        suits this b. If b has no component along an eigenvector, p is arbitrary there, and a change
+        of A or b that introduces one would be multiplied by anything.
         """
         if self.is_polynomial or not torch.is_grad_enabled():
             return self.iterate(operator, b, scale, system)
@@ -181,7 +181,7 @@ class IterativeEngine(Engine):
         made = operator.products
         r = b - operator(outcome.x)
         operator.products = made
-        # A is symmetric at this point, where an engine needs it to be.
+        # A is symmetric at this point, if an engine needs symmetry.
         backward = operator if self.needs_symmetry else operator.adjoint()
         correction = _Correction.apply(self, backward, system, r)
         return replace(outcome, x=outcome.x + correction)
@@ -220,14 +220,14 @@ class _Correction(torch.autograd.Function):
 
 
 ASYMMETRY = 1e-3
-"""Relative asymmetry of A that is warned of; rounding counts ten times the root of epsilon."""
+"""Relative asymmetry of A that causes a warning; rounding counts ten times the root of epsilon."""
 
 
 def warn_of_asymmetry(system: LinearSystem, engine: str) -> None:
-    """Warns, once per problem, of a Jacobian that an engine wrongly takes to be symmetric.
+    """Warns, once per problem, of a Jacobian that an engine wrongly assumes to be symmetric.
 
     The Jacobian of a loss's gradient is symmetric. That of another residual F need not be: it is
-    tried on two random directions, uᵀ A w = wᵀ A u.
+    tested in two random directions, uᵀ A w = wᵀ A u.
     """
     call = system.call
     checks = call.solution.evaluation.loss.checks
@@ -248,7 +248,7 @@ def warn_of_asymmetry(system: LinearSystem, engine: str) -> None:
 
 
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:
-    """A standard normal matrix [n, columns], the same at every call for a parameter of one name.
+    """A standard normal matrix [n, columns], the same at every call for parameters of one name.
 
     It does not depend on the cotangent, so that solves which use it stay linear in the cotangent.
     Nor does it depend on the order in which parameters are registered.

@@ -1,9 +1,9 @@
 """Tells the solution of a non-smooth problem from one where the gradient vanishes.
 
-At the solution of a lasso ∇L + λ sign(θ) = 0 holds at the entries that are not zero. At those that
-the penalty holds at exactly zero it does not: a subgradient makes up for it. So F, with
-sign(0) = 0, vanishes at the first and not at the second, and engines that differentiate F = 0
-would let them move.
+At the solution of a lasso ∇L + λ sign(θ) = 0 holds at the entries that are not zero. It does not
+hold at entries that the penalty keeps at exactly zero: a subgradient balances it. So F, with
+sign(0) = 0, vanishes at the first and not at the second, and engines that differentiate F = 0 would
+let them move.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from mlo.sharding import is_sharded
 __all__ = ["find_kink"]
 
 RATIO = 30.0
-"""How much larger F is at the zeros than elsewhere, where that is no chance."""
+"""How much larger F must be at the zeros than elsewhere not to be chance."""
 
 
 def find_kink(
     names: Sequence[str], parameters: Sequence[Tensor], gradient: Callable[[], Sequence[Tensor]]
 ) -> str:
-    """Describes a parameter that stands at a kink; empty where none does.
+    """Describes a parameter that is at a kink; empty if none is.
 
-    Only tensors with zeros among other entries are looked at: one that is zero as a whole is a new
-    bias, or the second factor of an adapter.
+    Only tensors with zeros among other entries count. One that is entirely zero is a new bias, or
+    the second factor of an adapter.
 
     Args:
         names: of the parameters.
         parameters: their values.
         gradient: computes F, one tensor per parameter.
     """
-    # The gradient costs a backward pass, so the parameters are looked at first.
+    # The gradient costs a backward pass, so the parameters are checked first.
     mixed = [
         0 < int((theta == 0.0).sum()) < theta.numel() and not is_sharded(theta)
         for theta in parameters

@@ -19,7 +19,7 @@ __all__ = ["Minres"]
 class Minres(IterativeEngine):
     """MINRES on (A + damping · I) q = v.
 
-    Its residual never grows, even where A is indefinite (at a saddle point of the loss).
+    Its residual never grows, even if A is indefinite (at a saddle point of the loss).
 
     Attributes:
         max_steps: most products with A.

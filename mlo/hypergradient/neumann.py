@@ -35,12 +35,12 @@ class Neumann(IterativeEngine):
         num_terms: K.
         tol: residual above which the sum counts as not converged. At the default half of the
             cotangent is left over.
-        step_size: α, which must be below 2 / λmax for the series to converge. "auto" takes
-            1 / λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of the
-            largest eigenvalue), and halves it where the series diverges still.
-        fresh_batches: whether each factor I − α Aᵀ, and the mixed product, is on batches of its own
-            of the problem's `solve_data`. The mean of such sums is the sum of the mean A, so a
-            small batch does not bias it. `step_size` is then a number.
+        step_size: α, which must be below 2 / λmax for the series to converge. "auto" takes 1 /
+            λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of the
+            largest eigenvalue), and halves it if the series still diverges.
+        fresh_batches: whether each factor I − α Aᵀ, and the mixed product, uses fresh batches of
+            the problem's `solve_data`. The mean of such sums is the sum with the mean A, so a small
+            batch does not bias it. `step_size` must then be a number.
 
     Reference: Lorraine et al., Optimizing Millions of Hyperparameters by Implicit Differentiation
     (2020), Theorem 3; with fresh batches Ji et al., Bilevel optimization: convergence analysis and
@@ -60,7 +60,7 @@ class Neumann(IterativeEngine):
         if self.fresh_batches and (isinstance(self.step_size, str) or self.warm_start):
             raise EngineError(
                 "Engine 'neumann': fresh_batches=True needs a number as step_size, since 'auto' "
-                "would be another one for each batch, and starts from zero (no warm_start)."
+                "would differ from batch to batch, and starts from zero (no warm_start)."
             )
 
     @property
@@ -107,7 +107,7 @@ class Neumann(IterativeEngine):
                 )
             total = total + term
         # The residual of the sum is the term after the last: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v. While the
-        # terms shrink, the last one, which is at hand, bounds it.
+        # terms shrink, the last one, which is available, bounds it.
         residual = size / scale
         converged = residual <= self.tol or self.num_terms == 1
         advice = (

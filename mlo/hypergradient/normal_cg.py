@@ -28,7 +28,7 @@ class NormalConjugateGradient(IterativeEngine):
     """Conjugate gradients on A Aᵀ q = A v (CGNR), for games and indefinite or non-symmetric A.
 
     Unlike `gmres` it keeps four vectors however many steps it makes, and its residual never grows.
-    Where A is singular it converges to the least-squares solution of least norm.
+    If A is singular it converges to the least-squares solution of least norm.
 
     Attributes:
         max_steps: most steps, of two products each.

@@ -6,10 +6,10 @@ constants. So dθ'/dx = (∂θ'/∂g) B, and the cotangent of the inputs is Bᵀ
 SGD with learning rate ξ it is q = ξ v. F and B are taken at the parameters, batch, noise and read
 values of the step, not at the current ones.
 
-Where settings s of the optimizer are learned, or a projection P follows the step, the step is
-θ' = P(step(θ, g; s(x)), x). It depends on x directly too, and (∂θ'/∂x)ᵀ v at fixed g is added. So
-it does where θ is itself the value of an upper problem (`restart_from`); F depends on x through θ
-as well then, and −Aᵀ q joins −Bᵀ q.
+If settings s of the optimizer are learned, or a projection P follows the step, the step is θ' =
+P(step(θ, g; s(x)), x). It then depends on x directly too, and (∂θ'/∂x)ᵀ v at fixed g is added. The
+same holds if θ is itself the value of an upper problem (`restart_from`). F then depends on x
+through θ as well, and −Aᵀ q joins −Bᵀ q.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -30,7 +31,7 @@ from mlo.hypergradient.products import Autograd, LinearSystem, Solve
 from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
-from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
+from mlo.response import Cotangent, Pullback, Reading, Stationary, StepEngine, Stepped
 from mlo.tensors import are_alike
 
 __all__ = ["OneStep", "darts"]
@@ -46,10 +47,10 @@ class OneStep(SweepEngine, StepEngine):
             letter; their programs, like the default here, unroll what the optimizer does.
         keep_graph: True retains the gradient's graph until the response is differentiated, instead
             of recomputing it: same numbers, less time, more memory meanwhile. (For a response that
-            is differentiated twice it is recomputed all the same.) False recomputes it. "auto"
-            retains it from the problem's second update on, where it would fit four times into the
-            memory of the device (`mlo.graph_memory`) and the gradient has one graph: of one batch,
-            in one process, without another response.
+            is differentiated twice it is recomputed in any case.) False recomputes it. "auto"
+            retains it from the problem's second update on, if it would fit four times into the
+            device's memory (`mlo.graph_memory`) and the gradient has one graph: of one batch, in
+            one process, without another response.
 
     Raises:
         EngineError: if `keep_graph` is given with products other than "autograd".
@@ -74,9 +75,9 @@ class OneStep(SweepEngine, StepEngine):
     def keeps_graph(self) -> bool | Literal["auto"]:
         return self.keep_graph if isinstance(self.products, Autograd) else False
 
-    @property
+    @cached_property
     def label(self) -> str:
-        """`darts` where its products are finite differences."""
+        """`darts` if its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 
     def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:
@@ -88,7 +89,7 @@ class OneStep(SweepEngine, StepEngine):
         assert isinstance(solution, Stepped)
         step = solution.step
         # Parameters that nothing above reads take no part, so a game's other player costs nothing.
-        # Clipping, though, scales by the norm of all gradients together.
+        # But clipping scales by the norm of all gradients together.
         problem = solution.evaluation.loss.problem
         whole = acts_around_step(problem)
         clips = (step.couples_parameters or whole) and not self.plain
@@ -99,10 +100,11 @@ class OneStep(SweepEngine, StepEngine):
 
         if whole:
             return self._through_whole_step(system, solution, v_of)
-        # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
+        # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be repeated.
         factors: dict[str, float] = {}
         for name in v_of:
-            c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
+            c = step.groups[name].gradient_coefficient
+            c = -step.learning_rate(name) if self.plain else c
             if c is not None:
                 factors[name] = -c
         scaled = _scaled(v_of, factors)
@@ -111,22 +113,20 @@ class OneStep(SweepEngine, StepEngine):
         if not linear or clips:
             g = self._gradient(system, solution, v_of)
             scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
-        q = [scaled.get(name) for name in system.names]
+        q = list(map(scaled.get, system.names))
         return Solve(q=q, report=self.report(system.problem))
 
-    def respond(self, solution: Solution, reading: Reading) -> Tensors:
-        """Returns a node, or the step as plain operations where these are differentiated again.
+    def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
+        """The step as plain operations.
 
-        Then autograd sums all that flows into the step's gradient before it goes on. Behind a node
-        each product would be a backward pass of its own, with two of each for every level below.
+        Autograd sums everything that flows into the step's gradient before it continues. Behind a
+        node each product would be a separate backward pass, with two of each for every level below.
         """
         assert isinstance(solution, Stepped)
         around = acts_around_step(solution.evaluation.loss.problem) or solution.start is not None
-        if not reading.in_graph or not self.sweeps or around:
-            return super().respond(solution, reading)
-        inputs: list[Tensor] = []
-        for item in solution.evaluation.free_inputs:
-            inputs += reading.of(item).values()
+        if not self.sweeps or around:
+            return None
+        inputs = reading.inputs_of(solution)
         wanted = [tensor.requires_grad for tensor in inputs]
         made = solution.constants()
         if not any(wanted):
@@ -145,7 +145,7 @@ class OneStep(SweepEngine, StepEngine):
             g = dict(zip(system.names, system.gradient(), strict=True))
             moved = self._moved(solution, g)
         reading.note(self.report(solution.name))
-        # The value that the step has led to, with the derivative of the step that is made again.
+        # The step's actual result, with the derivative of the repeated step.
         return {name: made[name] + (moved[name] - moved[name].detach()) for name in made}
 
     def _moved(self, solution: Stepped, g: Tensors) -> Tensors:
@@ -171,7 +171,7 @@ class OneStep(SweepEngine, StepEngine):
         """(∂θ'/∂g) u: how the step moves with its gradient."""
         solution = system.call.solution
         assert isinstance(solution, Stepped)
-        # w ↦ (∂θ'/∂g)ᵀ w is linear, and its own transpose is what is wanted.
+        # w ↦ (∂θ'/∂g)ᵀ w is linear, and its transpose is wanted.
         u = dict(zip(system.names, direction, strict=True))
         coefficients = self._coefficients(solution.step, u)
         if coefficients is not None and (self.plain or solution.step.grad_clip is None):
@@ -231,9 +231,9 @@ class OneStep(SweepEngine, StepEngine):
     def _gradient(
         self, system: LinearSystem, solution: Stepped, names: Iterable[str]
     ) -> dict[str, Tensor]:
-        """The gradient g that the step was made with, as the variable that it is differentiated in.
+        """The gradient g that the step was made with, as the variable of differentiation.
 
-        Where the derivative is differentiated again, it is F with its graph.
+        If the derivative is differentiated again, it is F with its graph.
         """
         if not system.call.differentiate:
             return {name: solution.gradient[name].detach().requires_grad_() for name in names}
@@ -251,7 +251,7 @@ class OneStep(SweepEngine, StepEngine):
     ) -> dict[str, Tensor]:
         """Returns q = −(∂θ'/∂g)ᵀ v.
 
-        Of a linear step that clips it is −(∂clipped/∂g)ᵀ c v, with −c v given as `scaled`.
+        For a linear step that clips it is −(∂clipped/∂g)ᵀ c v, with −c v given as `scaled`.
         """
         with torch.enable_grad():
             if scaled is not None:
@@ -271,7 +271,7 @@ class OneStep(SweepEngine, StepEngine):
 
 def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
     """The tensors that have a factor, times it."""
-    chosen = [tensors[name] for name in factors]
+    chosen = list(map(tensors.__getitem__, factors))
     if len(set(factors.values())) == 1 and are_alike(chosen):
         made: Sequence[Tensor] = torch._foreach_mul(chosen, next(iter(factors.values())))
     else:

@@ -8,9 +8,9 @@ inputs is
 by the Sherman-Morrison formula (for damping = 0 with the pseudoinverse of g gᵀ). It takes one
 backward pass of the loss and no second derivative.
 
-What it is the derivative of: dθ = −g (hᵀ dx) / ‖g‖² is the shortest move of θ that keeps the lower
-loss at its value while x moves. So it is a response along a level set, away from the solution. At
-the solution, where g = 0, it is not defined, and near it grows as 1/‖g‖.
+Its meaning: dθ = −g (hᵀ dx) / ‖g‖² is the shortest move of θ that keeps the lower loss at its value
+while x moves. So it is a response along a level set, away from the solution. At the solution, where
+g = 0, it is undefined, and near the solution it grows as 1/‖g‖.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mlo.tensors import zeros_for_none
 __all__ = ["OuterProduct"]
 
 REACH = 1e3
-"""A response is meaningless that moves θ by this many times its size as x is doubled."""
+"""A response that moves θ by this many times its size as x is doubled is meaningless."""
 
 ADVICE = (
     "The lower gradient has vanished, and this engine's response grows as its inverse. Give it "
@@ -46,9 +46,10 @@ ADVICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class OuterProduct(PullbackEngine):
-    """Takes the outer product of the lower gradient for the Hessian, at the cost of one gradient.
+    """Replaces the Hessian by the outer product of the lower gradient, at the cost of one gradient.
 
-    It serves a few steps from afar. At a solution it approximates nothing, which its report says.
+    It suits a few steps far from the solution. At a solution it approximates nothing, and its
+    report says so.
 
     Attributes:
         damping: added to ‖g‖². Without it a zero gradient gives a zero response.
@@ -80,7 +81,7 @@ class OuterProduct(PullbackEngine):
                 (value,) = losses.values()
                 found = gradients(value, [*theta.values(), *of])
         own, h = found[: len(theta)], found[len(theta) :]
-        # The optimizer comes to rest where ∇L + decay · θ = 0.
+        # The optimizer converges to ∇L + decay · θ = 0.
         decay = l2_penalty(call.solution.evaluation.loss.problem)
         terms = zip(own, theta.items(), strict=True)
         g = [term + decay[name] * tensor.detach() for term, (name, tensor) in terms]
@@ -101,6 +102,6 @@ class OuterProduct(PullbackEngine):
 
 
 def _size(tensors: Sequence[Tensor]) -> float:
-    """The norm of tensors; where they are zero still, that of entries of 0.01."""
+    """The norm of tensors; while they are still zero, that of entries of 0.01."""
     count = sum(tensor.numel() for tensor in tensors)
     return max(float(total_norm([t.detach() for t in tensors])), 0.01 * math.sqrt(count))

@@ -4,8 +4,8 @@ Let g be the lower loss, ȳ the current solution, and v the cotangent. Let y± m
 
     g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩,
 
-the lower loss tilted by v. (The second term makes ȳ the untilted solution even where the lower
-problem has not converged. So the derivative is taken at ȳ, as in every implicit engine.)
+the lower loss tilted by v. (The second term makes ȳ the untilted solution even if the lower problem
+has not converged. So the derivative is taken at ȳ, as in every implicit engine.)
 
 Then ∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so (y₊ − y₋) / 2ε = A⁻¹ v + O(ε²). The cotangent of the
 inputs is
@@ -45,7 +45,7 @@ GROWTH = 10.0
 ADVICE_DIVERGED = (
     "The tilted copies diverge: use step_size='auto' or a smaller one, or a larger multiplier."
 )
-ADVICE_SLOW = "The copies have hardly begun to part: raise steps."
+ADVICE_SLOW = "The copies have hardly begun to separate: raise steps."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class Penalty(PullbackEngine):
         multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the
             finite-difference step that suits the dtype. A smaller one tilts further, with an error
             of O(1/λ²).
-        warm_start: resume from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies
-            start at the solution.
+        warm_start: resume from the last displacement (y₊ − y₋) / 2ε, as F2SA does; otherwise both
+            copies start at the solution.
         tol: residual above which the solve counts as not converged. At the default half of the
             cotangent is left over.
 
@@ -130,13 +130,13 @@ class Penalty(PullbackEngine):
             curvature = max(curvature, _norm(bend) / apart if apart > 0.0 else 0.0)
             first = residual if step == 0 else first
             if not residual <= GROWTH * max(first, 1.0):
-                # The copies diverge: one step from rest takes their place.
+                # The copies diverge: one step from rest replaces them.
                 up, down = _displaced(theta, v, alpha * e), _displaced(theta, v, -alpha * e)
                 break
             up = _descended(up, g_up, still, v, alpha=alpha, e=e)
             down = _descended(down, g_down, still, v, alpha=alpha, e=-e)
 
-        # The next solve takes shorter steps where this one met a larger curvature.
+        # The next solve takes shorter steps if this one met a larger curvature.
         known = system.recall("curvature")
         if known is not None and math.isfinite(curvature) and curvature > float(known):
             system.keep("curvature", torch.tensor(curvature, dtype=torch.float64))

@@ -1,9 +1,9 @@
 """Engines of the form inverse × products, and the two kinds of products.
 
-Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and
-B = ∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.response.Residual`. Then
-only `Autograd` serves.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
-says how q is found (the inverse); its products say how Aᵀ and Bᵀ are applied. For fixed u
+Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and B =
+∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.response.Residual`. Then only
+`Autograd` serves.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
+defines how q is found (the inverse); its products define how Aᵀ and Bᵀ are applied. For fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
 
@@ -66,7 +66,7 @@ class LinearSystem(ABC):
         problem: name of the problem.
         names: its parameters, in the order of all lists of tensors here.
         players: player → its parameters.
-        step: the optimizer's last step, where it is the step that is differentiated; else None.
+        step: the optimizer's last step, if it is the step that is differentiated; otherwise None.
         assumes: whether `check_assumptions` has anything to look at.
     """
 
@@ -83,13 +83,13 @@ class LinearSystem(ABC):
         if isinstance(solution, Stepped):
             self.step = solution.step
         elif call.residual is None:
-            # The optimizer comes to rest where ∇L + decay · θ = 0, so its weight decay is part of
-            # F, and of A. (A residual is complete.)
+            # The optimizer converges to ∇L + decay · θ = 0, so its weight decay is part of F, and
+            # of A. (A residual is complete.)
             penalty = l2_penalty(problem)
             self._decay = [penalty[name] for name in self.names]
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
-        """Says what the products show of a loss that an engine's assumptions do not hold for.
+        """Reports what the products show of a loss that violates an engine's assumptions.
 
         Args:
             u: a direction, one entry per parameter.
@@ -167,7 +167,7 @@ class LinearSystem(ABC):
 
     def _by_player(self, u: Sequence[Tensor | None]) -> dict[str, dict[str, Tensor]]:
         """Player → parameter → entry of u, for the players of which any entry is not None."""
-        # Entries of None drop out, and so do players without any other: they cost no backward pass.
+        # Entries of None drop out, as do players with no other entries: they cost no backward pass.
         entry_of = dict(zip(self.names, u, strict=True))
         found: dict[str, dict[str, Tensor]] = {}
         for player, members in self.players.items():
@@ -191,7 +191,7 @@ class Products(ABC):
 
 @dataclass(frozen=True)
 class Autograd(Products):
-    """Exact products: one backward pass each, through a graph of F that is made once."""
+    """Exact products: one backward pass per product, through a graph of F that is made once."""
 
     name: ClassVar[str] = "autograd"
     uses_second_derivatives: ClassVar[bool] = True
@@ -219,19 +219,19 @@ class AutogradSystem(LinearSystem):
             self._inputs: list[Tensor] = []
             for item in evaluation.free_inputs:
                 self._inputs += graph.reads[item.name].values()
-            # Activation checkpoints in the graph run modules again, in which these must stand.
+            # Activation checkpoints in the graph run modules again, and these must be in them then.
             evaluation.check_batches()
             call.stack.enter_context(evaluation.replayed_at(graph.parameters, graph.reads))
             return
 
-        # Otherwise the loss is evaluated once more, and stays open until the pullback ends.
+        # Otherwise the loss is evaluated again, and stays open until the pullback ends.
         with torch.enable_grad():
             self._inputs = call.input_aliases()
             self._theta = call.parameter_aliases(self._inputs)
             if call.residual is None:
                 self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
                 return
-            # F as it is given: it takes the place of the players' gradients.
+            # F as given: it replaces the players' gradients.
             found = call.stack.enter_context(call.residuals(self._theta, self._inputs))
             for player, members in self.players.items():
                 self._gradients[player] = {name: found[name] for name in members}
@@ -324,7 +324,7 @@ class AutogradSystem(LinearSystem):
         *,
         create_graph: bool = False,
     ) -> Sequence[Tensor | None]:
-        """∇_inputs ⟨F, u⟩; with its graph where that is asked for, or the call's is needed.
+        """∇_inputs ⟨F, u⟩; with its graph on request, or if the call needs one.
 
         None where F does not depend on an input: what is below it then takes no part.
         """
@@ -355,7 +355,7 @@ class AutogradSystem(LinearSystem):
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd}
-"""Name → kind of products; a file that offers another one adds it."""
+"""Name → kind of products; a file that offers another kind adds it."""
 
 
 def register_products(kind: type[Products]) -> None:
@@ -386,13 +386,13 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Solve:
-    """The result of an inverse product, and how it went.
+    """The result of an inverse product, and its report.
 
     Attributes:
         q: A⁻ᵀ v approximately, one entry per parameter; None stands for zero.
         report: of the solve.
         pulled: Bᵀ q, where the engine has taken it already.
-        direct: what the inputs' cotangents have beside −Bᵀ q, one entry per input; None: nothing.
+        direct: what the inputs' cotangents have besides −Bᵀ q, one entry per input; None: nothing.
     """
 
     q: Cotangent
@@ -403,7 +403,7 @@ class Solve:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine(PullbackEngine):
-    """An inverse times products; a subclass says how q ≈ A⁻ᵀ v is found.
+    """An inverse times products; a subclass defines how q ≈ A⁻ᵀ v is found.
 
     Attributes:
         products: how products with derivatives of F are taken: an `Autograd()` or
@@ -417,7 +417,7 @@ class Engine(PullbackEngine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Past the frozen dataclass: a name or a mapping becomes the object that it stands for.
+        # Bypasses the frozen dataclass: a name or a mapping becomes the object that it denotes.
         object.__setattr__(self, "products", _products_from(self.products))
 
     @property
@@ -461,23 +461,31 @@ class Engine(PullbackEngine):
             EngineError: if `solve` returned a q of another shape than the parameters.
         """
         system = self.linearize(call)
+        if torch.is_grad_enabled() == call.differentiate:
+            return self._pulled(system, call, cotangent)
         with torch.set_grad_enabled(call.differentiate):
-            solve = self.solve(system, cotangent)
-            if not _fits(solve.q, system.parameters):
-                raise EngineError(
-                    f"Engine {self.name!r} returned a q that does not have one entry, of its "
-                    f"shape, for each parameter of problem {system.problem!r}."
-                )
-            # The sign is applied to the result, which usually has fewer entries than q.
-            pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
-            if system.assumes:
-                system.check_assumptions(solve.q, pulled, self.label)
-                if self.inverts and not call.differentiate:
-                    self._check_bias(system, cotangent, pulled)
-            total = [None if entry is None else -entry for entry in pulled]
-            if solve.direct is not None:
-                total = list(map(add, total, solve.direct))
-            return total, solve.report
+            return self._pulled(system, call, cotangent)
+
+    def _pulled(
+        self, system: LinearSystem, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
+        """What `pullback` returns."""
+        solve = self.solve(system, cotangent)
+        if not _fits(solve.q, system.parameters):
+            raise EngineError(
+                f"Engine {self.name!r} returned a q that does not have one entry, of its "
+                f"shape, for each parameter of problem {system.problem!r}."
+            )
+        # The sign is applied to the result, which usually has fewer entries than q.
+        pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
+        if system.assumes:
+            system.check_assumptions(solve.q, pulled, self.label)
+            if self.inverts and not call.differentiate:
+                self._check_bias(system, cotangent, pulled)
+        total = [None if entry is None else -entry for entry in pulled]
+        if solve.direct is not None:
+            total = list(map(add, total, solve.direct))
+        return total, solve.report
 
     def _check_bias(
         self, system: LinearSystem, cotangent: Cotangent, pulled: Sequence[Tensor | None]
@@ -486,7 +494,7 @@ class Engine(PullbackEngine):
         call, solution = system.call, system.call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
         if not isinstance(solution, Stationary) or solution.fresh:
-            return  # (with products on batches of their own nothing is biased)
+            return  # (with products on fresh batches nothing is biased)
         if loss.problem.solves_on_all_data:
             return
         if not loss.checks.is_due("batch bias", once=True):
@@ -517,20 +525,20 @@ class Engine(PullbackEngine):
         size = total_norm(whole)
         if float(bias) > BIAS * float(size):
             warn_user(
-                f"Problem {solution.name!r}: a solve on one batch is biased, E[Â⁻¹] ≠ A⁻¹, here by "
-                f"{min(float(bias / size), 10.0):.0%} of the implicit term or so (estimated from "
-                f"the halves of the batch). Give the engine {self.label!r} larger batches or "
-                "several: Problem(solve_data=..., solve_batches=...), or accumulate=; or damping, "
-                "or an engine that averages over batches as it goes, such as 'soba'."
+                f"Problem {solution.name!r}: a solve on one batch is biased, E[Â⁻¹] ≠ A⁻¹, here "
+                f"by about {min(float(bias / size), 10.0):.0%} of the implicit term (estimated "
+                f"from the halves of the batch). Give the engine {self.label!r} larger batches or "
+                "several: Problem(solve_data=..., solve_batches=...), or accumulate=; or "
+                "damping, or an engine that averages over batches as it runs, such as 'soba'."
             )
 
 
 BIAS = 0.1
-"""Relative bias of a solve on one batch that is warned of."""
+"""Relative bias of a solve on one batch that causes a warning."""
 
 
 def present(entries: Sequence[Tensor | None]) -> list[Tensor]:
-    """The entries of a cotangent that are there; None stands for a zero."""
+    """The entries of a cotangent that are present; None stands for a zero."""
     return [entry for entry in entries if entry is not None]
 
 

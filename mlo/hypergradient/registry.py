@@ -76,7 +76,7 @@ class _Loaded:
         except Exception as error:
             raise EngineError(
                 f"The engine {self.point.name!r} of {self.point.value} could not be imported "
-                f"({error!r}). Mend or remove the package that offers it."
+                f"({error!r}). Repair or remove the package that offers it."
             ) from error
         engine: AbstractEngine = factory(**options)
         return engine
@@ -99,7 +99,7 @@ def register_engine(
         name: the name that configurations use.
         factory: called with the options of the configuration as keywords; an `Engine` subclass will
             do.
-        replace: allows an existing name to be taken over.
+        replace: whether an existing name may be replaced.
 
     Raises:
         EngineError: if the name is taken and `replace` is false.
@@ -146,7 +146,7 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
 
 
 def _advice(factory: Callable[..., AbstractEngine], options: Mapping[str, Any]) -> str:
-    """The options that an engine takes, for one who gave it another one."""
+    """The options that an engine takes, for a user who passed a different one."""
     unlisted = "Its documentation lists them."
     try:
         known = signature(factory).parameters
@@ -167,14 +167,14 @@ def engines_for(
 
     Args:
         problems: names of the problems.
-        choice: one choice for all, or a mapping problem → choice, with "default" (else one_step)
-            for the rest. A mapping with the key "name" is one choice.
+        choice: one choice for all, or a mapping problem → choice, with "default" (otherwise
+            one_step) for the rest. A mapping with the key "name" is one choice.
 
     Raises:
         EngineError: for a problem that does not exist, or an unusable choice.
     """
-    # A mapping is one choice if it has the key "name", and else one choice per problem. (So "name"
-    # cannot be the name of a problem.)
+    # A mapping is one choice if it has the key "name", and otherwise one choice per problem. (So
+    # "name" cannot be the name of a problem.)
     names = tuple(problems)
     if isinstance(choice, (AbstractEngine, str)) or (
         isinstance(choice, Mapping) and "name" in choice

@@ -1,14 +1,14 @@
-"""`sid`: a linear solve by stochastic steps, each on a batch of its own.
+"""`sid`: a linear solve by stochastic steps, each on its own batch.
 
 Let Â_j and B̂_j be A and B on batch j. From q_0 = 0 the steps are
 
     q_{j+1} = q_j + α_j (v − Â_jᵀ q_j) ,    α_j = α / (1 + decay · j) ,    j = 0 … K−1 ,
 
-and the cotangent of the inputs is −(1/M) Σ_m B̂_mᵀ q_K, over M batches that no step has seen. Where
-the batches are independent, E[q_K] is what the same steps with the mean A give: a product of
-independent factors has the product of the means as its mean. And q_K is independent of B̂. So the
-estimate has no bias but the truncation after K steps, whereas E[Â⁻¹] ≠ A⁻¹. Its variance tends to
-zero with a decay, and stays of the order of α without one.
+and the cotangent of the inputs is −(1/M) Σ_m B̂_mᵀ q_K, over M batches that no step has seen. If
+the batches are independent, E[q_K] is the result of the same steps with the mean A: the mean of a
+product of independent factors is the product of their means. And q_K is independent of B̂. So the
+only bias of the estimate is the truncation after K steps, whereas E[Â⁻¹] ≠ A⁻¹. Its variance tends
+to zero with a decay, and stays of the order of α without one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = ["Sid"]
 
 ADVICE = (
     "The steps diverge, or single batches say too little: use step_size='auto' or a smaller one, "
-    "decay, larger batches in solve_data, or damping where A has negative eigenvalues."
+    "decay, larger batches in solve_data, or damping if A has negative eigenvalues."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sid(Engine):
-    """Makes K steps of the linear solve, each on a fresh batch, and takes B on others.
+    """Makes K steps of the linear solve, each on a fresh batch, with other batches for B.
 
     The batches are those of `Problem(solve_data=..., solve_batches=N)`. The last `mixed_batches` of
     them are for B, and the others are for the steps, in turn: with N = steps + mixed_batches each
@@ -57,7 +57,7 @@ class Sid(Engine):
         damping: added to the diagonal of A.
         warm_start: start from the last solve's q, which is independent of the new batches.
         tol: relative residual, averaged over the second half of the steps, above which the solve
-            counts as not converged. At the default only divergence does.
+            counts as not converged. By default only divergence does.
 
     Reference: Grazzi, Pontil, Salzo, Convergence Properties of Stochastic Hypergradients (2021),
     Algorithm 1; with decaying steps and averaged B, Grazzi et al., Bilevel Optimization with a
@@ -154,7 +154,7 @@ class _Iteration:
         self._made += 1
 
     def solution(self, system: LinearSystem) -> list[Tensor]:
-        """q, one tensor per parameter; what the next solve needs is kept."""
+        """q, one tensor per parameter; keeps what the next solve needs."""
         assert self._q is not None
         if self._engine.warm_start:
             system.keep("q", self._q)
@@ -164,7 +164,7 @@ class _Iteration:
         return FlatOperator(system, 0.0).split(self._q)
 
     def report(self, problem: str) -> SolveReport:
-        """How the steps went."""
+        """The report on the steps."""
         residual = float(torch.stack(self._residuals).mean(0).norm()) / (self._scale or 1.0)
         converged = residual <= self._engine.tol
         return self._engine.report(

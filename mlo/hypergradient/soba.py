@@ -1,4 +1,4 @@
-"""`soba`: a step of the linear solve per upper update, resumed from where the last one ended.
+"""`soba`: one step of the linear solve per upper update, resumed from the last one's result.
 
 q_{t+1} = q_t + α (v − Aᵀ q_t). While the lower and upper problems move slowly, q follows A⁻ᵀ v. An
 upper update costs one product with Aᵀ and one mixed product, whatever the conditioning.
@@ -35,16 +35,16 @@ WINDOW = 20.0
 """Updates over which residuals are averaged."""
 
 LOST = 100.0
-"""A residual this many times the cotangent's norm means that q is lost: it restarts from zero."""
+"""A residual this many times the cotangent's norm means that q is lost and restarts from zero."""
 
 ADVICE_LOST = (
-    "The persistent solve diverged and starts again: use step_size='auto', or a smaller one; on a "
+    "The persistent solve diverged and starts over: use step_size='auto', or a smaller one; on a "
     "Jacobian with negative eigenvalues, damping."
 )
 ADVICE_BEHIND = (
-    "The persistent solve does not follow: the problems move too fast for one step per update, or "
-    "the Jacobian is too ill-conditioned. Lower the learning rates, use a larger batch "
-    "(accumulate=), or 'cg' with solve_data= that holds all of the data."
+    "The persistent solve lags behind: the problems move too fast for one step per update, or the "
+    "Jacobian is too ill-conditioned. Lower the learning rates, use a larger batch (accumulate=), "
+    "or 'cg' with solve_data= that holds all of the data."
 )
 
 
@@ -58,7 +58,7 @@ class Soba(Engine):
     are −Bᵀ q_{t+1}.
 
     The first updates see a small q, and `gradient`, which changes nothing, does not advance it. The
-    response cannot be differentiated again: q holds what earlier updates left.
+    response cannot be differentiated again, because q depends on earlier updates.
 
     Attributes:
         step_size: α, below 2 / λmax. "auto" takes 1 / λmax, where λmax is estimated by ten products
@@ -67,11 +67,10 @@ class Soba(Engine):
             learning rate of the lower problem's last update. A function takes the number of updates
             that q has had (0 at the first) and returns α.
         steps: steps of q per upper update.
-        fresh_batches: whether each step, and the mixed product, is on batches of its own of the
-            lower problem's `solve_data`.
+        fresh_batches: whether each step, and the mixed product, uses fresh batches of the lower
+            problem's `solve_data`.
         damping: added to the diagonal of A.
-        tol: relative residual above which it counts as not converged, once it has made `PATIENCE`
-            updates.
+        tol: relative residual above which it counts as not converged, after `PATIENCE` updates.
 
     Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and
     global variance reduction algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6; with
@@ -147,7 +146,7 @@ class Soba(Engine):
     def _product(
         self, system: LinearSystem, operator: FlatOperator, q: Tensor, step: int
     ) -> Tensor:
-        """Aᵀ q of one step, on a batch of its own where there is one."""
+        """Aᵀ q of one step, on a fresh batch if there is one."""
         solution = system.call.solution
         with ExitStack() as stack:
             on = system
@@ -173,7 +172,7 @@ class Soba(Engine):
         solution = call.solution
         estimates = solution.estimates if isinstance(solution, Stationary) else None
         if estimates is None:
-            # Nothing is multiplied with a q that has not begun.
+            # A q that has not begun needs no products.
             if not any(bool(entry.any()) for entry in q):
                 zeros = [torch.zeros_like(t) for t in call.select(call.inputs)]
                 return q, call.scatter(zeros)
@@ -247,7 +246,7 @@ class Soba(Engine):
             iterations: products with Aᵀ.
             lost: the relative residual of a q that starts again; None: q is kept.
         """
-        # A young q cannot have arrived, and gets no advice.
+        # A young q cannot have converged, and gets no advice.
         restart = lost is not None
         made = system.recall("updates")
         count = torch.tensor(1) if made is None or restart else made + 1
@@ -279,7 +278,7 @@ class Soba(Engine):
 def _taken(
     system: LinearSystem, q: Sequence[Tensor], group: str
 ) -> tuple[Cotangent, list[Tensor | None]]:
-    """Aᵀ q and Bᵀ q of a system, of which a group may need one only."""
+    """Aᵀ q and Bᵀ q of a system; a group may need only one of them."""
     if group == "both":
         return system.both_products(q)
     if group == "mixed":

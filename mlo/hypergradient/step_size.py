@@ -13,7 +13,7 @@ from mlo.hypergradient.products import LinearSystem
 __all__ = ["inverse_step_size", "largest_inverse_step_size", "persistent_step_size"]
 
 REFRESH = 100
-"""Number of solves after which a kept step size is estimated anew."""
+"""Number of solves after which a kept step size is estimated again."""
 
 
 def inverse_step_size(u: Tensor, product: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def inverse_step_size(u: Tensor, product: Tensor) -> Tensor:
 
     Here it is α = ⟨u, Aᵀu⟩ / ‖Aᵀu‖², but at least a hundredth of 1/|λ|. At eigenvalues near the
     imaginary axis, or of both signs, no step makes everything decay, and a step of nearly zero
-    would only stand still.
+    would make no progress.
     """
     size, along = product.norm(), u @ product
     ratio = size / u.norm()  # |λ|, where u is an eigenvector
@@ -56,7 +56,7 @@ def persistent_step_size(
 
     Args:
         step_size: the option.
-        operator: estimates λmax when there is no estimate yet, and anew every `REFRESH` solves, so
+        operator: estimates λmax when there is no estimate yet, and again every `REFRESH` solves, so
             that a batch of unusual curvature is forgotten.
         system: keeps the estimate.
         observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax. A vector that diverges

@@ -1,20 +1,20 @@
 """Products of a problem whose loss reads responses to the problem itself, by one sweep downwards.
 
 A problem in the middle of a chain that reads both ways has a loss L(s(θ), θ, x), where s(θ) is the
-response of the problems below it, which are conditioned on its own value θ. Its total gradient is
-F = ∂_θ L + (∂s/∂θ)ᵀ ∂_s L. The obvious way to B = ∂F/∂x makes F with its graph. It differentiates
-the derivative of a response, which in its turn contains the derivative of a response, and so on
-down the chain: the work of one product then grows with the square of the depth.
+response of the problems below it, which are conditioned on its own value θ. Its total gradient is F
+= ∂_θ L + (∂s/∂θ)ᵀ ∂_s L. The obvious way to B = ∂F/∂x makes F with its graph. It differentiates the
+derivative of a response, which itself contains the derivative of a response, and so on down the
+chain. The work of one product then grows with the square of the depth.
 
-Where s does not depend on x, second derivatives may be taken in the other order,
+If s does not depend on x, second derivatives may be taken in the other order,
 
     Bᵀ q = ∂_x ⟨∂_(s,θ) L, (ṡ, q)⟩     with ṡ = (∂s/∂θ) q,
     B ẋ  = ∂_θ ⟨∂_x L, ẋ⟩ + (∂s/∂θ)ᵀ ∂_s ⟨∂_x L, ẋ⟩ .
 
-Here s stands for constants while L is differentiated, and each product takes one product of the
-problem below, with its Jacobian or with the transpose. So a gradient costs a constant number of
-operators per problem that it passes through. F itself is not needed: where the step has led is
-known. (∂_(s,θ) stands for both parts; products are those of the second derivative of L.)
+Here s is constant while L is differentiated, and each product takes one product of the problem
+below, with its Jacobian or with the transpose. So a gradient costs a constant number of operators
+per problem that it passes through. F itself is not needed, because the step's result is known.
+(∂_(s,θ) stands for both parts; products are those of the second derivative of L.)
 """
 
 from __future__ import annotations
@@ -55,14 +55,16 @@ class SweepEngine(Engine):
         """
 
     def linearize(self, call: Pullback) -> LinearSystem:
-        swept = not call.differentiate and call.solution.evaluation.inner and call.solution.sweeps
+        evaluation = call.solution.evaluation
+        swept = not call.differentiate and evaluation.dependent and evaluation.inner
+        swept = swept and call.solution.sweeps
         return SweptSystem(call) if swept else super().linearize(call)
 
 
 class SweptSystem(LinearSystem):
     """Products with B and Bᵀ for which nothing below is differentiated twice.
 
-    Products with A, and F itself, are those of the ordinary system, which is made if asked for.
+    Products with A, and F itself, come from the ordinary system, which is made on request.
     """
 
     def __init__(self, call: Pullback) -> None:

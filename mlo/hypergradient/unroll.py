@@ -3,8 +3,8 @@
 θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1. θ_0 and
 s_0 are constants; or θ_0 is the value of an upper problem (`restart_from`). Each step is one node
 of the autograd graph, whose backward re-evaluates the loss at the recorded θ_t and differentiates
-that one step. So memory holds K copies of the parameters and of the optimizer's state, but the
-graph of one step at a time, however large K.
+that one step. So memory holds K copies of the parameters and of the optimizer's state, but only one
+step's graph at a time, however large K is.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ StateKey = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Unroll(StepEngine):
-    """Differentiates the last `steps` steps of the optimizer, or all where fewer were made.
+    """Differentiates the last `steps` steps of the optimizer, or all if fewer were made.
 
     A problem that has not moved yet is seen one step ahead, as by `one_step`. The state of a run
-    does not hold the recorded steps: after a resume they are recorded anew, and a warning says so
-    where it matters. So use `steps` no larger than the problem's own `steps`.
+    does not hold the recorded steps. After a resume they are recorded again, and a warning says so
+    if it matters. So use `steps` no larger than the problem's own `steps`.
 
     Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization
     (2017), Algorithm 1; Maclaurin et al. (2015).
@@ -69,8 +69,8 @@ class Unroll(StepEngine):
             key: value.detach() for key, value in first.step.differentiable_state().items()
         }
         for index, recorded in enumerate(solution.history):
-            # What this step made is where the next one began; after the last it is the solution.
-            # Only the last node reports, so that a chain counts as one solve.
+            # The next step started from this step's result; after the last step it is the solution.
+            # Only the last node reports, so a chain counts as one solve.
             if index + 1 < len(solution.history):
                 following = solution.history[index + 1]
                 after = following.evaluation.parameters
@@ -88,7 +88,7 @@ class Unroll(StepEngine):
                 after_state=tuple(after_state.values()),
                 reading=of_step,
             )
-            # Each step has read values and responses of its own time.
+            # Each step has read the values and responses of its own time.
             inputs: list[Tensor] = []
             for item in recorded.evaluation.free_inputs:
                 inputs += reading.of(item).values()
@@ -113,7 +113,7 @@ class _Node:
 
 
 class _Step(torch.autograd.Function):
-    """Forward: what a recorded step made. Backward: its vjp in θ, the state and the inputs."""
+    """Forward: a recorded step's result. Backward: its vjp in θ, the state and the inputs."""
 
     @staticmethod
     def forward(ctx: Any, node: _Node, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -148,7 +148,7 @@ def _pull_back(
     differentiate: bool,
     stack: ExitStack,
 ) -> list[Tensor | None]:
-    # Makes one recorded step again, now with its graph, and sends cotangents back through it. The
+    # Repeats one recorded step, now with its graph, and sends cotangents back through it. The
     # node's inputs, and so the gradients returned, are θ, the optimizer's state, then the reads.
     own, states = len(node.names), len(node.state_keys)
     evaluation = node.recorded.evaluation

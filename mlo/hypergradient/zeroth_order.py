@@ -1,14 +1,14 @@
-"""`zeroth_order`: the response by repeating the optimizer's last steps at displaced reads.
+"""`zeroth_order`: the response by repeating the optimizer's last steps at perturbed reads.
 
 Let θ_K(x) be the parameters that the last K steps of the optimizer make of θ_0, as a function of
-all that their gradients read. For a cotangent v let φ(x) = ⟨v, θ_K(x)⟩, whose gradient is what is
-asked for. With S random directions u_s it is estimated by
+all that their gradients read. For a cotangent v let φ(x) = ⟨v, θ_K(x)⟩, whose gradient is wanted.
+With S random directions u_s the estimate is
 
     ĝ = (1/S) Σ_s u_s (φ(x + r u_s) − φ(x − r u_s)) / 2r .
 
-That takes 2 S K gradients of the lower loss in θ, and no derivative in x at all: x may enter
-through a table, a simulation or a sort. Let x have d entries, let g be the gradient of φ, and let
-the entries of u be independent and standard normal (`directions="gaussian"`). Then
+This takes 2 S K gradients of the lower loss in θ, and no derivative in x: x may enter through a
+table, a simulation or a sort. Let x have d entries, let g be the gradient of φ, and let the entries
+of u be independent and standard normal (`directions="gaussian"`). Then
 
 - E ĝ is the gradient of the smoothed function φ_r(x) = E φ(x + r u), which exists even where φ has
   jumps;
@@ -16,9 +16,9 @@ the entries of u be independent and standard normal (`directions="gaussian"`). T
   (Nesterov and Spokoiny, Lemma 3); where φ is linear or quadratic it is zero;
 - where φ is linear, the variance E‖ĝ − g‖² is (d + 1) ‖g‖² / S.
 
-Orthogonal directions of length √d (the default) have E u uᵀ = I too, and there the variance
-(d/S − 1) ‖g‖² for S ≤ d. With S = d they are a basis, and ĝ is a central difference in each of its
-directions. More than d come in whole blocks of d.
+Orthogonal directions of length √d (the default) have E u uᵀ = I too, and the variance (d/S − 1)
+‖g‖² for linear φ and S ≤ d. With S = d they are a basis, and ĝ is a central difference in each of
+its directions. More than d come in whole blocks of d.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ZerothOrder(StepEngine):
-    """Repeats the last steps at reads displaced both ways along random directions.
+    """Repeats the last steps at reads perturbed both ways along random directions.
 
     For losses that have a gradient in their own parameters, but none in what they read. The cost of
-    a good estimate grows with the number of entries that are read, so they should be few (tens), or
-    the upper learning rate small. The directions of a run are the same each time, and other ones at
-    each solve.
+    a good estimate grows with the number of entries that are read. So they should be few (tens), or
+    the upper learning rate small. Each solve has other directions, and a repeated run has the same
+    ones.
 
     Attributes:
         samples: S, the number of directions, each of two evaluations.
         steps: K, as in `unroll`: no more than the problem's own `steps`.
         radius: r, the size of the displacement of an entry. "auto" suits a smooth dependence: the
             cube root of the machine epsilon, times the root mean square of the tensor whose entries
-            are smallest. For one with jumps give it the distance over which they should be
+            are smallest. For a dependence with jumps, give the distance over which they should be
             averaged.
         directions: "orthogonal" or "gaussian".
 
@@ -127,7 +127,7 @@ class ZerothOrder(StepEngine):
         wanted = [tensor for tensor in inputs if tensor is not None]
         if any(tensor.is_complex() for tensor in wanted):
             raise EngineError(
-                f"Problem {solution.name!r} reads a complex tensor, which 'zeroth_order' displaces "
+                f"Problem {solution.name!r} reads a complex tensor, but 'zeroth_order' perturbs "
                 "along real directions only. Keep it as a real tensor of one more dimension "
                 "(torch.view_as_real), or use 'one_step' or 'unroll'."
             )
@@ -157,8 +157,8 @@ class ZerothOrder(StepEngine):
         self, inputs: Sequence[Tensor], solution: Stepped, reading: Reading
     ) -> list[list[Tensor]]:
         """The directions of this solve, each with one tensor per input."""
-        # From the number of the solve, which is part of the run's state: all processes, a resumed
-        # run and a gradient that is asked for twice have the same ones.
+        # They depend on the number of the solve, which is part of the run's state. So all
+        # processes, a resumed run and a repeated gradient have the same ones.
         key = f"{reading.reader}:solves"
         solves = int(solution.memory.get(key, torch.tensor(0)))
         solution.memory[key] = torch.tensor(solves + 1)
@@ -192,7 +192,7 @@ def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Estimate(torch.autograd.Function):
-    """Forward: what the last step made. Backward: the estimate of the product with its Jacobian."""
+    """Forward: the last step's result. Backward: the estimate of the product with its Jacobian."""
 
     @staticmethod
     def forward(
@@ -209,7 +209,7 @@ class _Estimate(torch.autograd.Function):
         solution: Stepped = ctx.solution
         if torch.is_grad_enabled():
             raise EngineError(
-                f"The response of problem {solution.name!r} is differentiated twice, which its "
+                f"The response of problem {solution.name!r} is differentiated twice, but its "
                 f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
                 "such as 'one_step' or 'direct'."
             )
@@ -227,7 +227,7 @@ class _Estimate(torch.autograd.Function):
 
 
 def _end(solution: Stepped, reading: Reading, shifts: Sequence[Tensor | None]) -> Tensors:
-    """θ_K with what was read at all steps displaced by `shifts`, flat (None: not at all)."""
+    """θ_K with the reads of all steps perturbed by `shifts`, flat (None: not at all)."""
     first = solution.history[0]
     shift_of: dict[Place, list[Tensor | None]] = {}
     rest = iter(shifts)
@@ -251,7 +251,7 @@ def _step(
     state: Mapping[StateKey, Tensor],
     inputs: Sequence[Tensor],
 ) -> tuple[Tensors, dict[StateKey, Tensor]]:
-    """A recorded step, made again from other parameters, state and inputs."""
+    """A recorded step, repeated from other parameters, state and inputs."""
     evaluation = solution.evaluation
     problem = evaluation.loss.problem
     theta = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
@@ -278,7 +278,7 @@ def _step(
                 gradient |= zip(
                     members, gradients(losses[player], own, retain_graph=True), strict=True
                 )
-        # Settings that are learned, and what follows the step, are functions of the inputs too.
+        # Learned settings, and what follows the step, are functions of the inputs too.
         step = evaluation.step_at(solution.step, reads)
         before = {name: tensor.detach() for name, tensor in theta.items()}
         moved, after_state = step.apply_with_state(before, gradient, state)

@@ -42,7 +42,7 @@ def another_shape(folder):
 
 def nan(folder):
     Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(folder / "dog" / "nan.tiff")
-    return "dog/nan.tiff. Save all of them in one way"
+    return "dog/nan.tiff. Save all of them alike"
 
 
 def empty_class(folder):

@@ -129,7 +129,9 @@ def test_an_edit_of_what_may_not_change_is_refused(runs, tmp_path):
     runs.start(folder, die_after=3)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 9"))
-    with pytest.raises(InputError, match=r"search\.batch_size 8 → 9.*What can: on_nonfinite"):
+    with pytest.raises(
+        InputError, match=r"search\.batch_size 8 → 9.*Settings that can: on_nonfinite"
+    ):
         runs.resume(folder)
     assert not (folder / CHANGES).exists()
 
@@ -172,7 +174,9 @@ def test_a_phase_does_not_end_before_where_it_stands(runs, tmp_path):
     folder = tmp_path / "run"
     runs.start(folder, die_after=5)
     before = (folder / "config.yaml").read_bytes()
-    with pytest.raises(InputError, match="search has 4 rounds behind it, and 3 would be all"):
+    with pytest.raises(
+        InputError, match="search has already made 4 rounds, so it cannot have only 3"
+    ):
         runs.resume(folder, **{"search.steps": 3})
     assert (folder / "config.yaml").read_bytes() == before
     assert not (folder / CHANGES).exists()

@@ -112,7 +112,7 @@ def test_a_fault_that_stays_stops_the_run(runs, whole, disk, between, kind, firs
     fault = kind(folder)
     between(fault, first)
     with pytest.raises(
-        InputError, match=f"cannot be written.*{kind.words}.*the last checkpoint stands.*--resume"
+        InputError, match=f"cannot be written.*{kind.words}.*the last checkpoint is kept.*--resume"
     ):
         runs.start(folder)
     phase = "search" if first < 7 else "training"
@@ -166,7 +166,7 @@ def test_a_genotype_that_cannot_be_written_is_written_later(runs, monkeypatch, t
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", full)
         with pytest.raises(
-            InputError, match=r"genotype\.json cannot be written.*nothing that was saved is lost"
+            InputError, match=r"genotype\.json cannot be written.*Nothing that was saved is lost"
         ):
             runs.start(tmp_path / "run")
     runs.resume(tmp_path / "run")

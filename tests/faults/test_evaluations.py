@@ -67,16 +67,16 @@ def test_a_complete_evaluation_prints_its_result_again(whole):
 def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
     search = RunFolder.create(tmp_path / "search", runs.recipe())
     for command, arguments, words in (
-        (evaluate, ["random:2", "digits", "--resume", whole], "another genotype than random:2"),
+        (evaluate, ["random:2", "digits", "--resume", whole], "a genotype other than random:2"),
         (evaluate, ["--resume", whole, "--seed=3"], "seed 0 → 3. This cannot change"),
         (evaluate, ["--resume", whole, "--set=search.weights.lr=0.1"], "has no search"),
         (evaluate, ["--resume", whole, "--set=on_nonfinite=skip"], "is complete"),
         (evaluate, ["--resume", search.path], f"python -m lfmcw_app.run --resume {search.path}"),
-        (evaluate, ["--resume", tmp_path / "nowhere"], "no run in it"),
+        (evaluate, ["--resume", tmp_path / "nowhere"], "it holds no run"),
         (
             evaluate,
             ["--resume", whole, "--max-steps", "2"],
-            "--max-steps starts a trial of its own",
+            "--max-steps starts a separate trial",
         ),
         (evaluate, ["random:1"], "Name a genotype and a data set"),
         (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),

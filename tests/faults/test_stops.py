@@ -120,7 +120,7 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
     )
     assert (code, printed) == (0, "")
     assert (
-        "did not end within 0 s, so it is given up; the last checkpoint stands. Resume with: THIS"
+        "did not end within 0 s, so it is given up. The last checkpoint is kept. Resume with: THIS"
         in errors
     )
 
@@ -168,7 +168,7 @@ def test_the_second_interrupt_stops_at_once():
         """
     )
     assert (code, printed) == (0, "True\nstopped None\n")
-    assert "Ctrl-C again stops at once" in errors
+    assert "Press Ctrl-C again to stop at once" in errors
 
 
 def test_afterwards_signals_mean_what_they_meant_before():

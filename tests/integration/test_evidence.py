@@ -39,7 +39,7 @@ def test_the_campaign_runs_through_and_is_not_repeated(tmp_path):
 
     again = call("digits", tmp_path, "ablation")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("6 runs, 6 of them done before") == len(kinds)
+    assert again.stdout.count("6 runs, 6 of them already complete") == len(kinds)
 
 
 def test_what_the_script_does_not_know_is_refused(tmp_path):

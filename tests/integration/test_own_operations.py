@@ -111,7 +111,7 @@ def test_a_run_says_what_is_not_installed(run_folder, module, args):
     ("chosen", "message"),
     [
         ("broken", "'broken' (no_such_module:CONV) cannot be loaded: ModuleNotFoundError"),
-        ("dil_conv_5x5", "Several packages bring a primitive called 'dil_conv_5x5'"),
+        ("dil_conv_5x5", "Several packages have a primitive called 'dil_conv_5x5'"),
     ],
 )
 def test_a_broken_package_is_named_where_it_is_used(run_folder, package, chosen, message):

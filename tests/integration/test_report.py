@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from browser import browser
@@ -19,6 +20,8 @@ from tiny_runs import arguments, resume, run
 
 from lfmcw_app.commands.report import report as report_command
 from lfmcw_app.report import comparison_page, read_run, run_page
+from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.nasbench201 import OPERATIONS, SumCell
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
@@ -78,7 +81,7 @@ def test_the_page_shows_the_runs_figures(whole, page, width, scheme):
     error = 100 * (1 - last["metrics"]["arch"]["accuracy"])
     assert shown["Error on batches %"]["W2, validation"] == pytest.approx(error, rel=1e-5)
     weights = last["metrics"]["w2"]["class_weights"]  # the last tenth of four rounds is the last
-    assert page.texts(".heat .last li") == [f"{weight:.2f}" for weight in weights]
+    assert page.texts(".heat tbody td.n") == [f"{weight:.2f}" for weight in weights]
     assert page.run(
         "return [...document.querySelectorAll('svg.cell')].map(c => c.dataset.edges)"
     ) == ["2", "2"]
@@ -109,7 +112,7 @@ def test_errors_by_class_are_seen(page, tmp_path, width):
             assert page.texts("table.confusion td") == ["7", "3", "", "", "10", "", "1", "", "9"]
             assert page.texts("tr[data-class-error] td:nth-child(3)") == ["30.0", "10.0", "0.0"]
         else:
-            assert page.texts("tr[data-mistake] td") == [
+            assert page.texts("tr[data-mistake] > *") == [
                 "3",
                 "7",
                 "5",
@@ -219,10 +222,7 @@ def test_what_comes_from_the_run_cannot_become_part_of_the_page(page, tmp_path):
     for path in (target, other):
         page.open(path)
         assert page.run("return window.hacked === undefined")
-        assert page.text(".heat .names li").startswith("</script>") or HOSTILE.startswith(
-            page.text(".heat .names li")[:8]
-        )
-        assert page.run("return document.querySelector('.names li').title") == HOSTILE
+        assert page.run("return document.querySelector('.heat .classname').textContent") == HOSTILE
         assert page.console() == []
 
 
@@ -243,6 +243,123 @@ def test_runs_are_laid_side_by_side(whole, page, tmp_path):
         assert set(labels) == {2}
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
         assert page.console() == []
+
+
+LONG = (
+    "Rhododendron ferrugineum subsp. alpinum with an exceptionally long descriptive suffix",
+    "pneumonoultramicroscopicsilicovolcanoconiosis_and_more_without_any_space_at_all",
+    "狸猫（たぬき）と柴犬の見分けにくい長い長い名前のクラスその一",
+)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_names_are_seen_whole(page, tmp_path, width):
+    """In every table, beside every image and in the sentences at the head."""
+    folder = make_folder(tmp_path / "run", {"search": (8, 4)}, names=LONG)
+    confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
+    add_classes(folder, [30.0, 0.0, 10.0], confusion=confusion)
+    (folder / "search.json").write_text(json.dumps({"w1_confusion": confusion}))
+    (folder / "report.html").write_text(run_page(read_run(folder)), "utf-8")
+    page.open(folder / "report.html", width=width)
+    assert LONG[0] in page.text("[data-summary]")
+    cut = """const shown = [...document.querySelectorAll('.classname, .turned, .sheets .names li')];
+        return [shown.length, shown.filter(e => e.scrollWidth > e.clientWidth + 1 ||
+          e.scrollHeight > e.clientHeight + 1 ||
+          getComputedStyle(e).textOverflow === 'ellipsis').map(e => e.textContent)]"""
+    count, found = page.run(cut)
+    assert count > 20
+    assert found == []
+    # Each row of the strips and of the images stands beside its name.
+    assert page.run(
+        """return [...document.querySelectorAll('.heat tbody tr')].every(row => {
+             const name = row.querySelector('th').getBoundingClientRect();
+             const strip = row.querySelector('img').getBoundingClientRect();
+             return Math.abs(name.top - strip.top) < 2 && Math.abs(name.bottom - strip.bottom) < 2;
+           })"""
+    )
+    assert page.run(
+        """const names = [...document.querySelectorAll('.sheets .names li')];
+           const image = document.querySelector('.sheets img').getBoundingClientRect();
+           return names.every((name, row) => Math.abs(name.getBoundingClientRect().top
+             - image.top - row * image.height / names.length) < 2)"""
+    )
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [random_genotype(2, 0), random_genotype(6, 1), SumCell((*OPERATIONS[1:], *OPERATIONS[3:]))],
+    ids=["2-nodes", "6-nodes", "nasbench201"],
+)
+def test_labels_of_cells_fit_their_boxes(page, tmp_path, cells):
+    """Their texts, as the browser sets them, are inside of the boxes that no line meets."""
+    path = tmp_path / "cells.html"
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    run = replace(read_run(folder), genotype=cells)
+    path.write_text(run_page(run), "utf-8")
+    page.open(path, width=390)
+    page.run("document.querySelectorAll('svg.cell').forEach(s => s.scrollIntoView())")
+    outside = page.run(
+        """const found = [];
+           for (const text of document.querySelectorAll('svg.cell text')) {
+             const box = text.previousElementSibling.getBBox(), own = text.getBBox();
+             if (own.x < box.x || own.x + own.width > box.x + box.width || own.y < box.y
+               || own.y + own.height > box.y + box.height) found.push(text.textContent);
+           }
+           return [document.querySelectorAll('svg.cell text').length, found]"""
+    )
+    assert outside[0] > 6
+    assert outside[1] == []
+
+
+def test_all_columns_of_a_comparison_are_reached_on_a_phone(page, tmp_path):
+    """The table scrolls by itself, with the keyboard too, and its first column stays."""
+    folders = [make_folder(tmp_path / f"run-{k}", {"search": (8, 2 + k)}) for k in range(5)]
+    (tmp_path / "all.html").write_text(comparison_page([read_run(f) for f in folders]), "utf-8")
+    page.open(tmp_path / "all.html", width=390)
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+    places = """const table = document.querySelector('#results .scroll');
+        table.scrollLeft = arguments[0];
+        const heads = [...table.querySelectorAll('thead th')].map(h => h.getBoundingClientRect());
+        return [heads[0].left, heads.at(-1).right, table.getBoundingClientRect().right,
+                table.tabIndex, table.getAttribute('aria-label')]"""
+    first, last, edge, tab, name = page.run(places, 0)
+    assert last > edge
+    assert (tab, name) == (0, "Results")
+    kept, last, edge, _, _ = page.run(places, 10_000)
+    assert last <= edge + 1
+    assert kept == first
+
+
+def test_a_chart_is_read_with_the_keyboard(whole, page):
+    page.open(whole / "report.html")
+    press = """const svg = document.querySelector('.chart svg[aria-label^="W1"]'); svg.focus();
+        for (const key of arguments[0])
+          svg.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"""
+    page.run(press, ["ArrowLeft"])
+    assert page.text("#tip").split("\n")[0] == "round 4"
+    page.run(press, ["ArrowLeft"])
+    label, value = page.text("#tip").split("\n")
+    assert label == "round 3"
+    assert float(value.split()[-1]) == pytest.approx(lines(whole)[2]["losses"]["w1"], rel=0.01)
+    page.run(press, ["Escape"])
+    assert not page.shown("#tip")
+    assert page.console() == []
+
+
+def test_tables_and_figures_have_names_for_screen_readers(whole, page):
+    other = whole.parent / "both.html"
+    other.write_text(comparison_page([read_run(whole), read_run(whole)]), "utf-8")
+    for path in (whole / "report.html", other):
+        page.open(path)
+        missing = page.run(
+            """return [...[...document.querySelectorAll('.scroll th, .heat th')]
+                 .filter(h => !h.scope),
+               ...[...document.querySelectorAll('svg[role=img], .scroll, .sheets, nav')]
+                 .filter(e => !e.getAttribute('aria-label')),
+               ...[...document.images].filter(i => !i.alt)].map(e => e.outerHTML.slice(0, 80))"""
+        )
+        assert missing == []
 
 
 # ------------------------------ what is in the page
@@ -268,7 +385,7 @@ def test_time_and_memory_are_added_up_by_problem(whole):
     html = (whole / "report.html").read_text("utf-8")
     assert len(re.findall(r'<tr data-cost="search ', html)) == 4
     row = re.search(r'<tr data-cost="search arch">(.*?)</tr>', html)[1]
-    assert re.findall(r">([^<]+)</td>", row)[2] == "4"
+    assert re.findall(r">([^<]+)</td>", row)[0] == "4"
 
 
 # ------------------------------ unfinished, damaged, repeated
@@ -290,7 +407,7 @@ def test_a_run_of_before_reports_is_shown_without_what_it_lacks(whole, tmp_path)
     html = run_page(read_run(folder))
     assert 'id="costs"' not in html
     assert 'id="images"' not in html
-    assert '<li title="9">9</li>' in html
+    assert '<tr data-class="9">' in html
 
 
 def test_a_damaged_recipe_is_named(tmp_path):

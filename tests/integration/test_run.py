@@ -170,7 +170,7 @@ def test_a_trial_takes_few_rounds_of_every_phase(tmp_path):
         said.index("Measuring two rounds of each phase")
         < said.index("1,000")
         < said.index("peak memory")
-        < said.index("A trial, whose result says nothing; rounds of each phase: 1.")
+        < said.index("A trial with a meaningless result; rounds of each phase: 1.")
         < said.index("test error")
     )
     entries = [

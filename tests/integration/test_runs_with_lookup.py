@@ -83,7 +83,7 @@ def test_a_table_that_does_not_fit_is_refused_before_reading(cells, tmp_path, mo
     out = tmp_path / "run"
     code, said = call(run, "cifar10", f"--lookup={cells}", f"--out={out}")
     assert code == 2
-    assert "errors on digits, and none on 'cifar10'" in said
+    assert "errors on digits, but none on 'cifar10'" in said
     assert not out.exists()
 
 
@@ -105,4 +105,4 @@ def test_runs_of_a_table_are_looked_up(cells, tmp_path):
     (tmp_path / "runs" / rows[0]["run"] / "result.json").unlink()
     code, said = call(table, "table2", "digits", "--seeds=1", f"--lookup={moved}", *folders)
     assert code == 0, said
-    assert "2 runs, 1 of them done before" in said
+    assert "2 runs, 1 of them already complete" in said

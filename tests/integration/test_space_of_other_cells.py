@@ -65,11 +65,11 @@ def test_what_a_space_of_other_cells_found_can_be_evaluated(one_cell, tmp_path):
 def test_a_genotype_of_other_cells_is_refused(one_cell, tmp_path):
     args = (*SMALL, "--out", tmp_path / "evaluated")
     said = call(evaluate.evaluate, "PDARTS", "digits", *args, code=2)
-    assert "has the cells of another space than One cell" in said
+    assert "does not have the cells of One cell" in said
 
 
 def test_other_cells_have_no_budget(one_cell, tmp_path):
     args = (*SMALL, "--set", "search.budget.parameters=1", "--out", tmp_path / "run")
-    assert "search.budget counts networks of DARTS's cells" in call(
+    assert "search.budget serves networks of DARTS's cells" in call(
         run.run, "digits", *args, code=2
     )

@@ -33,12 +33,12 @@ def test_a_table_runs_only_what_is_missing(tmp_path):
     """A table is made run by run, and only what is missing is run."""
     finished = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--jobs=2")
     assert finished.returncode == 0, finished.stderr
-    assert "2 runs, 0 of them done before" in finished.stdout
+    assert "2 runs, 0 of them already complete" in finished.stdout
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/metrics.jsonl")}
     assert len(first) == 2
     again = table(tmp_path / "t", "table4", "digits", "--seeds=2")
     assert again.returncode == 0, again.stderr
-    assert "4 runs, 2 of them done before" in again.stdout
+    assert "4 runs, 2 of them already complete" in again.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
     assert [(row["arm"], row["seed"]) for row in rows(tmp_path / "t")] == [
         (label, seed) for label in TABLES["table4"] for seed in "01"
@@ -57,7 +57,7 @@ def test_a_table_runs_only_what_is_missing(tmp_path):
     # Another table has the run with real images too, and a folder of its own.
     other = table(tmp_path / "other", "table2", "digits", "--seeds=1")
     assert other.returncode == 0, other.stderr
-    assert "2 runs, 1 of them done before" in other.stdout
+    assert "2 runs, 1 of them already complete" in other.stdout
     shared = {row["run"] for row in rows(tmp_path / "t")} & {
         row["run"] for row in rows(tmp_path / "other")
     }

@@ -434,7 +434,9 @@ def test_a_detached_projection_is_refused():
 
 
 def test_a_random_projection_is_refused():
-    refused(lambda p: {"v": p["v"] + torch.rand(2)}, "(another value|derivative of its after_step)")
+    refused(
+        lambda p: {"v": p["v"] + torch.rand(2)}, "(different value|derivative of its after_step)"
+    )
 
 
 @pytest.mark.parametrize("engine", ["one_step", mlo.Unroll(steps=2)])
@@ -446,7 +448,7 @@ def test_settings_that_count_their_calls_are_refused(engine):
         return {"lr": x.v.exp() * 0.5 ** len(calls)}
 
     w, x = Vector(torch.tensor([0.5, -0.5])), Vector(torch.tensor([0.1]))
-    with pytest.raises(mlo.ProblemError, match="settings gives 'v' another value"):
+    with pytest.raises(mlo.ProblemError, match="settings gives 'v' a different value"):
         projected(w, x, None, engine, settings=settings).step()
 
 
@@ -528,7 +530,7 @@ def test_a_threshold_may_follow_a_schedule(engine):
 
 def test_returned_tensors_must_fit():
     refused(lambda p: p["v"], "must return a dict")
-    refused(lambda p: {"u": p["v"]}, "returned 'u', which is none of the parameters")
+    refused(lambda p: {"u": p["v"]}, "returned 'u', which is not one of the parameters")
     refused(lambda p: {"v": p["v"][:1]}, r"of its shape \(2,\), got \(1,\)")
 
 

@@ -150,11 +150,11 @@ def test_a_lost_number_leaves_the_data_at_the_rounds_end(bad_move):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ({"critic": 4}, "player_steps names 'critic', which is none of its players"),
+        ({"critic": 4}, "player_steps names 'critic', which is not one of its players"),
         ({"generator": 0}, r"player_steps\['generator'\] must be an integer of at least 1"),
         (
             {"generator": 2, "discriminator": 4},
-            "every player makes 2 moves or more an update; use steps=2",
+            "every player makes 2 moves or more per update; use steps=2",
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_automatic_step_sizes_follow_a_curvature_that_grows(engine):
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        (mlo.Soba(step_size=30.0), "diverged and starts again"),
+        (mlo.Soba(step_size=30.0), "diverged and starts over"),
         (mlo.Penalty(step_size=30.0), "copies diverge"),
     ],
     ids=["soba", "penalty"],
@@ -122,7 +122,7 @@ def test_an_outlying_batch_does_not_stop_soba_for_good():
     fixed = Fixed(mlo.Soba())
     list(fixed.optimizer.run(3))
     fixed.scale = 1e4
-    with pytest.warns(mlo.SolveWarning, match="diverged and starts again"):
+    with pytest.warns(mlo.SolveWarning, match="diverged and starts over"):
         fixed.optimizer.step()
     fixed.scale = 1.0
     list(fixed.optimizer.run(250))
@@ -132,7 +132,7 @@ def test_an_outlying_batch_does_not_stop_soba_for_good():
 def test_a_soba_that_does_not_follow_says_so():
     """On an indefinite Hessian no step of either sign makes all of q converge."""
     fixed = Fixed(mlo.Soba(step_size=1e-6))
-    with pytest.warns(mlo.SolveWarning, match="does not follow"):
+    with pytest.warns(mlo.SolveWarning, match="lags behind"):
         list(fixed.optimizer.run(130))
 
 

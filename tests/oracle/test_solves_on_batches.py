@@ -179,6 +179,6 @@ def test_sobas_report_tells_which_solve_follows():
 
 def test_soba_says_where_it_stays_behind():
     optimizer = make({"name": "soba", "step_size": 1e-4}, size=64)
-    with pytest.warns(mlo.SolveWarning, match=r"does not follow.*solve_data"):
+    with pytest.warns(mlo.SolveWarning, match=r"lags behind.*solve_data"):
         records = list(optimizer.run(110))
     assert not records[-1].solves["z"].converged

@@ -14,7 +14,8 @@ from dataclasses import is_dataclass
 import pytest
 import torch
 import typer
-from code_blocks import BLOCKS, ROOT, require, run
+import yaml
+from code_blocks import BLOCKS, ROOT, blocks_of, require, run
 from trained_runs import trained_run
 
 import mlo
@@ -31,7 +32,7 @@ from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.spaces import SPACES
 from mlo.hypergradient import registry
 
-CONTINUED = {"tutorial.md"}
+CONTINUED = ["first-ten-minutes.md", "tutorial.md"]
 """Pages whose blocks continue each other; each is followed by what it prints."""
 
 
@@ -75,13 +76,14 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out
 
 
-def test_the_tutorial_prints_what_it_says(capsys):
-    text = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
-    steps = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
-    assert len(steps) == text.count("```python") == text.count("```text")
+@pytest.mark.parametrize("page", CONTINUED)
+def test_continued_blocks_print_what_they_say(page, capsys):
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    codes, outputs = blocks_of(text, "python"), blocks_of(text, "text")
+    assert len(codes) == text.count("```python") == text.count("```text") > 2
     names = {}
-    for number, (code, said) in enumerate(steps, start=1):
-        exec(compile(code, f"tutorial.md:{number}", "exec"), names)
+    for number, (code, said) in enumerate(zip(codes, outputs, strict=True), start=1):
+        exec(compile(code, f"{page}:{number}", "exec"), names)
         printed = capsys.readouterr().out
         figures = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
         assert re.sub(figures, "#", printed) == re.sub(figures, "#", said)
@@ -154,13 +156,46 @@ NAMED = [
 ]
 
 
-def test_the_first_page_lists_every_example():
-    listed = [
-        file for page, file, _ in NAMED if page == "index.md" and file.startswith("examples/")
+def test_the_gallery_has_every_example_and_its_picture():
+    listed = {
+        file for page, file, _ in NAMED if page == "examples.md" and file.startswith("examples/")
+    }
+    programs = sorted((ROOT / "examples").glob("*.py"))
+    assert listed == {str(path.relative_to(ROOT)) for path in programs}
+    text = (ROOT / "docs" / "examples.md").read_text("utf-8")
+    pictures = set(re.findall(r"\]\(gallery/(\w+)\.svg\)", text))
+    assert pictures == {path.stem for path in programs}
+    for name in pictures:
+        size = (ROOT / "docs" / "gallery" / f"{name}.svg").stat().st_size
+        assert 1_000 < size < 300_000, name
+
+
+def test_figures_on_the_first_page_are_the_measured_ones():
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    why = " ".join(index.split("## Why mlo")[1].split("\n## ")[0].split())
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.+) \|$", benchmarks, re.MULTILINE)
+    cells = [row.split(" | ") for row in rows]
+    peers = {row[0]: row for row in cells if len(row) == 5}
+    for peer in ("BOAT", "TorchOpt", "Betty"):
+        assert f"{peer} in {peers[peer][1]}" in why
+    for peer, phrase in {"higher": "as higher", "JAXopt, compiled": "as compiled JAXopt"}.items():
+        low, high = (peers[peer][column].split()[0] for column in (2, 4))
+        assert re.search(rf"{low} to {high} times as long {phrase}", why)
+    errors = {(row[0], row[1], row[2]): row[3] for row in cells if len(row) == 8}
+    ours, theirs = (errors["diamond", library, "cg, K=50"] for library in ("mlo", "Betty"))
+    assert f"are off by {ours}; Betty's are off by {theirs}" in why
+    overheads = [
+        float(row[7].split()[0])
+        for row in cells
+        if len(row) == 9
+        and row[1].replace(",", "").isdigit()
+        and int(row[1].replace(",", "")) > 9e5
     ]
-    assert sorted(listed) == sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")
-    )
+    assert f"{min(overheads):.2f} to {max(overheads):.2f} times as long as the same updates" in why
+    exactness = (ROOT / "docs" / "data" / "exactness.csv").read_text("utf-8")
+    assert "architecture gradient" in exactness and "plain program,2e-15" in exactness
+    assert "agrees to 2e-15" in why
 
 
 def test_files_and_functions_that_the_docs_name_exist():
@@ -258,11 +293,11 @@ def test_commands_that_the_docs_write_out_are_understood():
     lines = [
         (path.name, *line.split("#")[0].split(maxsplit=3)[2:])
         for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-        for block in re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+        for block in blocks_of(path.read_text("utf-8"), "bash")
         for line in block.splitlines()
         if re.match(rf"\S*python -m lfmcw_app\.({'|'.join(COMMANDS)}) ", line)
     ]
-    assert {page for page, *_ in lines} >= {"README.md", "reproducing.md"}
+    assert {page for page, *_ in lines} >= {"README.md", "first-ten-minutes.md", "reproducing.md"}
     for page, module, text in lines:
         app = typer.Typer()
         app.command()(COMMANDS[module.rpartition(".")[2]])
@@ -292,7 +327,9 @@ def test_the_readme_stays_short():
 
 def test_links_between_the_documents_hold():
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text("utf-8")):
+        text = path.read_text("utf-8")
+        pictures = re.findall(r'\bsrc(?:set)?="([^":]+)"', text)
+        for target in [*re.findall(r"\]\(([^)#:]+)[^):]*\)", text), *pictures]:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
@@ -305,7 +342,17 @@ def test_the_reference_documents_every_public_name_once():
     assert sorted(listed) == sorted(mlo.__all__)
 
 
-def test_every_page_is_reached_from_the_sites_menu():
+def pages_of(menu):
+    """The pages below an entry of the site's menu."""
+    if isinstance(menu, str):
+        return [menu]
+    assert menu, "an empty section"
+    below = menu if isinstance(menu, list) else menu.values()
+    return [page for entry in below for page in pages_of(entry)]
+
+
+def test_every_page_is_reached_once_from_the_sites_menu():
     menu = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:")[1]
-    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    assert set(re.findall(r"[\w/-]+\.md", menu)) == pages
+    sources = [path for kind in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{kind}")]
+    pages = [str(path.relative_to(ROOT / "docs")) for path in sources]
+    assert sorted(pages_of(yaml.safe_load(menu))) == sorted(pages)

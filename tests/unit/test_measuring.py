@@ -66,7 +66,7 @@ def test_a_part_measured_again_takes_the_place_of_its_rows(tmp_path):
 
 def test_a_file_with_other_columns_is_not_mixed(tmp_path):
     write_measurements(tmp_path / "a.csv", [{"problem": "a", "ms": 1}], part=("problem",))
-    with pytest.raises(ValueError, match="Remove the file, and measure all of its parts again"):
+    with pytest.raises(ValueError, match="Remove the file and measure all of its parts again"):
         write_measurements(tmp_path / "a.csv", [{"problem": "b", "s": 1}], part=("problem",))
 
 

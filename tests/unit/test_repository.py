@@ -72,7 +72,7 @@ def test_the_hooks_before_a_commit_are_the_checks_of_ci():
 
 # `mlo` on PyPI is somebody else's package.
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-INSTALLS_ANOTHER = re.compile(r"pip3? install [^`\n]*(?<![\w./-])mlo(?![\w./-])|['\"]mlo\[")
+INSTALLS_ANOTHER = re.compile(r"pip3? install [^`\n#]*(?<![\w./-])mlo(?![\w./-])|['\"]mlo\[")
 EXTRA = re.compile(r"(?:torch-mlo|-e '?\.)\[([\w,]+)\]")
 
 
@@ -103,7 +103,7 @@ def test_nothing_tells_users_to_install_another_package():
         ("pip install 'mlo[ray]'", True),
         ("run: `pip install -U mlo` first", True),
         ("pip install 'torch-mlo[ray]'", False),
-        ("pip install -e .  # mlo is imported afterwards", True),
+        ("pip install -e .  # mlo is imported afterwards", False),
         ("pip install -e .", False),
         ("pip install torch-mlo", False),
         ("pip install ./mlo", False),
@@ -111,3 +111,54 @@ def test_nothing_tells_users_to_install_another_package():
 )
 def test_the_wrong_name_is_recognised(text, found):
     assert bool(INSTALLS_ANOTHER.search(text)) is found
+
+
+# ------------------------------ for those who contribute
+
+
+def test_contributing_names_targets_and_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"check", "test", "test-all"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    named = re.findall(r"`((?:mlo|lfmcw_app|tests|docs|benchmarks|\.github|\.ci)/[\w./-]+)`", text)
+    named = [file for file in named if "PACKAGE" not in file]
+    assert len(named) > 10
+    for file in named:
+        assert (ROOT / file).exists(), file
+    for page, anchor in re.findall(r"\((docs/[\w-]+\.md)(?:#([\w-]+))?\)", text):
+        headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in headings}
+        assert not anchor or anchor in anchors, f"{page}#{anchor}"
+
+
+def test_templates_of_issues_ask_for_what_is_needed():
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    forms = {
+        path.stem: yaml.safe_load(path.read_text("utf-8"))
+        for path in folder.glob("*.yml")
+        if path.stem != "config"
+    }
+    assert set(forms) == {"bug", "wrong-gradient", "question"}
+    required = {}
+    for name, form in forms.items():
+        assert {"name", "description", "body"} <= set(form)
+        fields = [field for field in form["body"] if field["type"] != "markdown"]
+        assert len({field["id"] for field in fields}) == len(fields)
+        for field in fields:
+            assert field["attributes"]["label"]
+        required[name] = {
+            field["id"] for field in fields if field.get("validations", {}).get("required")
+        }
+    assert {"happened", "info"} <= required["bug"]
+    assert {"program", "oracle", "found", "info"} <= required["wrong-gradient"]
+    assert required["question"] == {"question"}
+
+
+def test_templates_name_no_host_and_no_person():
+    for path in (ROOT / ".github").rglob("*.*"):
+        text = path.read_text("utf-8")
+        assert "http" not in text
+        assert "@" not in text

@@ -60,8 +60,8 @@ def test_peers_come_by_their_medians_and_loops_by_size(results):
     rows = [engine(2.0), engine(0.5, library="TorchOpt"), {**ENGINE, "library": "mlo"}]
     rounds = [ROUND, {**ROUND, "network": "convolutional"}, {**ROUND, "batch": "64"}]
     found = compared(results(engines=rows, overhead=rounds))
-    assert list(found) == ["TorchOpt", "the loop by hand, 970 parameters", "Betty"]
-    assert len(found["the loop by hand, 970 parameters"]) == 1
+    assert list(found) == ["TorchOpt", "the hand-written loop, 970 parameters", "Betty"]
+    assert len(found["the hand-written loop, 970 parameters"]) == 1
 
 
 def test_what_was_compiled_is_compared_apart(results):

@@ -39,6 +39,14 @@ def block(name, data):
     return BLOCKS[name](read_all(data))
 
 
+def answer_row(data, question="plain search"):
+    found = [
+        line for line in block("answer", data).splitlines() if line.startswith(f"| {question} |")
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
 def status_row(data, *words):
     found = [
         line for line in block("status", data).splitlines() if all(word in line for word in words)
@@ -111,41 +119,48 @@ def test_the_status_says_what_was_not_run(data):
 @pytest.mark.parametrize(
     ("offset", "seeds", "words"),
     [
-        (-0.8, 12, "lower error than those of plain search"),
-        (-0.8, 12, "the gain is told from chance"),
-        (0.8, 12, "the loss is told from chance"),
-        (0.0, 12, "no difference is seen, and a gain above 0."),
-        (-0.8, 4, "4 seeds are too few"),
+        (-0.8, 12, "| lower error, by more than chance explains |"),
+        (0.8, 12, "| higher error, by more than chance explains |"),
+        (0.0, 12, "| no difference seen; a gain above 0."),
+        (-0.8, 4, "| open: 4 seeds are too few |"),
     ],
 )
 def test_the_answer_follows_the_verdict(data, offset, seeds, words):
     made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: offset}, seeds=seeds)
-    assert words in block("answer", data).splitlines()[0]
+    assert words in answer_row(data)
 
 
 def test_arms_that_no_seed_tells_apart_are_said_to_be_so(data):
     same = dict.fromkeys(ABLATION, 0.0)
     made_runs(data / "runs" / "a.csv", offsets=same, spread=0.0)
-    assert "no seed tells them apart" in block("answer", data)
+    assert "| 0 | 12, 0 differ | the same error for every seed |" in answer_row(data)
 
 
-def test_the_answer_has_three_sentences_in_every_state(data):
-    assert len(block("answer", data).splitlines()) == 3
+def test_the_answer_has_a_row_for_each_question_in_every_state(data):
+    questions = (
+        "plain search", "itself with uniform class weights",
+        "itself with λ = 0 (no generated images)",
+        "plain search, with real images in place of generated ones",
+        "plain search, at the paper's sizes",
+    )  # fmt: skip
+    for question in (*questions, "plain search, on harder data"):
+        assert answer_row(data, question).endswith("|  |  |  | not run here |")
     made_runs(data / "runs" / "a.csv")
     made_runs(data / "runs" / "b.csv", generator="real")
     made_runs(data / "runs" / "c.csv", condition=HARD)
-    said = block("answer", data).splitlines()
-    assert len(said) == 3
-    assert "with real images in the generator's place" in said[2]
-    assert "with 50% of cat labelled dog" in said[2]
+    for question in (*questions[:-1], "plain search, with 50% of cat labelled dog"):
+        assert "not run here" not in answer_row(data, question)
+    assert answer_row(data, questions[-1]).endswith("|  |  |  | not run here |")
+    assert "on harder data" not in block("answer", data)
 
 
-def test_the_largest_experiment_leads_and_others_are_counted(data):
+def test_the_largest_experiment_leads_and_all_are_counted(data):
+    assert block("answer", data).startswith("LFM-CW has not been compared with plain search here.")
     made_runs(data / "runs" / "few.csv", seeds=10, order="second", offsets={**ABLATION, METHOD: 2})
     made_runs(data / "runs" / "many.csv")
+    assert "first order" in answer_row(data) and "lower error" in answer_row(data)
     first = block("answer", data).splitlines()[0]
-    assert "first order" in first and "lower error" in first
-    assert "(further comparisons: 1 worse)" in first
+    assert first.endswith("all 2 comparisons of LFM-CW with plain search: 1 *better*, 1 *worse*.")
 
 
 def test_the_leading_experiment_is_chosen_before_its_result(data):
@@ -167,11 +182,10 @@ def test_the_leading_experiment_is_chosen_before_its_result(data):
 def test_an_experiment_whose_arms_are_alike_leads_last(data):
     same = dict.fromkeys(ABLATION, 0.0)
     made_runs(data / "runs" / "a.csv", offsets=same, spread=0.0, seeds=40)
-    first = block("answer", data).splitlines()[0]
-    assert "have the same errors as those of plain search (40 seeds): no seed tells" in first
+    assert answer_row(data).endswith("| 0 | 40, 0 differ | the same error for every seed |")
     made_runs(data / "runs" / "b.csv")
-    first = block("answer", data).splitlines()[0]
-    assert "lower error" in first and "(further comparisons: 1 identical)" in first
+    assert "lower error" in answer_row(data)
+    assert "1 *better*, 0 *worse*, 1 *identical*." in block("answer", data).splitlines()[0]
 
 
 def test_a_difference_that_rounds_to_zero_has_no_direction(data):
@@ -190,9 +204,7 @@ def test_a_difference_that_rounds_to_zero_has_no_direction(data):
             for row, error in zip(rows, errors, strict=True)
         ],
     )
-    text = block("answer", data)
-    assert "have the same mean error to 0.01 points as those of plain search" in text
-    assert "0.00 points" not in text
+    assert "| 0.00 (-0." in answer_row(data)
 
 
 def test_seeds_that_tie_are_said(data):
@@ -201,9 +213,7 @@ def test_seeds_that_tie_are_said(data):
     for name in ("plain search", "rank differences"):
         assert "| 20, 5 differ |  |" in block(name, data)
         assert "| too few seeds differ |" in block(name, data)
-    first = block("answer", data).splitlines()[0]
-    assert "(20 seeds of which 5 differ, 95% interval" in first
-    assert "too few seeds differ to tell it from chance" in first
+    assert answer_row(data).endswith("| 20, 5 differ | open: too few seeds differ |")
 
 
 def test_comparisons_in_the_other_order_turn_sign_and_verdict(data):
@@ -251,7 +261,9 @@ def test_a_run_at_the_papers_size_takes_the_row_from_a_small_one(data):
     full = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
     assert "| yes | CIFAR-10, paper, BigGAN |" in full
     assert "better; the paper's -15% is inside the interval" in full
-    assert "1 comparison was run at the paper's sizes" in block("answer", data)
+    assert "| 1 comparison, listed below |" in answer_row(
+        data, "plain search, at the paper's sizes"
+    )
 
 
 def test_a_change_outside_the_interval_is_said_to_be_outside(data):
@@ -426,7 +438,7 @@ def test_the_table_of_cells_is_summed_up(data):
     assert "| best | `\\|cell0~0\\|` | 1 | 40.00 | 40.00, 40.00 | 10,000 |" in text
     assert "| median | `\\|cell62~0\\|` | 1 | 46.20 |" in text
     assert "| worst | `\\|cell124~0\\|` | 1 | 52.40 |" in text
-    assert "| a drawn cell's regret |  | 125 | 6.20 |" in text
+    assert "| a random cell's regret |  | 125 | 6.20 |" in text
     assert "| regret of the network that looks best |  |  | 0.00 |" in text
 
 
@@ -493,7 +505,7 @@ def test_the_command_fills_pages_and_draws(data, tmp_path, capsys):
     (docs / "b.md").write_text("No block.\n")
     main(docs)
     text = (docs / "a.md").read_text("utf-8")
-    assert text.startswith("By hand.\n\n<!-- begin: answer -->\n\n1. On CIFAR-10 (JPEG)")
+    assert text.startswith("By hand.\n\n<!-- begin: answer -->\n\nVerdicts of all 1 comp")
     assert "earlier" not in text
     assert (docs / "results.svg").exists() and not (docs / "results_cells.svg").exists()
     main(docs)

@@ -16,15 +16,19 @@ for (const svg of document.querySelectorAll(".chart svg")) {
     const share = (bottom - y) / (bottom - top);
     return log ? y0 * Math.pow(y1 / y0, share) : y0 + share * (y1 - y0);
   };
-  svg.addEventListener("pointermove", event => {
+  let at = right;
+  const read = (clientX, clientY) => {
     const box = svg.getBoundingClientRect(), unit = svg.viewBox.baseVal.width / box.width;
-    const x = Math.min(Math.max((event.clientX - box.left) * unit, left), right);
+    const x = at = Math.min(Math.max((clientX - box.left) * unit, left), right);
     hair.setAttribute("x1", x); hair.setAttribute("x2", x); hair.style.display = "";
     const rows = [`round ${Math.round(x0 + (x - left) / (right - left) * (x1 - x0)).toLocaleString("en")}`];
     tip.replaceChildren(document.createTextNode(rows[0]));
     for (const { label, colour, points } of lines) {
       let next = points.findIndex(point => point[0] >= x);
-      if (next < 0) next = points.length - 1;
+      if (next < 0) {
+        if (x > points[points.length - 1][0] + 1) continue; // it has ended
+        next = points.length - 1;
+      }
       const [a, b] = [points[Math.max(next - 1, 0)], points[next]];
       const share = b[0] > a[0] ? (Math.min(x, b[0]) - a[0]) / (b[0] - a[0]) : 0;
       const row = document.createElement("div"), key = document.createElement("i");
@@ -34,10 +38,22 @@ for (const svg of document.querySelectorAll(".chart svg")) {
     }
     tip.hidden = false;
     const size = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - size.width - 6))}px`;
-    tip.style.top = `${Math.max(4, event.clientY - size.height - 12)}px`;
+    tip.style.left = `${Math.max(4, Math.min(clientX + 14, innerWidth - size.width - 6))}px`;
+    tip.style.top = `${Math.max(4, clientY - size.height - 12)}px`;
+  };
+  const leave = () => { tip.hidden = true; hair.style.display = "none"; };
+  svg.addEventListener("pointermove", event => read(event.clientX, event.clientY));
+  svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("blur", leave);
+  svg.addEventListener("keydown", event => {
+    if (event.key === "Escape") return leave();
+    const steps = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!steps) return;
+    event.preventDefault();
+    const box = svg.getBoundingClientRect(), unit = svg.viewBox.baseVal.width / box.width;
+    const width = Math.max((right - left) / 50, (right - left) / Math.max(x1 - x0, 1)); // a round, or more
+    read(box.left + (tip.hidden ? at : at + steps * width) / unit, box.top + 40);
   });
-  svg.addEventListener("pointerleave", () => { tip.hidden = true; hair.style.display = "none"; });
 }
 
 // The slider through the recorded α.

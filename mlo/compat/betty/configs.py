@@ -1,4 +1,4 @@
-"""Betty's `Config` of a problem and `EngineConfig`, with a few fields beside Betty's own."""
+"""Betty's `Config` of a problem and `EngineConfig`, with a few additional fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSTEAD = {
     "with mlo itself (docs/distributed.md).",
     "accelerate": "Use strategy='distributed' under torchrun.",
 }
-"""Value of Betty's that is not served → what to do."""
+"""Value of Betty's that is not supported → what to do."""
 
 
 @dataclass
@@ -41,15 +41,15 @@ class Config:
         gradient_accumulation: batches per step; of an upper problem, solves of those below it.
         gradient_clipping: largest norm of the gradient; 0: none.
         precision: "fp32" or "bf16".
-        initial_dynamic_scale: of fp16, which is not served.
-        scale_factor: of fp16, which is not served.
+        initial_dynamic_scale: of fp16, which is not supported.
+        scale_factor: of fp16, which is not supported.
         warmup_steps: batches for which the problems *above* wait.
         log_step: batches per line of the log; -1: none.
         log_local_step: whether the logger counts this problem's own steps.
         darts_alpha: numerator of Betty's finite difference (`formulas="betty"`).
-        darts_multitask: not served.
+        darts_multitask: not supported.
         sama_adam_alpha: as `darts_alpha`, of "sama".
-        sama_multitask: not served.
+        sama_multitask: not supported.
         neumann_iterations: products of the series, which has one term more.
         neumann_alpha: step of the series.
         cg_iterations: most steps of conjugate gradients.
@@ -90,7 +90,7 @@ class Config:
     formulas: str | None = None
 
     def check(self, problem: str) -> None:
-        """Refuses what is not served.
+        """Refuses what is not supported.
 
         Args:
             problem: whose configuration it is.
@@ -104,9 +104,9 @@ class Config:
         for name in ("darts_multitask", "sama_multitask"):
             if getattr(self, name):
                 raise ConfigurationError(
-                    f"{where}{name}=True leaves the lower parameters where a finite difference has "
-                    "displaced them, which no gradient here does. Drop it, and let the lower loss "
-                    "sum the tasks."
+                    f"{where}{name}=True leaves the lower parameters where a finite difference "
+                    "has displaced them, but no gradient of mlo displaces them. Drop it, and let "
+                    "the lower loss sum the tasks."
                 )
         for name in ("unroll_steps", "gradient_accumulation"):
             value = getattr(self, name)
@@ -124,15 +124,15 @@ class EngineConfig:
         train_iters: steps of the leaves.
         valid_step: steps per validation.
         logger_type: "none", "tensorboard" or "wandb".
-        roll_back: whether lower problems go back after each step of those above, and make one step
-            again from there.
+        roll_back: whether lower problems return to their cycle's start after each step of those
+            above, and make one step from there.
         backend: of `torch.distributed`.
         strategy: "default" (a GPU where there is one), "cpu", "gpu" or "distributed".
         early_stopping: whether a metric that no longer improves ends the run.
         early_stopping_mode: "min" or "max".
         early_stopping_tolerance: validations without improvement that end it.
         early_stopping_metric: an entry of what `validation` returns.
-        formulas: "exact" or "betty", for every problem whose own configuration says nothing.
+        formulas: "exact" or "betty", for every problem whose own configuration leaves it open.
         on_nonfinite: what happens when a loss or gradient is not finite: "stop" raises a
             `NonFiniteError`, "skip" leaves the step out, None steps all the same, as Betty does.
     """
@@ -156,7 +156,7 @@ class EngineConfig:
     on_nonfinite: Literal["stop", "skip"] | None = "stop"
 
     def check(self) -> None:
-        """Refuses what is not served.
+        """Refuses what is not supported.
 
         Raises:
             ConfigurationError: with what to do.
@@ -169,6 +169,6 @@ class EngineConfig:
 
 def _check_served(option: str, value: str, served: tuple[str, ...]) -> None:
     if value in INSTEAD:
-        raise ConfigurationError(f"{option} is {value!r}, which is not served. {INSTEAD[value]}")
+        raise ConfigurationError(f"{option} is {value!r}, which is not supported. {INSTEAD[value]}")
     if value not in served:
         raise ConfigurationError(f"{option} is {value!r}. {nearest(str(value), served)}")

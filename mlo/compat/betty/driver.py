@@ -53,9 +53,9 @@ class Driver:
             if self._steps_differentiated:
                 what = "gradient_accumulation" if solves > 1 else "custom_optimizer_step"
                 raise ProblemError(
-                    f"Problem {problem.name!r} has {what}, and the engine {engine.label!r} "
-                    "differentiates its optimizer's own steps. Give it type 'darts', 'neumann' or "
-                    "'cg', which differentiate its solution where it stands."
+                    f"Problem {problem.name!r} has {what}, but the engine {engine.label!r} "
+                    "differentiates its optimizer's own steps. Give it type 'darts', 'neumann' "
+                    "or 'cg', which differentiate its solution instead."
                 )
             self.own_step = OwnStep(problem, solves)
 
@@ -65,7 +65,7 @@ class Driver:
         """The problem as one of mlo's.
 
         Args:
-            again: whether it steps again on the batches of its last update.
+            again: whether it repeats the step on the batches of its last update.
             rests: whether it never moves.
         """
         problem = self.problem
@@ -89,7 +89,8 @@ class Driver:
         """`training_step` as a loss that names the problems it reads."""
         problem = self.problem
 
-        # It finds the problems as its attributes, whose modules hold what mlo has put there.
+        # It finds the problems as its attributes, and mlo has put the right tensors into their
+        # modules.
         def loss(module: nn.Module, batch: Any, **others: nn.Module) -> Any:
             value = problem.training_step_exec(batch)
             metrics: dict[str, Any] = {}
@@ -142,8 +143,8 @@ class Driver:
         if problem._inner_loop_start:
             call(problem, "on_inner_loop_start")
             problem._inner_loop_start = False
-        # Every cycle is a place to go back to. (Betty's first one is the start of the run, to which
-        # it returns when a warm-up is over.)
+        # A problem can return to the start of every cycle. (Betty first returns to the start of the
+        # run, when a warm-up is over.)
         if problem._roll_back and problem.count % self.counts == 0:
             states = problem.module.state_dict(), problem.optimizer.state_dict()
             self._start = copy.deepcopy(dict(zip(("module", "optimizer"), states, strict=True)))
@@ -169,11 +170,11 @@ class Driver:
             problem._inner_loop_start = True
 
     def finish_again(self, record: mlo.Record) -> None:
-        """Does what follows the step that a problem makes again after it went back."""
+        """Does what follows a step that a problem repeats after a roll-back."""
         self._after_step(record, schedule=1)
 
     def go_back(self) -> None:
-        """Puts module and optimizer back to what they were when the cycle began."""
+        """Restores module and optimizer to the start of the cycle."""
         assert self._start is not None
         self.problem.module.load_state_dict(self._start["module"])
         self.problem.optimizer.load_state_dict(self._start["optimizer"])
@@ -206,16 +207,16 @@ class Driver:
         for old, new in zip(before, problem.parameters(), strict=True):
             if not torch.equal(old, new):
                 raise ProblemError(
-                    f"param_callback of problem {problem.name!r} changed its parameters, and the "
-                    f"engine {self.engine.label!r} differentiates the steps that led to them, in "
-                    "which the change would be missing. Give it type 'darts', 'neumann' or 'cg', "
-                    "which differentiate its solution where it stands."
+                    f"param_callback of problem {problem.name!r} changed its parameters, but the "
+                    f"engine {self.engine.label!r} differentiates the steps that led to them, so "
+                    "the change would be missing. Give it type 'darts', 'neumann' or 'cg', which "
+                    "differentiate its solution instead."
                 )
 
     # ------------------------------ its state
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to resume beside the state of `MultilevelOptimizer`."""
+        """What a run needs to resume, besides the state of `MultilevelOptimizer`."""
         problem = self.problem
         own, scheduler = self.own_step, problem.scheduler
         sums = None

@@ -27,13 +27,13 @@ class Engine:
     Args:
         problems: all problems.
         config: of the run.
-        dependencies: `{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}`. "l2u" names
-            for each problem those directly above it, whose losses read it. "u2l" names for each
-            upper problem those whose losses read it, and through which its gradient comes back.
+        dependencies: `{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}`. "l2u" names,
+            for each problem, those directly above it, whose losses read it. "u2l" names, for each
+            upper problem, those whose losses read it and through which its gradient returns.
         env: what all problems share.
 
     Raises:
-        ConfigurationError: for settings that are not served.
+        ConfigurationError: for settings that are not supported.
         GraphError: if the dependencies are no valid graph.
     """
 
@@ -59,7 +59,7 @@ class Engine:
         self._roll_back = False
 
         self._stepper: Stepper | None = None
-        self._rounds_before = 0  # of optimizers that were made anew since
+        self._rounds_before = 0  # of optimizers that were replaced since
         self._iteration = 0
         self.initialize()
 
@@ -121,7 +121,7 @@ class Engine:
         if not leaf.leaf or not leaf._training:
             what = "is in evaluation mode: call engine.train() first"
             if not leaf.leaf:
-                what = "is no leaf: it steps by itself when the problems below it have"
+                what = "is not a leaf: it steps automatically after the problems below it"
             raise ProblemError(f"Problem {leaf.name!r} {what}.")
         for problem in self.problems:
             problem._global_step = global_step
@@ -212,16 +212,16 @@ class Engine:
             )
 
     def configure_systems(self) -> dict[str, Any]:
-        """Starts `torch.distributed` if it is asked for, and chooses the device.
+        """Starts `torch.distributed` on request, and chooses the device.
 
         Raises:
-            ConfigurationError: if the backend needs GPUs that are not there.
+            ConfigurationError: if the backend needs GPUs and there are none.
         """
         gpu = torch.cuda.is_available()
         if self._strategy == "distributed":
             if self._backend == "nccl" and not gpu:
                 raise ConfigurationError(
-                    "backend is 'nccl', which needs GPUs, and there is none. Use backend='gloo'."
+                    "backend is 'nccl', which needs GPUs, but there is none. Use backend='gloo'."
                 )
             if not dist.is_initialized():
                 dist.init_process_group(backend=self._backend)
@@ -246,24 +246,25 @@ class Engine:
         return all(problem not in uppers for uppers in self.dependencies["l2u"].values())
 
     def find_paths(self, src: Problem, dst: Problem) -> list[list[Problem]]:
-        """The ways from `dst` down to `src` and back to `dst`.
+        """The paths from `dst` down to `src` and back to `dst`.
 
         Raises:
-            GraphError: if "l2u" leads from `src` to `dst` by no way.
+            GraphError: if "l2u" has no path from `src` to `dst`.
         """
         results: list[list[Problem]] = []
         self.dfs(src, dst, [src], results)
         if not results:
             raise GraphError(
-                f"dependencies: 'u2l' says that {src.name!r} is below {dst.name!r}, but no way in "
-                f"'l2u' leads from {src.name!r} up to {dst.name!r}. Add the edges of one to 'l2u'."
+                f"dependencies: 'u2l' says that {src.name!r} is below {dst.name!r}, but no path "
+                f"in 'l2u' leads from {src.name!r} up to {dst.name!r}. Add the edges of a path to "
+                "'l2u'."
             )
         return [[*reversed(path), dst] for path in results]
 
     def dfs(
         self, src: Problem, dst: Problem, path: list[Problem], results: list[list[Problem]]
     ) -> None:
-        """Adds to `results` the ways from `src` up to `dst`, each of which begins with `path`."""
+        """Adds to `results` the paths from `src` up to `dst` that begin with `path`."""
         if src is dst:
             results.append(list(path))
             return
@@ -310,8 +311,8 @@ class Engine:
         for owner in owners:
             if hasattr(owner, problem.name):
                 raise GraphError(
-                    f"There is an attribute {problem.name!r} of {type(owner).__name__} already, so "
-                    "no problem can have this name. Choose another."
+                    f"{type(owner).__name__} already has an attribute {problem.name!r}, so no "
+                    "problem can have this name. Choose another."
                 )
         if self.env is not None:
             owners.append(self.env)
@@ -351,7 +352,7 @@ class Engine:
         return None if self._stepper is None else self._stepper.last_record
 
     def rebuild(self) -> None:
-        """Makes the optimizer anew before the next step, after a part of a problem was exchanged.
+        """Rebuilds the optimizer before the next step, after part of a problem was exchanged.
 
         Raises:
             ProblemError: within a round.

@@ -17,14 +17,14 @@ __all__ = ["Passes", "moved"]
 class Passes:
     """Draws the batches of a loader, pass after pass.
 
-    A pass begins when the one before has ended, and the first one at once, as in Betty: a loader
-    that shuffles draws the same random numbers at the same time.
+    A pass begins when the previous one has ended, and the first one at once, as in Betty. So a
+    shuffling loader draws the same random numbers at the same time.
 
     Args:
         loader: an iterable of batches.
         problem: whose, for messages.
         ended: called at the end of each pass.
-        share: (rank, number of processes): of so many batches in a row one is given out.
+        share: (rank, number of processes): of each such number of batches, one is given out.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Passes:
         return drawn[rank]
 
     def _begin(self) -> None:
-        # A loader draws a seed when its iterator is made, and its order with the first batch.
+        # A loader draws a seed when its iterator is made, and its order at the first batch.
         self._at_begin = RandomState.capture(self._generators)
         self._at_first: RandomState | None = None
         self._iterator: Iterator[Any] = iter(self.loader)

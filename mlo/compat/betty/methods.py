@@ -10,7 +10,7 @@ mixed derivative B of the lower gradient, and differ in q ≈ A⁻¹ v:
     "sama", Adam & co.   (∂θ'/∂g)ᵀ v of the optimizer's step    `one_step`
     "sama", SGD          v (no learning rate)                   `identity`
 
-Betty takes Bᵀ q by finite differences in "darts" and "sama"; `formulas="betty"` does too.
+Betty computes Bᵀ q by finite differences in "darts" and "sama", and so does `formulas="betty"`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def engine_of(problem: Problem, formulas: str, uppers: list[Problem]) -> Abstrac
     if len(answers) > 1:
         raise ConfigurationError(
             f"The problems above {problem.name!r} ({', '.join(u.name for u in uppers)}) have "
-            "different first_order in their configurations, but its solution is differentiated in "
-            "one way. Give them the same."
+            "different first_order in their configurations, but its solution can be "
+            "differentiated in one way only. Give them the same value."
         )
     # Betty: with first_order=False an upper problem takes no best-response Jacobians, and autograd
     # follows the steps of an iterative problem instead.
@@ -83,7 +83,7 @@ def _engine_of_mlo(problem: str, choice: Any) -> AbstractEngine:
 def _exact(problem: Problem) -> AbstractEngine:
     config = problem.config
     if config.type == "neumann":
-        # Betty's user has chosen the number of terms: only a series that grows is told of.
+        # Betty's user has chosen the number of terms, so only a growing series causes a warning.
         return Neumann(
             num_terms=config.neumann_iterations + 1, step_size=config.neumann_alpha, tol=1.0
         )

@@ -51,11 +51,11 @@ MADE_BY_MLO = (
     "synchronize_params",
     "zero_grad",
 )
-"""Methods of Betty's that take part in a step, which is made elsewhere here."""
+"""Methods of Betty's that take part in a step, which mlo makes elsewhere."""
 
 OF_A_STEP = (
-    "mlo makes the step, in which that method of Betty's has no part. The hooks around a step are "
-    "grad_callback, param_callback, custom_optimizer_step and training_step_exec."
+    "mlo makes the step, and that method of Betty's has no part in it. The hooks around a step "
+    "are grad_callback, param_callback, custom_optimizer_step and training_step_exec."
 )
 
 
@@ -136,7 +136,7 @@ class Problem:
         self._engine: Any = None  # which steps it
 
     def __getattr__(self, name: str) -> Any:
-        """Is asked for what does not exist: says why a part of Betty's step does not."""
+        """Called for a missing attribute: says why a part of Betty's step does not exist."""
         why = f" {OF_A_STEP}" if name in MADE_BY_MLO else ""
         if not why and (engine := self.__dict__.get("_engine")) is not None:
             others = [other.name for other in engine.problems if other is not self]
@@ -285,7 +285,7 @@ class Problem:
             self.module.__dict__["module"] = self.module
 
     def patch_data_loader(self, loader: Any, idx: int = 0) -> Passes:
-        """The endless batches of a loader, of which several processes take turns."""
+        """The endless batches of a loader; several processes take turns."""
 
         def ended() -> None:
             if idx == 0:
@@ -325,7 +325,7 @@ class Problem:
         self._local_rank = dictionary["local_rank"]
 
     def configure_roll_back(self, roll_back: bool) -> None:
-        """Takes whether lower problems go back after each step of those above."""
+        """Takes whether lower problems roll back after each step of those above."""
         self._roll_back = bool(self._parents) and roll_back
 
     def configure_device(self, device: Any) -> None:
@@ -356,13 +356,13 @@ class Problem:
     def _add(self, to: list[Problem], problem: Problem, kind: str) -> None:
         if problem in to:
             raise ProblemError(
-                f"Problem {problem.name!r} is a {kind} of {self._name!r} already; name each edge "
+                f"Problem {problem.name!r} is already a {kind} of {self._name!r}; name each edge "
                 "once in dependencies."
             )
         to.append(problem)
 
     def add_paths(self, paths: list[list[Problem]]) -> None:
-        """Adds ways from this problem down and back, along which its gradient flows."""
+        """Adds paths from this problem down and back, along which its gradient flows."""
         self._paths.extend(paths)
 
     def add_logger(self, logger: LoggerBase) -> None:
@@ -403,7 +403,7 @@ class Problem:
 
     @property
     def paths(self) -> list[list[Problem]]:
-        """The ways from this problem down and back, along which its gradient flows."""
+        """The paths from this problem down and back, along which its gradient flows."""
         return self._paths
 
     @property
@@ -422,7 +422,7 @@ class Problem:
 
 
 class ImplicitProblem(Problem):
-    """A problem whose solution is differentiated where it stands, by its `Config.type`."""
+    """A problem whose solution is differentiated at its current point, by its `Config.type`."""
 
 
 class IterativeProblem(Problem):
@@ -457,7 +457,7 @@ class HigherIterativeProblem(IterativeProblem):
 
 
 MetaIterativeProblem = HigherIterativeProblem
-"""The name of older versions, which one of Betty's examples imports still."""
+"""The name in older versions, which one of Betty's examples still imports."""
 
 
 def _check_overridden(problem: Problem) -> None:
@@ -472,9 +472,9 @@ def _freeze_others(problem: Problem) -> None:
     """Freezes the module's parameters that an overridden `trainable_parameters` leaves out."""
     if type(problem).meta_trainable_parameters is not Problem.meta_trainable_parameters:
         raise ProblemError(
-            f"Problem {problem.name!r} overrides meta_trainable_parameters: here upper gradients "
-            "flow through all parameters that move. Put the others into a module of their own, or "
-            "detach them in the upper problem's training_step."
+            f"Problem {problem.name!r} overrides meta_trainable_parameters: in mlo, upper "
+            "gradients flow through all parameters that move. Put the others into a separate "
+            "module, or detach them in the upper problem's training_step."
         )
     if type(problem).trainable_parameters is not Problem.trainable_parameters:
         kept = {id(parameter) for parameter in problem.trainable_parameters()}

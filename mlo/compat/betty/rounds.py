@@ -8,12 +8,13 @@ count is at most its `warmup_steps`, the ends of its cycles go unnoticed.
 Let time count iterations. A leaf counts at every one. A problem above counts as often as the child
 with the longest cycle ends one, so
 
-    interval = 1 for a leaf, else the longest cycle below;   cycle = unroll · accumulate · interval.
+    interval = 1 for a leaf, otherwise the longest cycle below;   cycle = unroll · accumulate ·
+    interval.
 
 `MultilevelOptimizer` repeats one round of updates: level by level, each problem `steps` times per
 update of the level above (`DependencyGraph.schedule`). So `plan` derives `steps` from the
-intervals, plays Betty's rules until all warm-ups are over and for two rounds more, and compares. A
-program whose order is no repeated round is refused.
+intervals, follows Betty's rules until all warm-ups are over and for two more rounds, and compares.
+A program whose order is not one repeated round is refused.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from mlo.errors import ConfigurationError
 __all__ = ["Member", "Plan", "betty_order", "plan"]
 
 LONGEST_WARM_UP = 10_000_000
-"""Iterations after which it is given up that a problem may ever step."""
+"""Iterations after which a problem that has not stepped is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """What the order of steps depends on, of one problem.
+    """What the order of steps depends on, for one problem.
 
     Attributes:
         name: of the problem.
@@ -86,7 +87,7 @@ def plan(
             reads the other.
 
     Raises:
-        ConfigurationError: if Betty's order is no repeated round.
+        ConfigurationError: if Betty's order is not one repeated round.
     """
     intervals = _intervals(members)
     iterations = max(intervals.values())
@@ -94,7 +95,7 @@ def plan(
     round_ = tuple(schedule(steps))
 
     made, begun = _played(members, iterations)
-    # Leaves are stepped by the user's loop, so their order is to be Betty's to the letter.
+    # The user's loop steps the leaves, so their order must be exactly Betty's.
     leaves = [member.name for member in members if not member.children]
     apart = [{name, read} for name, others in reads.items() for read in others]
     for number, names in enumerate(made):
@@ -105,7 +106,7 @@ def plan(
 
 
 def _played(members: Sequence[Member], iterations: int) -> tuple[list[list[str]], dict[str, int]]:
-    """Betty's steps in every round until all problems have begun, and in two rounds more.
+    """Betty's steps in every round until all problems have begun, and in two more rounds.
 
     Also problem → the round in which it begins.
     """
@@ -127,7 +128,7 @@ def _played(members: Sequence[Member], iterations: int) -> tuple[list[list[str]]
 
 
 def betty_order(members: Sequence[Member]) -> Iterator[list[str]]:
-    """Plays Betty's rules; yields the optimizer steps of each iteration.
+    """Follows Betty's rules; yields the optimizer steps of each iteration.
 
     (A problem above a leaf is listed at each of its counts, of which only every `accumulate`-th
     moves it: an update of `MultilevelOptimizer` either way.)
@@ -176,8 +177,8 @@ def _steps(
     members: Sequence[Member], intervals: Mapping[str, int], iterations: int
 ) -> dict[str, int]:
     """Problem → updates per update of the most frequent problem on the level above."""
-    # As `DependencyGraph.schedule` reads `steps`. Where a division leaves a rest, the order that
-    # comes out is not Betty's, which is noticed there.
+    # As `DependencyGraph.schedule` reads `steps`. If a division leaves a remainder, the resulting
+    # order is not Betty's, which is noticed there.
     levels = sorted({member.level for member in members}, reverse=True)
     steps: dict[str, int] = {}
     above = iterations

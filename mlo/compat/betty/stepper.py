@@ -33,7 +33,7 @@ class Stepper:
         last_record: the record of the last update; None before the first.
 
     Raises:
-        ConfigurationError: if Betty's order is no round that repeats.
+        ConfigurationError: if Betty's order is not one repeated round.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Stepper:
         rounds = self._give_steps(declared)
         self.optimizer = mlo.MultilevelOptimizer(declared, engines, **common)
         self._schedule = self.optimizer.graph.schedule()
-        # A roll-back steps again in rounds of their own, where the outermost problems rest.
+        # A roll-back repeats steps in separate rounds, in which the outermost problems rest.
         self._again: mlo.MultilevelOptimizer | None = None
         if config.roll_back and any(problem.parents for problem in problems):
             _check_roll_back(problems, rounds.iterations)
@@ -74,7 +74,7 @@ class Stepper:
         uppers = [
             upper for upper in self._problems if any(problem in path[1:-1] for path in upper.paths)
         ]
-        if not uppers:  # whoever reads it treats it as constant
+        if not uppers:  # problems that read it treat it as constant
             return mlo.FirstOrder()
         return engine_of(problem, problem.config.formulas or formulas, uppers)
 
@@ -106,7 +106,7 @@ class Stepper:
         moves = (leaf.count + 1) % leaf.gas == 0
         if moves and self._next_due() != leaf.name:
             raise ProblemError(
-                f"The leaf {leaf.name!r} was stepped where {self._next_due()!r} is due. Leaves "
+                f"The leaf {leaf.name!r} was stepped, but {self._next_due()!r} is due. Leaves "
                 "step once per iteration, in the order of engine.leaves."
             )
         driver.begin()
@@ -133,7 +133,7 @@ class Stepper:
         self._due.popleft()
         self.last_record = update.record
         driver.finish(update.record)
-        # While a leaf warms up, nothing above has moved that there was to go back for.
+        # While a leaf warms up, nothing above has moved, so there is no reason to roll back.
         leaves = [each for each in self._problems if each.leaf]
         warm = all(leaf.count > leaf.warmup_steps for leaf in leaves)
         if update.ends_round and self._again is not None and warm:
@@ -149,16 +149,16 @@ class Stepper:
                 driver.finish_again(next(updates).record)
 
     def leave(self) -> int:
-        """Gives the problems free; returns the number of rounds that were made in all.
+        """Releases the problems; returns the total number of rounds made.
 
         Raises:
             ProblemError: within a round.
         """
         if self._due or any(driver.gathered for driver in self._drivers.values()):
             raise ProblemError(
-                "Modules, optimizers and dependencies are exchanged between rounds, and a round is "
-                f"under way: {' → '.join(self._due) or 'a leaf that accumulates'} is due. Do it "
-                "after the outermost problem has stepped."
+                "Modules, optimizers and dependencies can be exchanged only between rounds, and "
+                f"a round is under way: {' → '.join(self._due) or 'a leaf that accumulates'} is "
+                "due. Do it after the outermost problem has stepped."
             )
         return self._rounds_before + self.optimizer.round
 
@@ -196,7 +196,7 @@ def _reads(
 
 
 def _lower_first(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems so that each comes after those below it, and else in the given order."""
+    """The problems with each after those below it, and otherwise in the given order."""
     order: list[Problem] = []
     while len(order) < len(problems):
         left = [problem for problem in problems if problem not in order]
@@ -217,14 +217,14 @@ def _member(problem: Problem, level: int) -> Member:
 
 
 def _check_roll_back(problems: Sequence[Problem], iterations: int) -> None:
-    """Refuses cycles that end while others continue: there is no one moment to go back from."""
+    """Refuses cycles that end while others continue: a roll-back needs a common end."""
     for problem in problems:
         counts = problem.config.unroll_steps * problem.gas
         expected = iterations if problem.leaf else 1
         if problem.parents and counts != expected:
             raise ConfigurationError(
                 f"roll_back=True: problem {problem.name!r} has a cycle of {counts} counts (its "
-                f"unroll_steps times gradient_accumulation), where {expected} are needed: leaves "
-                "end their cycles together, and problems between a leaf and the outermost step "
-                "once per cycle. Change its configuration, or use roll_back=False."
+                f"unroll_steps times gradient_accumulation), but needs {expected}: leaves end "
+                "their cycles together, and problems between a leaf and the outermost step once "
+                "per cycle. Change its configuration, or use roll_back=False."
             )

@@ -1,4 +1,4 @@
-"""Steps of optimizers that are Betty's own: summed over solves, or defined by the user."""
+"""Steps that only Betty has: summed over solves, or defined by the user."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["OwnStep", "call", "give_groups"]
 
 
 class OwnStep(Optimizer):
-    """Steps a problem with the mean gradient of several solves, and by its own step if it has one.
+    """Steps a problem with the mean gradient of several solves, using its own step if it has one.
 
-    Betty's `gradient_accumulation` of an upper problem adds up the gradients of so many solves of
-    the problems below, each with a batch of its own.
+    Betty's `gradient_accumulation` of an upper problem sums the gradients of that many solves of
+    the problems below, each with its own batch.
 
     Args:
         problem: whose `optimizer` (or `custom_optimizer_step`) makes the step.
@@ -87,7 +87,7 @@ def call(problem: Any, name: str) -> bool:
 
 
 def give_groups(optimizer: Optimizer, scheduler: Any, groups: Any) -> None:
-    """Gives an optimizer other groups of parameters, and its scheduler as many.
+    """Gives an optimizer other groups of parameters, and its scheduler the same number.
 
     Args:
         optimizer: keeps its class and defaults.

@@ -140,8 +140,8 @@ WRONG = {
     "no number": (HEAD.replace("125", "many"), r"'# cells: …' needs a whole number, got 'many'"),
     "no seed": (HEAD.replace(",seed,", ",sead,"), r"lacks the column seed"),
     "few fields": (HEAD + "|x|,0,60.0,1000\n", r"line 7: it has 4 fields instead of 5"),
-    "no error": (HEAD + LINE.replace("60.0", "nan"), r"line 7: test_error_percent is between"),
-    "large error": (HEAD + LINE.replace("60.0", "100.5"), r"test_error_percent is between"),
+    "no error": (HEAD + LINE.replace("60.0", "nan"), r"line 7: test_error_percent must be between"),
+    "large error": (HEAD + LINE.replace("60.0", "100.5"), r"test_error_percent must be between"),
     "no whole seed": (HEAD + LINE.replace(",0,", ",0.5,"), r"line 7: invalid literal"),
     "twice": (HEAD + LINE + LINE, r"line 8: seed 0 of this cell has a row already"),
     "blank": (HEAD + "\n" + LINE, r"line 7: it has 0 fields"),
@@ -207,5 +207,5 @@ def test_a_row_of_nonsense_is_not_made(change):
     values = {"cell": "|x|", "seed": 0, "test_error_percent": 1.0, "parameters": 1,
               "multiply_adds_millions": 1.0}  # fmt: skip
     Row(**values)
-    with pytest.raises(ValueError, match=r"is between|not negative|on one line"):
+    with pytest.raises(ValueError, match=r"be between|not be negative|on one line"):
         Row(**{**values, **change})

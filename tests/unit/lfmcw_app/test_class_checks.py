@@ -72,7 +72,7 @@ def test_validation_images_of_ones_own_are_d_val(tmp_path):
     assert said(tmp_path) == []
     with pytest.raises(InputError, match=r"search\.batch_size is 13, but .* only 12 images"):
         said(tmp_path, search__batch_size=13)
-    with pytest.raises(InputError, match="validation images of its own"):
+    with pytest.raises(InputError, match="its own validation images"):
         said(tmp_path, data__search_fractions=(0.8, 0.2))
 
 

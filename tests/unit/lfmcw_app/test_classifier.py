@@ -92,7 +92,7 @@ def test_the_network_returns_logits_alone_and_can_be_trained(trained):
 @pytest.mark.parametrize(
     ("present", "words"),
     [
-        ([], "is no run folder"),
+        ([], "is not a run folder"),
         (["config.yaml"], "lfmcw_app.run --resume"),
         (["config.yaml", "evaluated.json"], "has no trained network yet .*evaluate --resume"),
         (["config.yaml", "evaluated.json", "result.json"], "is complete but has no network.pt"),

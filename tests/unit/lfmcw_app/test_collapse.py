@@ -235,7 +235,7 @@ def test_doubts_are_told_once_until_they_were_gone():
     for accuracy in (0.0, 0.9, 0.9, 0.9):  # the first one is out of the window
         detector.update(Observation(**HEALTHY, generated_accuracy=accuracy))
     (text,) = detector.measured(quality(gan_test=10.0))
-    assert "W2 knows 90% of them, and a classifier trained on real pictures 10%" in text
+    assert "W2 recognises 90% of them, but a classifier trained on real pictures only 10%" in text
     assert detector.measured(quality(gan_test=11.0)) == []
     assert detector.measured(quality()) == []
     assert len(detector.measured(quality(gan_test=10.0))) == 1
@@ -255,7 +255,7 @@ def test_the_last_measures_are_found_in_the_lines_of_a_phase():
     assert (number, found, texts) == (4, plain, [])
     number, found, texts = last_quality(lines, rounds=3)
     assert (number, found) == (2, marked)
-    assert "W2 knows 90%" in texts[0]
+    assert "W2 recognises 90%" in texts[0]
     assert last_quality(lines, rounds=1) is None
     assert last_quality([line(1, None, quality(variety=0.0))])[2][0].startswith("The generated")
 
@@ -264,4 +264,4 @@ def test_only_the_window_before_a_measurement_counts():
     lines = [line(n, 0.0) for n in range(1, 51)]
     lines += [line(n, 0.9) for n in range(51, 51 + WINDOW - 1)]
     lines.append(line(51 + WINDOW - 1, 0.9, quality(gan_test=10.0)))
-    assert "W2 knows 90%" in last_quality(lines)[2][0]
+    assert "W2 recognises 90%" in last_quality(lines)[2][0]

@@ -132,7 +132,7 @@ def test_ties_lower_the_planned_power_and_notes_say_so():
     assert binom.sf(least_pairs(tests) - 1, pairs, share) == pytest.approx(0.54, abs=0.01)
     assert "in fewer of them where seeds tie" in power_planned(pairs, tests)
     text = summarise([arm("old", *[2.0] * 8), arm("new", *[1.0] * 8)], [("new", "old")])
-    assert "Seeds that tie say nothing of a sign and lower this power." in text
+    assert "Seeds that tie have no sign and lower this power." in text
 
 
 def test_pairs_that_tie_do_not_count_for_a_verdict():

@@ -161,8 +161,8 @@ def test_test_images_stay(digits, tmp_path):
         ({"wrong_labels": [{"of": "cat", "as": ["3"]}]}, r"the class 'cat'"),
         ({"wrong_labels": [{"of": "3", "as": ["cat"]}]}, r"the class 'cat'"),
         ({"wrong_labels": [{"of": "3", "as": ["3"]}]}, r"labels 3 as itself"),
-        ({"class_shares": {"3": 0.001}}, r"no image has the label 3 any more"),
-        ({"wrong_labels": [HALF[0] | {"share": 1.0}]}, r"no image has the label 3 any more"),
+        ({"class_shares": {"3": 0.001}}, r"no image keeps the label 3"),
+        ({"wrong_labels": [HALF[0] | {"share": 1.0}]}, r"no image keeps the label 3"),
     ],
 )
 def test_what_does_not_fit_the_classes_is_refused(data, words, tmp_path):

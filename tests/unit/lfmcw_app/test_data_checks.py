@@ -43,6 +43,17 @@ def test_a_batch_may_take_all_images_of_a_part(fractions, images, batch):
         ({"evaluation.weights.warmup_epochs": 1000}, "evaluation.weights.warmup_epochs"),
         ({"evaluation.stem": "imagenet"}, "evaluation.stem is imagenet.*multiple of 32"),
         ({"evaluation.augmentation.cutout": 8}, "cutout is 8, which would erase images"),
+        ({"search.augmentation.cutout": 10**9}, "search.*cutout is 1000000000, which would erase"),
+        ({"search.augmentation.crop_padding": 8}, "search.*crop_padding is 8, with which a crop"),
+        ({"evaluation.augmentation.crop_padding": 10**9}, "evaluation.*crop_padding is 1000000000"),
+        (
+            {"search.epochs": 10**9, "search.steps": None, "search.batch_size": 8},
+            r"search\.epochs asks for [\d,]+ rounds, and a phase has 1,000,000,000 at most",
+        ),
+        (
+            {"evaluation.epochs": 10**9, "evaluation.batch_size": 8},
+            r"evaluation\.epochs asks for [\d,]+ rounds",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -105,7 +116,7 @@ def test_a_preset_adapts_to_few_images(count, processes, batches, words, monkeyp
 )
 def test_a_part_of_a_single_image_makes_no_batch(key, images, words):
     recipe = load_recipe("small", overrides={"dataset": "digits", f"data.{key}_images": images})
-    with pytest.raises(InputError, match=f"{words} of digits.*two at least"):
+    with pytest.raises(InputError, match=f"{words} of digits.*at least two"):
         read_data(recipe, Path("data"))
 
 
@@ -136,3 +147,48 @@ def test_the_memory_of_a_recipe_needs_no_data(tmp_path):
     assert fitting == recipe
     assert (len(dataset.train), dataset.image_size) == (50_000, 32)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("data.image_size", "and the images have 8 pixels: none is enlarged"),
+        ("data.search_images", "there are only 1,438"),
+        ("data.train_images", "there are only 1,438"),
+        ("data.test_images", "there are only 359"),
+    ],
+)
+def test_more_than_the_data_have_is_told(key, words):
+    asked = load_recipe("smoke", overrides={key: 10**6})
+    recipe, dataset = read_data(asked, Path("data"))
+    (line,) = [said for said in adaptations(asked, recipe, dataset) if key in said]
+    assert line.startswith(f"{key} is 1,000,000") and words in line
+
+
+HOSTILE = ("-1", "0", "1e6", "9e15", ".inf", "-.inf", ".nan", "1e400", "true", "[]", "null", "''")
+NUMBERS = {
+    "search.channels": "1e6", "search.layers": "1e6", "search.nodes": "1e6",
+    "search.batch_size": "1e6", "search.steps": "9e15", "search.epochs": "9e15",
+    "search.generator.discriminator_steps": "1e6", "search.generator.warmup_rounds": "9e15",
+    "evaluation.channels": "1e6", "evaluation.layers": "1e6", "evaluation.batch_size": "1e6",
+    "evaluation.steps": "9e15", "evaluation.epochs": "9e15", "evaluation.min_steps": "9e15",
+    "search.weights.warmup_epochs": "1e6", "search.augmentation.crop_padding": "1e6",
+}  # fmt: skip
+"""Key → a value of `HOSTILE` from which on no run can have it."""
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_hostile_numbers_are_refused_by_their_key(key, space):
+    """None is built: an answer by arithmetic, whatever the memory of the machine."""
+    section, _, name = key.rpartition(".")
+    other = {"steps": f"{section}.epochs=null", "epochs": f"{section}.steps=null"}.get(name)
+    for value in HOSTILE:
+        large = value in ("1e6", "9e15")
+        if value in ("0", "null") or (large and float(value) < float(NUMBERS[key])):
+            continue  # they have a meaning for some keys
+        assignments = (f"{key}={value}", *filter(None, [other]))
+        with pytest.raises(InputError) as refused:
+            read_data(load_recipe("smoke", space=space, assignments=assignments), Path("data"))
+        assert name in str(refused.value) or section in str(refused.value), value
+        assert len(str(refused.value)) < 600

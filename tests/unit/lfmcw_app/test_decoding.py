@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypat
     path.write_bytes(b"")
     refused(r"a\.png cannot be read .it is empty")
     path.write_text("a text")
-    refused(r"a\.png cannot be read .it is no image")
+    refused(r"a\.png cannot be read .it is not an image")
     content = (write(path, (40, 40)), path.read_bytes())[1]
     path.write_bytes(content[: len(content) // 2])
     refused(r"a\.png cannot be read .*truncated.*data\.on_damaged=skip")

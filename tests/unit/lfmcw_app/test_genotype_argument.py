@@ -66,7 +66,7 @@ def test_a_folder_without_a_genotype_says_so(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "cell.txt"
     path.write_text("Genotype(normal=3)")
-    with pytest.raises(InputError, match=r"cell\.txt is no genotype\. A genotype in DARTS's"):
+    with pytest.raises(InputError, match=r"cell\.txt is not a genotype\. A genotype in DARTS's"):
         read_genotype(str(path), HOW)
 
 

@@ -124,7 +124,7 @@ def test_nothing_is_read_beyond_the_data(content):
 
 @pytest.mark.parametrize("code", [b"\x96" + b"\0" * 8, b"\x81", b"\x91", b"i", b"o", b"Q", b"2"])
 def test_only_operations_of_plain_values_are_done(code):
-    with pytest.raises(PickleError, match="which no plain value needs"):
+    with pytest.raises(PickleError, match="which plain values do not need"):
         read(PROTO + b"](" + code + b".")
 
 
@@ -163,7 +163,7 @@ def test_a_file_changes_nothing_that_outlives_it(name, slots):
     state = b"N" + attributes + b"\x86" if slots else attributes
     content = PROTO + b"cm\n" + name.encode() + b"\n" + state + b"b."
     for states in ((), (Changed,)):
-        with pytest.raises(PickleError, match="sets the state of what has none"):
+        with pytest.raises(PickleError, match="sets the state of an object that has none"):
             read(content, KNOWN, states=states)
     assert some_function() == 1
     assert not hasattr(Changed, "__defaults__")
@@ -172,7 +172,7 @@ def test_a_file_changes_nothing_that_outlives_it(name, slots):
 def test_objects_of_given_types_get_their_state():
     content = PROTO + b"cm\nChanged\n)RK\x07b."
     assert read(content, KNOWN, states=(Changed,)).state == 7
-    with pytest.raises(PickleError, match="sets the state of what has none"):
+    with pytest.raises(PickleError, match="sets the state of an object that has none"):
         read(content, KNOWN)
 
 

@@ -124,7 +124,14 @@ def test_the_largest_batch_follows_the_line():
 @pytest.mark.parametrize(
     ("peak", "precision", "words"),
     [
-        (10.0, None, ["It fits a card of 16 GB, 24 GB, 40 GB, 80 GB, where 85%", "Not counted:"]),
+        (
+            10.0,
+            None,
+            [
+                "It fits a card of 16 GB, 24 GB, 40 GB, 80 GB, if the counted memory may take 85%",
+                "Not counted:",
+            ],
+        ),
         (30.0, "bf16", ["It fits a card of 40 GB, 80 GB,", "Counted in float32, .*: evaluation"]),
         (90.0, None, ["It fits none of these cards"]),
     ],

@@ -104,7 +104,7 @@ def with_one(weights, change):
 @pytest.mark.parametrize(
     ("entry", "change", "words"),
     [
-        ("format", lambda _: "other", "holds no trained network"),
+        ("format", lambda _: "other", "does not hold a trained network"),
         ("version", lambda _: 2, "has version 2 of its format"),
         ("version", lambda _: None, "has version None"),
         ("genotype", lambda _: {"normal": []}, "the keys 'normal' and 'reduction'"),
@@ -155,7 +155,7 @@ def test_a_damaged_file_is_refused(file):
 
 
 def test_another_checkpoint_is_no_network(trained):
-    with pytest.raises(InputError, match="holds no trained network for use"):
+    with pytest.raises(InputError, match="does not hold a trained network"):
         NetworkFile.load(trained.path / "training.pt")
 
 

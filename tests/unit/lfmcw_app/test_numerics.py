@@ -98,7 +98,7 @@ def test_a_workspace_of_the_user_stays(monkeypatch):
 
 def test_an_operation_that_cannot_repeat_is_named():
     x, where = torch.zeros(3), torch.tensor([0, 0])
-    words = r"evaluation\.deterministic is true, .* of put_ on .* evaluation\.deterministic=false"
+    words = r"evaluation\.deterministic is true, .* for put_ on .* evaluation\.deterministic=false"
     with (
         pytest.raises(InputError, match=words),
         numerics_of(recipe(evaluation_deterministic=True), "evaluation"),
@@ -113,7 +113,7 @@ def test_a_late_workspace_is_told_by_its_remedy():
         "or `at::Context::setDeterministicAlgorithms(true)`, but this operation is not "
         "deterministic because it uses CuBLAS and you have CUDA >= 10.2."
     )
-    words = r"used cuBLAS before .* Set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"
+    words = r"already used cuBLAS .* Set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"
     with (
         pytest.raises(InputError, match=words),
         numerics_of(recipe(search_deterministic=True), "search"),

@@ -21,7 +21,7 @@ from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
     ],
 )
 def test_a_key_that_stands_twice_is_refused(text, lines):
-    with pytest.raises(ValueError, match=f"^{lines[0]}: the key .* as in {lines[1]};"):
+    with pytest.raises(ValueError, match=f"^{lines[0]}: the key .* in {lines[1]};"):
         parse_yaml(text)
 
 
@@ -78,3 +78,25 @@ def test_what_is_written_is_read_back():
              "true", ".inf", "x: y", "# a", "häß 猫", "None", "1.", "-", "0b1", "off"]  # fmt: skip
     data = {"texts": texts, "off": [1e-5, 1e20, 0.1, 3.0, 10**20, -1, None, True, math.inf]}
     assert parse_yaml(dump_yaml(data)) == data
+
+
+def test_what_aliases_blow_up_is_refused_before_it_is_made():
+    """Nine copies of nine copies, 15 times: by merges they would be made, by lists walked."""
+    for inside in ("{<<: [%s]}", "[%s]"):
+        lines = ["a: &a {x: 1}"]
+        for before, name in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True):
+            lines.append(f"{name}: &{name} " + inside % ", ".join([f"*{before}"] * 9))
+        with pytest.raises(ValueError, match=r"line \d+: with its aliases it holds over 200,000"):
+            parse_yaml("\n".join(lines))
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")["b"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "&a {b: {c: *a}}", "a: &a {<<: *a}"])
+def test_what_holds_itself_is_refused(text):
+    with pytest.raises(ValueError, match=r"line 1: \*a stands within what it repeats"):
+        parse_yaml(text)
+
+
+def test_a_text_beyond_any_recipe_is_refused():
+    with pytest.raises(ValueError, match="more than 1,048,576 characters"):
+        parse_yaml("#" * 2**21)

@@ -42,7 +42,7 @@ def test_a_name_that_several_packages_bring_is_refused(monkeypatch, name, places
     assert set(numbers) == {"one", name, "tau"}
     assert numbers["tau"] > 6.0
     with pytest.raises(
-        InputError, match=f"Several packages bring a number called {name!r}: {places}."
+        InputError, match=f"Several packages have a number called {name!r}: {places}."
     ):
         numbers[name]
 
@@ -57,7 +57,7 @@ def test_an_entry_can_be_registered(monkeypatch):
     numbers.register("two", 2.0)
     assert numbers.named("two") == 2.0
     for taken in ("two", "pi"):
-        with pytest.raises(InputError, match=f"another number called {taken!r} already"):
+        with pytest.raises(InputError, match=f"already a number called {taken!r}"):
             numbers.register(taken, 3.0)
         numbers.register(taken, 3.0, replace=True)
         assert numbers[taken] == 3.0

@@ -16,7 +16,10 @@ from lfmcw_app.run_folder import RunFolder
 
 RESULT = {
     "test_error_percent": 41.5, "parameters": 1234, "multiply_adds_millions": 0.5,
-    "lookup": {"regret_percent": 2.5, "rank": 17},
+    "lookup": {
+        "file": "table.csv", "dataset": "pictures", "seeds": [0], "regret_percent": 2.5,
+        "rank": 17, "cells": 125, "best_cell": "|none~0|",
+    },
     "generator": {"gan_test": 80.0, "gan_train": 30.5, "variety": 0.25},
 }  # fmt: skip
 

@@ -68,5 +68,5 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_results(tmp_path / "runs.csv")
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(InputError, match="no results file"):
+    with pytest.raises(InputError, match="not a results file"):
         read_results(tmp_path / "empty.csv")

@@ -62,7 +62,9 @@ def test_every_key_that_may_change_is_one_of_a_recipe():
     ids=str,
 )  # fmt: skip
 def test_what_may_not_change_is_refused_by_name(folder, settings):
-    with pytest.raises(InputError, match=f"{next(iter(settings))} .*→.*What can: on_nonfinite"):
+    with pytest.raises(
+        InputError, match=f"{next(iter(settings))} .*→.*Settings that can: on_nonfinite"
+    ):
         planned(folder, **settings)
 
 

@@ -58,7 +58,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, name, words):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no run in it"), ("search: [", "not valid YAML"), (b"\xff", "be read")],
+    [(None, "holds no run"), ("search: [", "not valid YAML"), (b"\xff", "be read")],
 )
 def test_a_folder_without_a_run_is_refused(tmp_path, content, words):
     if content is not None:
@@ -262,27 +262,27 @@ def test_a_checkpoint_of_another_recipe_is_refused(folder, tmp_path):
     folder.save("search", optimizer, {})
     other = RunFolder.create(tmp_path / "other", load_recipe("smoke", overrides={"seed": 3}))
     (folder.path / "search.pt").rename(other.path / "search.pt")
-    with pytest.raises(mlo.CheckpointError, match="from another recipe"):
+    with pytest.raises(mlo.CheckpointError, match="from a recipe that this run has never had"):
         other.restore("search", optimizer, PHASES)
 
 
 def test_a_checkpoint_that_must_be_written_is_an_error(folder, monkeypatch):
     optimizer = bilevel_quadratic().optimizer("one_step")
     monkeypatch.setattr(mlo.CheckpointStore, "save", full)
-    with pytest.warns(mlo.CheckpointWarning, match="tries again at the next one"):
+    with pytest.warns(mlo.CheckpointWarning, match="tries again at the next checkpoint"):
         assert not folder.save("search", optimizer, {})
-    with pytest.raises(InputError, match=r"\(2 in a row\).*the last checkpoint stands"):
+    with pytest.raises(InputError, match=r"\(2 in a row\).*the last checkpoint is kept"):
         folder.save("search", optimizer, {}, must=True)
 
 
 def test_an_optional_file_that_cannot_be_written_is_warned_of(folder):
-    words = "the run continues without it"
+    words = "The run continues without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         full()
 
 
 def test_whatever_a_picture_fails_at_is_warned_of(folder):
-    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run continues without it"
+    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\)\. The run continues without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         1 / 0  # noqa: B018
 

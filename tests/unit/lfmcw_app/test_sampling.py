@@ -114,8 +114,8 @@ def test_the_last_stage_with_a_checkpoint_counts(tmp_path):
     ("settings", "change", "words"),
     [
         (["search.method=darts"], None, "has no generator: its method is darts"),
-        ([], "search.pt", "has no checkpoint yet"),
-        ([], "config.yaml", "is no run folder"),
+        ([], "search.pt", "has no checkpoint: there is none yet"),
+        ([], "config.yaml", "is not a run folder"),
         ([], "dataset.json", "cannot be used"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_run_without_a_generator_says_why(settings, change, words, tmp_path):
 def test_a_search_with_real_images_has_no_generator(tmp_path):
     changes = {"dataset": "digits", "search.generator.name": "real"}
     run = RunFolder.create(tmp_path / "run", load_recipe("smoke", overrides=changes)).path
-    with pytest.raises(InputError, match="name is real, so that images of digits were drawn"):
+    with pytest.raises(InputError, match="name is real, so images of digits were drawn"):
         load_generator(run)
 
 
@@ -194,7 +194,7 @@ def test_files_are_a_folder_of_images(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", ".", ""])
 def test_no_file_leaves_the_folder(name, tmp_path):
-    with pytest.raises(InputError, match="No folder can be named after"):
+    with pytest.raises(InputError, match="cannot be the name of a folder"):
         save_images({name: made(1)["dog"]}, tmp_path / "made")
     save_images({"../../up": made(1)["dog"]}, tmp_path / "made-too")
     assert (tmp_path / "made-too" / "..-..-up" / "0000.png").exists()

@@ -99,7 +99,7 @@ def test_impossible_choices_for_edges_are_refused(chosen, message):
 
 
 def test_a_space_with_operations_of_its_own_takes_no_others():
-    with pytest.raises(InputError, match="S2 has operations of its own"):
+    with pytest.raises(InputError, match="S2 has its own operations"):
         load_recipe("smoke", space="s2", overrides={"search.primitives": ["skip_connect"]})
 
 
@@ -144,7 +144,7 @@ STAGES = {
 @pytest.mark.parametrize(
     ("primitives", "drops", "message"),
     [
-        (["skip_connect", "conv_3x3", "noise"], [1, 2], "drops 3 of 3, and must leave one"),
+        (["skip_connect", "conv_3x3", "noise"], [1, 2], "drops 3 of 3, but must leave one"),
         # The two that are left may be these, of which no cell with two skips could be made.
         (["none", "skip_connect", "conv_3x3", "noise"], [2, 1], "may be none and skip_connect"),
     ],

@@ -122,10 +122,10 @@ def test_an_auxiliary_head_keeps_its_own_weights(trained):
 @pytest.mark.parametrize(
     ("changes", "genotype", "message"),
     [
-        ({"evaluation.channels": 4}, GENOTYPE, "evaluation.channels is 4, and there 2"),
-        ({"evaluation.layers": 4}, GENOTYPE, "evaluation.layers is 4, and there 3"),
+        ({"evaluation.channels": 4}, GENOTYPE, "evaluation.channels is 4 here, but 2 there"),
+        ({"evaluation.layers": 4}, GENOTYPE, "evaluation.layers is 4 here, but 3 there"),
         ({"evaluation.stem": "imagenet"}, GENOTYPE, "evaluation.stem is imagenet"),
-        ({}, random_genotype(2, 1), "other cells.*lfmcw_app.evaluate"),
+        ({}, random_genotype(2, 1), "does not have the cells.*lfmcw_app.evaluate"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_by_name(trained, changes, genotype, message):
@@ -137,7 +137,7 @@ def test_a_network_that_does_not_fit_is_refused_by_name(trained, changes, genoty
 def test_images_with_other_channels_are_refused(trained):
     made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}))
     dataset = load_dataset("random:cifar10", image_size=8)
-    with pytest.raises(InputError, match=r"channels of an image.* is 3, and there 1"):
+    with pytest.raises(InputError, match=r"channels of an image.* is 3 here, but 1 there"):
         check_network_fits(made, GENOTYPE, dataset)
 
 
@@ -342,10 +342,10 @@ HALF = {"of": "3", "as": ["8"], "share": 0.5}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "seed is 1, and there 0"),
-        ({"data.search_images": 90}, "search_images is 90, and there 80"),
+        ({"seed": 1}, "seed is 1 here, but 0 there"),
+        ({"data.search_images": 90}, "search_images is 90 here, but 80 there"),
         ({"data.search_fractions": [0.6, 0.4]}, "search_fractions"),
-        ({"data.imbalance": 0.2}, "imbalance is 0.2, and there None"),
+        ({"data.imbalance": 0.2}, "imbalance is 0.2 here, but None there"),
         ({"data.class_shares": {"3": 0.5}}, "class_shares"),
         ({"data.wrong_labels": [HALF]}, "wrong_labels"),
     ],
@@ -353,7 +353,7 @@ HALF = {"of": "3", "as": ["8"], "share": 0.5}
 def test_a_generator_that_may_know_d_val_is_refused(tmp_path, changes, message):
     """Its warm-up had another D_tr than the search, or other labels there."""
     warmed(tmp_path)
-    with pytest.raises(InputError, match=rf"learned on other images .*{message}"):
+    with pytest.raises(InputError, match=rf"did not learn on this search's D_tr.*{message}"):
         check_generator_fits(taking(tmp_path, **(WARM | changes)), digits())
 
 
@@ -366,7 +366,7 @@ def test_labels_wrong_in_d_val_too_need_no_warm_up_of_their_own(tmp_path):
 def test_a_generator_of_other_data_of_these_classes_is_refused(tmp_path):
     warmed(tmp_path)
     other = replace(digits(), fingerprint=Fingerprint.of_name("other"))
-    with pytest.raises(InputError, match="learned on other data than digits"):
+    with pytest.raises(InputError, match="did not learn on digits as it is read"):
         check_generator_fits(taking(tmp_path, **WARM), other)
 
 
@@ -377,7 +377,7 @@ def test_a_run_in_a_folder_of_its_own_is_checked_too(tmp_path, changes):
     warmed(tmp_path / "warm", **{"search.generator.name": "resnet"})
     made = taking(tmp_path / "warm", **(WARM | changes | {"search.generator.warmup_rounds": 0}))
     folder = RunFolder.create(tmp_path / "run", made)
-    with pytest.raises(InputError, match=r"learned on other images|generator.name is 'wgan_gp'"):
+    with pytest.raises(InputError, match=r"did not learn on this|generator.name is 'wgan_gp'"):
         search(folder, digits(), Console(quiet=True), torch.device("cpu"))
     assert not folder.metrics.exists()
 
@@ -400,8 +400,8 @@ def test_an_average_of_the_generators_own_begins_anew(tmp_path):
     ("changes", "message"),
     [
         ({"search.generator.name": "wgan_gp"}, "search.generator.name is"),
-        ({"search.generator.noise_dim": 8}, "search.generator.noise_dim is 8, and there 4"),
-        ({"search.generator.channels": 4}, "search.generator.channels is 4, and there 2"),
+        ({"search.generator.noise_dim": 8}, "search.generator.noise_dim is 8 here, but 4 there"),
+        ({"search.generator.channels": 4}, "search.generator.channels is 4 here, but 2 there"),
     ],
 )
 def test_a_generator_of_other_settings_is_refused(tmp_path, changes, message):
@@ -414,7 +414,7 @@ def test_a_generator_of_other_settings_is_refused(tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"class_names": tuple("abcdefghij")}, "the classes is"),
-        ({"channels": 3}, r"channels of an image .* is 3, and there 1"),
+        ({"channels": 3}, r"channels of an image .* is 3 here, but 1 there"),
     ],
 )
 def test_a_generator_of_other_images_is_refused(tmp_path, changes, message):
@@ -429,7 +429,7 @@ def test_a_generator_of_other_images_is_refused(tmp_path, changes, message):
 def test_images_of_another_size_are_refused(tmp_path):
     warmed(tmp_path, dataset=load_dataset("random:cifar10", image_size=8))
     larger = load_dataset("random:cifar10", image_size=16)
-    with pytest.raises(InputError, match=r"size of an image .* is 16, and there 8"):
+    with pytest.raises(InputError, match=r"size of an image .* is 16 here, but 8 there"):
         check_generator_fits(taking(tmp_path), larger)
 
 

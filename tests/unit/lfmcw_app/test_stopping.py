@@ -36,7 +36,7 @@ def test_handlers_are_put_back():
 def test_a_second_interrupt_stops_at_once(capsys):
     with stop_signals():
         receive(signal.SIGINT)
-        assert "Ctrl-C again stops at once" in capsys.readouterr().err
+        assert "Press Ctrl-C again to stop at once" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             receive(signal.SIGINT)
 

@@ -96,10 +96,10 @@ def test_a_full_disk_costs_a_table_nothing(tmp_path, digits):
     report.write_so_far()
     before = report.results.read_bytes()
     full = striking(tmp_path / "table", 0, disk_is_full)
-    with pytest.warns(mlo.CheckpointWarning, match="tried again after the next one"), full:
+    with pytest.warns(mlo.CheckpointWarning, match="the next one tries again"), full:
         report.write_so_far()
     full = striking(tmp_path / "table", 0, disk_is_full)
-    with pytest.raises(InputError, match="no run is made again"), full:
+    with pytest.raises(InputError, match="No run is made again"), full:
         report.write()
     assert report.results.read_bytes() == before
     report.write()

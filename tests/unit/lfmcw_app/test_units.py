@@ -18,6 +18,8 @@ from lfmcw_app.units import duration, size
         (7199.0, ("120.0", "min")),
         (7200.0, ("2.0", "h")),
         (3 * 86400.0, ("3.0", "days")),
+        (700 * 86400.0, ("700.0", "days")),
+        (3e11, ("9506.4", "years")),
     ],
 )
 def test_a_time_has_the_unit_that_suits_it(seconds, expected):

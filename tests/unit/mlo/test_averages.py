@@ -129,7 +129,7 @@ def test_an_unknown_average_is_refused(choice):
 
 
 def test_options_outside_their_range_are_refused():
-    with pytest.raises(mlo.ConfigurationError, match="decay from 0 to below 1"):
+    with pytest.raises(mlo.ConfigurationError, match="decay of at least 0 and below 1"):
         mlo.Ema(decay=1.0)
-    with pytest.raises(mlo.ConfigurationError, match="after 0 updates or more"):
+    with pytest.raises(mlo.ConfigurationError, match="must begin after 0 or more updates"):
         mlo.TailAverage(begin=-1)

@@ -19,7 +19,7 @@ def test_a_generator_that_is_used_up_is_named():
     stream = BatchStream((k for k in range(2)), "w")
     assert stream.peek(1) == (0,)
     assert [stream.next(), stream.next()] == [0, 1]
-    with pytest.raises(mlo.ProblemError, match="used up"):
+    with pytest.raises(mlo.ProblemError, match="exhausted generator"):
         stream.next()
 
 

@@ -1,4 +1,4 @@
-"""When a check that costs something is made."""
+"""When to make a costly check."""
 
 from __future__ import annotations
 

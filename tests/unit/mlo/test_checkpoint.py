@@ -4,6 +4,7 @@ plain torch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import os
@@ -315,3 +316,37 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(store):
     ):
         store.load()
     assert store.load()["number"] == 2
+
+
+class Room:
+    """Asks for bytes in a pickle."""
+
+    def __reduce__(self):
+        return bytearray, (10**12,)
+
+
+def test_a_checkpoint_that_asks_for_room_is_refused(tmp_path):
+    """`weights_only=True` allows this call, whose memory is not bounded by the file."""
+    torch.save({"a": Room()}, tmp_path / "room.pt")
+    with pytest.raises(mlo.CheckpointError, match="calls bytearray"):
+        mlo.load_checkpoint(tmp_path / "room.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["packed", "one member twice"])
+def test_a_checkpoint_that_unpacks_to_more_is_refused(tmp_path, kind):
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    bomb = tmp_path / "bomb.pt"
+    method = zipfile.ZIP_DEFLATED if kind == "packed" else zipfile.ZIP_STORED
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(bomb, "w", method) as zip_,
+    ):
+        for member in plain.infolist():
+            zip_.writestr(member.filename, plain.read(member))
+        if kind != "packed":
+            # A second name for the bytes of the largest member.
+            largest = max(zip_.filelist, key=lambda member: member.file_size)
+            zip_.filelist.append(copy.copy(largest))
+    with pytest.raises(mlo.CheckpointError, match="may unpack to any size"):
+        mlo.load_checkpoint(bomb)

@@ -81,14 +81,14 @@ def test_a_step_made_with_an_estimate_is_not_differentiated(engine):
 
 @pytest.mark.parametrize("estimator", ["spider", "storm"])
 def test_no_step_is_differentiated_at_an_earlier_point(estimator):
-    with pytest.raises(mlo.EngineError, match="again at an earlier point"):
+    with pytest.raises(mlo.EngineError, match="repeats its gradient at an earlier point"):
         estimated("one_step", upper={"estimator": estimator})
     estimated("one_step", upper={"estimator": "saga"}).step()
 
 
 def test_an_estimator_serves_a_single_process():
     optimizer = estimated("soba", lower={"estimator": "saga"})
-    with pytest.raises(mlo.ProblemError, match="serves a single process"):
+    with pytest.raises(mlo.ProblemError, match="supports a single process"):
         check_engines(optimizer.graph, optimizer.engines, parallel=DataParallel(sync="exact"))
 
 
@@ -152,7 +152,7 @@ def test_fresh_batches_need_data_for_solves(engine):
 
 
 def test_no_step_of_a_simultaneous_round_is_differentiated():
-    with pytest.raises(mlo.EngineError, match="no one has seen it yet"):
+    with pytest.raises(mlo.EngineError, match="that step comes too late"):
         Blocks().optimizer("one_step", [0], [0], alpha=0.1, gamma=0.1)
 
 

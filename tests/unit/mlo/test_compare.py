@@ -237,7 +237,7 @@ def test_without_recorded_steps_engines_look_ahead_and_say_so():
     optimizer = closed.optimizer("direct")
     optimizer.step()
     rows = rows_of(mlo.compare_engines(optimizer, "x", ["direct", "one_step"]))
-    assert rows["one_step"].notes == ("no step is recorded of w, which is seen one step ahead",)
+    assert rows["one_step"].notes == ("no step of w is recorded, so it is seen one step ahead",)
     assert rows["direct"].notes == ()
     # As before the first round: a fresh optimizer of the same problems has no steps either.
     fresh = mlo.MultilevelOptimizer(closed.problems, "one_step")
@@ -400,7 +400,7 @@ def test_a_loss_without_second_derivative_has_a_failing_row():
     ("name", "engines", "options", "error", "message"),
     [
         ("arhc", ["cg"], {}, mlo.GraphError, "Did you mean 'arch'"),
-        ("w1", ["cg"], {}, mlo.GraphError, "goes through no solution"),
+        ("w1", ["cg"], {}, mlo.GraphError, "flows through no solution"),
         ("arch", "cg", {}, mlo.ConfigurationError, "single engine 'cg'. Pass a list"),
         ("arch", {"name": "cg"}, {}, mlo.ConfigurationError, "Pass a list"),
         ("arch", [], {}, mlo.ConfigurationError, "engines is empty"),

@@ -61,3 +61,12 @@ def test_a_device_of_unknown_memory_holds_nothing():
     # Storages there have no places, so that the count of what is saved says nothing.
     assert not fits(0, torch.device("meta"))
     assert memory_of(torch.device("cpu")) > 2**27
+
+
+def test_what_a_counted_function_saves_is_counted():
+    x = torch.ones(4, requires_grad=True)
+    saved = SavedBytes([])
+    x.exp().square()
+    assert saved.total == 0
+    assert torch.equal(saved.counted(lambda t: t.exp())(x), x.exp())
+    assert saved.total == 4 * x.element_size()

@@ -101,7 +101,7 @@ def test_a_functions_metrics_must_be_a_mapping():
             optimizer=SGD(up.parameters(), lr=0.1),
         ),
     ]
-    with pytest.raises(mlo.ProblemError, match="the second part is a int"):
+    with pytest.raises(mlo.ProblemError, match="whose second part is a int"):
         mlo.MultilevelOptimizer(problems).step()
 
 
@@ -120,7 +120,7 @@ def test_losses_of_players_that_are_not_declared_say_how():
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         loss=lambda net, _: {"a": net.bias.sum()},
     )
-    with pytest.raises(mlo.ProblemError, match="declare them by players="):
+    with pytest.raises(mlo.ProblemError, match="declare them with players="):
         mlo.MultilevelOptimizer([problem]).step()
 
 

@@ -166,5 +166,5 @@ def test_a_part_of_what_was_differentiated_is_refused():
         )
         for (n, m), loss in zip(modules.items(), losses, strict=True)
     ]
-    with pytest.raises(mlo.ProblemError, match=r"Compute this by mlo\.once as well"):
+    with pytest.raises(mlo.ProblemError, match=r"Compute that with mlo\.once as well"):
         mlo.MultilevelOptimizer(problems, "darts").step()

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import warnings
 import weakref
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -341,10 +342,22 @@ def optimizer():
 
 
 def test_a_notebook_shows_an_optimizer_with_its_engines():
-    html = optimizer()._repr_html_()
-    assert "<svg" in html
-    assert "w2: cg" in html or ": cg" in html
+    opt = optimizer()
+    html = opt._repr_html_()
     assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
+    root = ET.fromstring(html)
+    assert root.find("{http://www.w3.org/2000/svg}svg") is not None
+    rows = {row[0].text: [cell.text for cell in row] for row in root.iter("tr")}
+    assert set(rows) == {"problem", *opt.problems}
+    for name, problem in opt.problems.items():
+        is_lower = any(name in opt.graph.reads_below[other] for other in opt.problems)
+        assert rows[name][1:] == [
+            f"{problem.size:,}", "SGD", str(problem.steps), "cg" if is_lower else "-"
+        ]  # fmt: skip
+    assert html.endswith("</table></div>")
+    assert "A round: w1 → gan → w2 → arch. Rounds made: 0<" in html
+    opt.step()
+    assert "Rounds made: 1<" in opt._repr_html_()
 
 
 def test_reprs_say_what_a_person_wants_to_know():

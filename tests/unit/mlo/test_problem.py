@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_schedulers_go_with_the_optimizers_of_their_names():
         ({"accumulate": 1.5}, "accumulate must be an integer"),
         ({"grad_clip": -1.0}, "grad_clip must be positive"),
         ({"precision": "fp8"}, "precision must be None or 'bf16', got 'fp8'\\.$"),
-        ({"precision": "fp16"}, "got 'fp16'.*underflow unless the loss is scaled.*use 'bf16'"),
+        ({"precision": "fp16"}, "got 'fp16'.*underflow unless the loss is scaled.*Use 'bf16'"),
         ({"loss": lambda own: own.v.sum()}, "two positional arguments"),
         ({"players": {"a": "nowhere"}}, "submodule 'nowhere', which does not exist"),
     ],
@@ -171,3 +172,39 @@ def test_a_restart_is_one_of_the_reads():
     p = problem("task", lambda own, _, *, rate: own.v.sum(), restart_from="init.head")
     assert p.reads == ("rate", "init")
     assert p.loss_reads == ("rate",)
+
+
+# ------------------------------ shown in a notebook
+
+
+def shown(declared):
+    """What a notebook shows of a problem: name → text."""
+    root = ET.fromstring(declared._repr_html_())
+    return {row[0].text: row[1].text for row in root.iter("tr")}
+
+
+def net_loss(net, batch, *, decay):
+    return net.weight.sum() * decay.weight.sum()
+
+
+def test_a_notebook_shows_what_a_problem_declares():
+    net = nn.Linear(2, 2)
+    first, second = two_optimizers(net)
+    declared = problem("net", module=net, optimizer=[first, second], loss=net_loss, steps=5)
+    assert shown(declared) == {
+        "module": "Linear",
+        "parameters": "6 on cpu",
+        "optimizer": "SGD, Adam",
+        "loss": "net_loss",
+        "reads": "decay",
+        "steps": "5",
+    }
+
+
+def test_a_notebook_shows_options_that_were_given():
+    declared = problem("net", grad_clip=2.0, after_step=lambda parameters: parameters)
+    options = shown(declared)
+    assert options["grad_clip"] == "2.0"
+    assert "<lambda>" in options["after_step"]
+    assert "warmup_steps" not in options
+    assert options["reads"] == "no other problem"

@@ -56,7 +56,7 @@ def test_a_maximizing_group_steps_upwards():
 
 
 def test_momentum_that_never_rests_is_refused():
-    with pytest.raises(mlo.EngineError, match="momentum of 1 its steps never come to rest"):
+    with pytest.raises(mlo.EngineError, match="momentum of 1 its steps never converge"):
         ProjectedStep.of(problem(b={"lr": 0.1, "momentum": 1.0}))
 
 

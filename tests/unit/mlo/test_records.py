@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
+
 import pytest
 import torch
 
@@ -71,3 +73,38 @@ def test_a_gradient_report_is_a_gradient_and_its_solves():
     solve = mlo.SolveReport(problem="w", engine="cg")
     found = mlo.GradientReport(gradient={"v": torch.ones(2)}, reports=(solve,))
     assert found.reports[0].problem == "w" and set(found.gradient) == {"v"}
+
+
+def shown_rows(record):
+    """What a notebook shows: the title, and problem → the other cells of its row."""
+    root = ET.fromstring(record._repr_html_())
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in root.iter("tr")}
+    return root.find("caption").text, rows
+
+
+def test_a_notebook_shows_a_row_for_each_problem():
+    record = mlo.Record(round=2, seconds={"w": 0.0125})
+    record.add("w", loss=torch.tensor(0.5), metrics={}, gradient_norm=torch.tensor(2.0))
+    record.add(
+        "gan",
+        loss={"g": torch.tensor(0.5), "d": torch.tensor(1.25)},
+        metrics={},
+        gradient_norm=torch.tensor(1.0),
+    )
+    record.solves["w"] = mlo.SolveReport(
+        problem="w", engine="cg", iterations=7, residual=0.25, converged=False, advice="Damp <it>."
+    )
+    title, rows = shown_rows(record)
+    assert title == "Round 2"
+    assert list(rows) == ["problem", "w", "gan"]
+    solve = "cg, 7 products, residual 2.5e-01, not converged. Damp <it>."
+    assert rows["w"] == ["0.5", "2", "12.5", solve]
+    assert rows["gan"] == ["(g=0.5, d=1.25)", "1", None, None]
+
+
+def test_a_notebook_shows_what_was_left_out():
+    error = mlo.NonFiniteError("lost", problem="w", round=3, term="loss", data={})
+    record = mlo.Record(round=3, skipped={"w": error}, rolled_back=error)
+    title, rows = shown_rows(record)
+    assert title == f"Round 3, after going back: {error}"
+    assert rows["w"] == [None, None, None, f"skipped: {error}"]

@@ -103,7 +103,7 @@ def test_the_graph_shows_where_a_problem_begins():
     optimizer, _, _ = bilevel("unroll", steps=2, reads=False)
     graph = optimizer.graph
     assert graph.reads["task"] == ("init",)
-    assert "values: init, begins at init" in str(graph)
+    assert "values: init, starts from init" in str(graph)
     assert "init -.->|start| task" in graph.to_mermaid()
     assert "begins at init" in graph.to_svg()
 

@@ -86,6 +86,8 @@ def test_every_edit_of_a_state_is_refused_whole_or_works(state):
             edited = changed(state, path, value)
             try:
                 with warnings.catch_warnings():
+                    # Any other warning tells of an entry that is used before it is checked.
+                    warnings.simplefilter("error")
                     warnings.simplefilter("ignore", mlo.CheckpointWarning)
                     run.load_state_dict(edited)
             except mlo.CheckpointError:
@@ -108,7 +110,7 @@ def test_every_edit_of_a_state_is_refused_whole_or_works(state):
         (("round",), -3, "round of the state must be a count, got -3"),
         (("round",), True, "must be a count, got True"),
         (("round",), DELETED, "lacks round"),
-        (("extra",), 1, "an entry extra, which this mlo does not know"),
+        (("extra",), 1, "an entry extra, which this version of mlo does not know"),
         (("problems", "w", "updates"), -1, r"problems\.w\.updates of the state must be a count"),
         (("problems", "w", "module"), 3, r"problems\.w\.module of the state must be a mapping"),
         (("problems", "w", "more"), 3, r"an entry problems\.w\.more"),
@@ -116,6 +118,16 @@ def test_every_edit_of_a_state_is_refused_whole_or_works(state):
         (("problems", "w", "schedulers", "w", "last_epoch"), "x", r"w\.last_epoch of the state"),
         (("random", "numpy", "pos"), 10**9, "numpy's position"),
         (("random", "cpu"), torch.zeros(7), "random state does not fit"),
+        (("random", "cpu"), [], r"is damaged \(its cpu is a list\)"),
+        (("random", "cuda"), [1], r"\(its cuda are no list of tensors\)"),
+        (("random", "python"), torch.zeros(7), r"\(its python is a Tensor\)"),
+        (("random", "numpy"), torch.zeros(7), r"\(its numpy is a Tensor\)"),
+        (("random", "numpy", "pos"), torch.zeros(()), r"\(its numpy\.pos is a Tensor\)"),
+        (("random", "numpy", "key"), torch.zeros(7), r"\(its numpy\.key is no tensor of 624"),
+        (("random", "python", "words"), torch.zeros(625), r"\(its python\.words is a Tensor\)"),
+        (("random", "python", "words"), [0.5] * 625, r"\(its python\.words are not 625 whole"),
+        (("random", "python", "gauss"), DELETED, r"\(it lacks python\.gauss\)"),
+        (("problems", "w", "data", "pass_start"), torch.zeros(7), "data: it is a Tensor"),
     ],
 )
 def test_the_message_names_the_entry(state, path, value, words):

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlo
+from mlo import total_gradient
 from mlo.testing import Vector, diamond, identical, relative_error, trilevel_quadratic
 
 
@@ -359,7 +360,26 @@ def operators_of_a_round(parameters, *, engine, **options):
     ],
     ids=["plain", "ema", "tail", "one_step"],
 )
-def test_many_parameters_take_no_more_operators(engine, options):
+def test_many_parameters_take_no_more_operators(engine, options, monkeypatch):
     """Copies, sums, clipping, norm, step and average take as many operators for 40 as for 20."""
+    # The response goes through its node here, so that its operators are those of a backward pass.
+    monkeypatch.setattr(total_gradient, "_lone_response", lambda *_: None)
     few, many = (operators_of_a_round(n, engine=engine, **options) for n in (20, 40))
     assert many == few
+
+
+def test_a_kept_gradient_is_not_changed_by_the_step():
+    """Nesterov's foreach step adds its momentum to the gradients that it is given."""
+    w, x = Vector(torch.ones(3)), Vector(torch.ones(3))
+    sgd = torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    adam = torch.optim.Adam(x.parameters())
+    loss, upper = (lambda w, _, *, x: (w.v * x.v).square().sum()), lambda x, _, *, w: w.v.sum()
+    problems = [
+        mlo.Problem("w", module=w, optimizer=sgd, loss=loss),
+        mlo.Problem("x", module=x, optimizer=adam, loss=upper),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, {"name": "one_step", "keep_graph": True})
+    optimizer.step()  # whose step is checked, so that its gradients are copies
+    norm = optimizer.step().gradient_norms["w"]
+    (kept,) = optimizer._history.stepped["w"].gradient.values()
+    assert kept.norm().item() == pytest.approx(norm)

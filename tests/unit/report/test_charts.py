@@ -31,7 +31,7 @@ def test_a_chart_without_values_is_empty():
 def test_a_chart_is_well_formed_and_names_what_it_shows():
     html = line_chart("Loss <of> W1", [line([1.0, 2.0], "W1 & W2")], unit="%")
     root = ET.fromstring(html)
-    assert root.find("svg").attrib["aria-label"] == "Loss <of> W1 (%)"
+    assert root.find("svg").attrib["aria-label"] == ("Loss <of> W1 (%); last values: W1 & W2 2")
     (entry,) = root.iter("li")
     assert entry.attrib["data-label"] == "W1 & W2"
     assert float(entry.attrib["data-value"]) == 2.0
@@ -95,3 +95,28 @@ def test_stages_have_boundaries():
 )
 def test_numbers_are_short(value, expected):
     assert short(value) == expected
+
+
+def test_a_line_that_ends_before_another_is_marked_and_named():
+    long, short_one = line([1.0] * 30, "long"), line([2.0] * 12, "short & sweet")
+    html = line_chart("Loss", [long, short_one], mark_ends=True)
+    assert html.count("<circle") == 1
+    assert "ends earlier: short &amp; sweet at round 12" in html
+    end = places(str(line_chart("Loss", [short_one, long], mark_ends=True)))[-1]
+    circle = re.search(r'cx="([^"]*)" cy="([^"]*)"', html)
+    assert tuple(map(float, circle.groups())) == pytest.approx(end, abs=0.11)
+    assert "<circle" not in line_chart("Loss", [long, line([2.0] * 30, "equal")], mark_ends=True)
+    assert "ends earlier" not in line_chart("Loss", [long, short_one])
+
+
+def test_lines_of_different_length_stand_at_their_rounds():
+    """The same round is at the same place, whatever the length of a run."""
+    html = str(line_chart("Loss", [line([1.0] * 12, "short"), line([1.0] * 30, "long")]))
+    both = re.findall(r'class="mean"[^>]*points="([^"]*)"', html)
+    first, second = ([point.split(",")[0] for point in points.split()] for points in both)
+    assert first == second[:12]
+
+
+def test_a_note_says_of_how_many_rounds_the_means_are():
+    html = line_chart("Loss", [line([1.0] * 100, "a"), line([1.0] * 250, "b")])
+    assert "thick: mean of 4 to 10" in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from made_run_folders import add_classes, make_folder
@@ -86,6 +87,25 @@ def test_the_page_shows_classes_with_any_name(tmp_path):
     assert 'data-class-error="$10_$20"' in page
     assert "&lt;b&gt;&amp;" in page
     assert '<p class="doubt" data-doubt>Why?</p>' in page
+
+
+def test_a_class_says_what_it_is_most_often_taken_for(tmp_path):
+    confusion = [[4, 2, 4], [0, 10, 0], [1, 0, 9]]
+    folder = folder_of(tmp_path, [60.0, 0.0, 10.0], confusion=confusion)
+    rows = {row.name: row.taken_for for row in class_errors(read_run(folder)).rows}
+    assert rows == {"cat": ("cow", 4), "dog": None, "cow": ("cat", 1)}
+    page = run_page(read_run(folder))
+    row = re.search(r'<tr data-class-error="cat">(.*?)</tr>', page)[1]
+    assert 'cow <span class="count">(4)</span>' in row
+
+
+def test_the_largest_class_weight_has_the_longest_bar(tmp_path):
+    folder = folder_of(tmp_path, [60.0, 0.0, 10.0])
+    page = run_page(read_run(folder))
+    shares = dict(re.findall(
+        r'data-class-error="(\w+)".*?class="n bar weight" style="--share:([\d.]+)%"', page
+    ))  # fmt: skip
+    assert shares == {"cat": "100.0", "dog": "12.5", "cow": "62.5"}
 
 
 def test_a_result_of_an_earlier_version_has_no_classes(tmp_path):

@@ -11,7 +11,14 @@ import pytest
 from made_run_folders import make_folder
 from PIL import Image
 
-from lfmcw_app.report.images import MOST_ROWS, class_names, class_weights, gradient_bar, sheets
+from lfmcw_app.report.images import (
+    MOST_ROWS,
+    class_names,
+    class_weights,
+    gradient_bar,
+    sheets,
+    tile_size,
+)
 from lfmcw_app.report.reading import read_run
 
 
@@ -31,7 +38,10 @@ def test_class_weights_are_a_picture_of_classes_and_rounds(tmp_path):
     assert list(found.names) == ["cat", "dog", "cow"]
     assert found.last == pytest.approx([4.0, 0.5, 2.5])  # the first one is the round's number
     assert (found.low, found.high, found.classes) == (0.5, 4.0, 3)
-    assert opened(found.source).size == (4, 3)
+    assert [opened(source).size for source in found.sources] == [(4, 1)] * 3
+    assert found.first == pytest.approx([1.0, 0.5, 2.5])
+    pixels = [opened(source).convert("RGB").getpixel((3, 0)) for source in found.sources]
+    assert len(set(pixels)) == 3  # 4.0, 0.5 and 2.5
 
 
 def test_the_heaviest_of_many_classes_are_shown(tmp_path):
@@ -83,3 +93,10 @@ def test_the_bar_has_the_colours_of_the_map():
     text = gradient_bar()
     assert text.startswith("linear-gradient(90deg,rgb(68,1,84)")  # viridis begins in violet
     assert text.count("rgb(") == 9
+
+
+def test_tiles_are_as_high_as_the_longest_name():
+    assert tile_size([]) == tile_size(["cat", "dog"]) == 28
+    assert tile_size(["cat", "a name of forty letters, a bit more or so"]) >= 4 * 15
+    assert tile_size(["猫" * 15]) == tile_size(["c" * 30]) == 45
+    assert tile_size(["c" * 20_000]) < 400

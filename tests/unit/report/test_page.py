@@ -22,7 +22,7 @@ def test_a_search_in_stages_shows_what_was_dropped(tmp_path):
     assert '"stage": "search-2"' in html
     assert all(f'class="tick" x="{x}' not in html for x in ("nan", "inf"))
     assert html.count('class="boundary"') % 3 == 0
-    assert html.count("<img") == 1 + 9 + 1  # the heat map, nine sheets, real images
+    assert html.count("<img") == 3 + 9 + 1  # weights of three classes, nine sheets, real images
 
 
 def test_a_search_without_a_generator_has_two_problems(tmp_path):

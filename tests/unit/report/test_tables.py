@@ -22,7 +22,7 @@ from lfmcw_app.report.tables import (
 def test_solves_that_did_not_converge_are_counted(tmp_path):
     html = run_page(read_run(make_folder(tmp_path / "run", {"search": (8, 4)})))
     row = re.search(r'<tr data-solve="w2">(.*?)</tr>', html)[1]
-    assert re.findall(r">([^<]+)</td>", row) == ["w2", "cg", "4", "5.0", "0.125", "0.125", "1"]
+    assert re.findall(r">([^<]+)</td>", row) == ["cg", "4", "5.0", "0.125", "0.125", "1"]
 
 
 def timed(folder, *lines):

@@ -26,6 +26,6 @@ def test_impossible_candidates_are_refused_with_advice(edges, message):
 
 def test_candidates_for_another_number_of_nodes_are_refused():
     with pytest.raises(
-        ValueError, match=r"3 nodes has 9 edges, but there are candidates for 5 \(normal\)"
+        ValueError, match=r"3 nodes has 9 edges, but the candidates are for 5 \(normal\)"
     ):
         Architecture(3, alternating(DARTS_PRIMITIVES, 2, 3))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.patches import FancyBboxPatch
+from one_cell_space import PLACES, OneCell
 
-from lfmcw_app.search_space.draw import cell_places, control_point, draw_genotype, edge_bend
+from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from lfmcw_app.search_space.nasbench201 import OPERATIONS, SumCell
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
@@ -22,17 +25,33 @@ def test_equal_cells_are_equal_files(tmp_path):
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
 
 
-def test_states_stand_in_columns_from_the_inputs_to_the_output():
-    places = cell_places(4)
-    assert len(places) == 2 + 4 + 1
-    columns = [x for x, _ in places]
-    assert columns == sorted(columns)
-    assert len(set(places)) == len(places)
+def test_cells_of_other_spaces_are_drawn(tmp_path):
+    from_sum, foreign = tmp_path / "sum.svg", tmp_path / "one.svg"
+    draw_genotype(SumCell(OPERATIONS[1:] + OPERATIONS[:2]), from_sum, "NAS-Bench-201")
+    draw_genotype(OneCell(("conv_3x3",) * len(PLACES)), foreign)
+    assert from_sum.stat().st_size > 5000
+    assert foreign.stat().st_size > 5000
 
 
-def test_an_arrow_bends_away_from_the_middle():
-    """The further it goes, the wider it bends around the nodes that it passes."""
-    upper, lower = (0.0, 1.0), (0.0, -1.0)
-    assert edge_bend(upper, (1.0, 1.0)) < 0.0 < edge_bend(lower, (1.0, -1.0))
-    assert abs(edge_bend(upper, (5.0, 1.0))) > abs(edge_bend(upper, (1.0, 1.0)))
-    assert control_point((0.0, 0.0), (2.0, 0.0), 0.5) == (1.0, -1.0)
+def test_texts_of_a_picture_are_inside_of_their_boxes(tmp_path, monkeypatch):
+    """As matplotlib sets them, so that no line can meet them."""
+    found = []
+
+    def measure(figure, path, title):
+        figure.canvas.draw()
+        for ax in figure.axes:
+            boxes = [patch for patch in ax.patches if isinstance(patch, FancyBboxPatch)]
+            ends = [box.get_window_extent() for box in boxes]
+            for text in ax.texts:
+                own = text.get_window_extent()
+                found.append(any(
+                    end.x0 <= own.x0 and own.x1 <= end.x1 and end.y0 <= own.y0 and own.y1 <= end.y1
+                    for end in ends
+                    if end.height < 80
+                ))  # fmt: skip
+
+    monkeypatch.setattr("lfmcw_app.search_space.draw._finish", measure)
+    for nodes in (2, 6):
+        draw_genotype(random_genotype(nodes, nodes), tmp_path / "cells.png")
+    assert len(found) == 2 * (2 + 2 * 3 + 1) + 2 * (2 + 6 * 3 + 1)
+    assert all(found)

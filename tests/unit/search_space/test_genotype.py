@@ -55,9 +55,9 @@ def test_a_genotype_survives_json(nodes, seed):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "is JSON"),
+        ("nonsense", "must be JSON"),
         ("[]", "JSON object with the keys"),
-        ('{"normal": [], "reduction": []}', "one entry a node"),
+        ('{"normal": [], "reduction": []}', "one entry per node"),
         ('{"normal": [[["sep_conv_3x3", 0]]], "reduction": []}', "needs 2 edges"),
         (
             '{"normal": [[["sep_conv_3x4", 0], ["none", 1]]], "reduction": []}',
@@ -67,7 +67,7 @@ def test_a_genotype_survives_json(nodes, seed):
             '{"normal": [[["sep_conv_3x3", 0], ["skip_connect", 2]]], "reduction": []}',
             "can read 0 to 1",
         ),
-        ("[" * 100_000, "is JSON"),
+        ("[" * 100_000, "must be JSON"),
     ],
 )
 def test_a_damaged_genotype_is_refused_with_advice(text, message):

@@ -86,7 +86,7 @@ def test_an_unknown_primitive_is_refused_everywhere():
 
 
 def test_none_is_no_operation_of_a_derived_network():
-    with pytest.raises(ValueError, match="no operation of a derived network"):
+    with pytest.raises(ValueError, match="not an operation of a derived network"):
         make_operation("none", 4, 1, OperationStyle())
-    with pytest.raises(ValueError, match="no operation that can be evaluated"):
+    with pytest.raises(ValueError, match="not an operation that can be evaluated"):
         PRIMITIVES["none"].in_supernet(4, 1, 1, OperationStyle())

@@ -42,7 +42,7 @@ def test_only_new_files_of_known_formats_are_written(tmp_path):
     out.write_text("mine")
     code, printed = call("PDARTS", "--out", out)
     assert (code, out.read_text()) == (2, "mine")
-    assert "exists already" in printed
+    assert "already exists" in printed
     code, printed = call("PDARTS", "--out", tmp_path / "cells.docx")
     assert code == 2
     assert ".png, .svg, .pdf" in printed

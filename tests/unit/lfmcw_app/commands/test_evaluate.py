@@ -88,4 +88,4 @@ def test_the_memory_of_a_gpu_is_told_without_one():
     assert "│ search" not in result.output
     refused = CliRunner().invoke(app, ["random:0", *SMOKE, "--device=meta"])
     assert refused.exit_code == 2
-    assert "has shapes and no numbers" in " ".join(refused.output.split())
+    assert "has shapes but no numbers" in " ".join(refused.output.split())

@@ -74,7 +74,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 def test_the_meta_device_only_counts(monkeypatch):
     assert options.pick_device("meta", counts=True) == torch.device("meta")
-    with pytest.raises(InputError, match=r"has shapes and no numbers.*--dry-run"):
+    with pytest.raises(InputError, match=r"has shapes but no numbers.*--dry-run"):
         options.pick_device("meta")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"memory of one process.*without torchrun"):
@@ -97,7 +97,7 @@ def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
 
 def test_a_trial_is_a_run_of_its_own():
     options.check_no_trial(None)
-    with pytest.raises(InputError, match="starts a trial of its own"):
+    with pytest.raises(InputError, match="starts a separate trial"):
         options.check_no_trial(3)
 
 

@@ -88,7 +88,7 @@ def test_tables_and_pictures_are_written_whole(trained, tmp_path):
         ([], "Name images or folders"),
         (["nowhere.png"], "There is no file or folder nowhere.png"),
         (["--list", "nowhere.txt"], "nowhere.txt cannot be read"),
-        (["x", "--device", "tpu"], "--device is cpu, cuda or auto"),
+        (["x", "--device", "tpu"], "--device must be cpu, cuda or auto"),
     ],
 )
 def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained):

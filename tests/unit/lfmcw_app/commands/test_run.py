@@ -42,7 +42,7 @@ def test_the_recipe_of_the_options_is_printed():
         (("--seed", "3"), "seed 0 → 3. This cannot change"),
         (("digits", "--seed", "3"), "has another recipe"),
         (("cifar10",), "has another recipe"),
-        (("--max-steps", "2"), "starts a trial of its own"),
+        (("--max-steps", "2"), "starts a separate trial"),
     ],
 )
 def test_a_resumed_run_has_its_own_recipe(tmp_path, arguments, words):

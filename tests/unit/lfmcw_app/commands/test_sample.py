@@ -63,7 +63,7 @@ def test_what_cannot_be_done_is_one_paragraph(monkeypatch, tmp_path):
     cases = {
         ("--class", "dgo"): "Did you mean 'dog'",
         ("--count", 2000): "6,000 images are too many for one sheet",
-        ("--device", "tpu"): "--device is cpu, cuda or auto",
+        ("--device", "tpu"): "--device must be cpu, cuda or auto",
     }
     for arguments, said in cases.items():
         result = invoke(monkeypatch, "--out", tmp_path / "a.png", *arguments)

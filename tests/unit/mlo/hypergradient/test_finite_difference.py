@@ -39,3 +39,16 @@ def test_the_step_of_darts_is_a_hundredth_of_the_directions_norm():
     u = [torch.full((4,), 3.0)]
     e = mlo.FiniteDifference(step="darts").step_size([torch.zeros(4)], u, torch.float32)
     assert e == pytest.approx(0.01 / 6.0)
+
+
+def test_displaced_points_stay_in_their_memory():
+    """From one product to the next, unless the parameters are of another dtype then."""
+    optimizer = bilevel_quadratic(dtype=torch.float32).optimizer("darts")
+    losses = optimizer._history.losses
+    optimizer.step()
+    first = dict(losses["w"].displaced)
+    optimizer.step()
+    assert first and all(losses["w"].displaced[key] is tensor for key, tensor in first.items())
+    losses["w"].displaced = {key: tensor.double() for key, tensor in first.items()}
+    optimizer.step()
+    assert all(tensor.dtype == torch.float32 for tensor in losses["w"].displaced.values())

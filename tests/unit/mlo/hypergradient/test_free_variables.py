@@ -72,5 +72,5 @@ def test_q_solves_the_unsymmetric_system(after_step):
     ids=["ball", "shrunk", "askew"],
 )
 def test_what_is_no_orthogonal_projector_is_refused(after_step):
-    with pytest.raises(mlo.EngineError, match="no orthogonal projector"):
+    with pytest.raises(mlo.EngineError, match="not an orthogonal projector"):
         optimizer(after_step, "cg").step()

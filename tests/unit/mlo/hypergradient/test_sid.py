@@ -1,4 +1,4 @@
-"""`sid`: a linear solve by stochastic steps, each on a batch of its own."""
+"""`sid`: a linear solve by stochastic steps, each on its own batch."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_an_automatic_step_size_is_below_the_stable_one():
 
 def test_a_solve_that_diverges_starts_again_and_says_so():
     optimizer, *_ = quadratic(INDEFINITE, mlo.Soba(step_size=1.9))
-    with pytest.warns(mlo.SolveWarning, match="diverged and starts again"):
+    with pytest.warns(mlo.SolveWarning, match="diverged and starts over"):
         list(optimizer.run(200))
     assert all(torch.isfinite(value).all() for value in optimizer.gradient("x").values())
 

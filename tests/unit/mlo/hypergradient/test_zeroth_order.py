@@ -1,4 +1,4 @@
-"""`zeroth_order`: the response by repeating the optimizer's last steps at displaced reads."""
+"""`zeroth_order`: the response by repeating the optimizer's last steps at perturbed reads."""
 
 from __future__ import annotations
 

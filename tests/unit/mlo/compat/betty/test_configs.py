@@ -13,7 +13,7 @@ from mlo.compat.betty.configs import Config, EngineConfig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp16"}, r"'low': precision is 'fp16', which is not served.*'bf16'"),
+        ({"precision": "fp16"}, r"'low': precision is 'fp16', which is not supported.*'bf16'"),
         ({"precision": "fp8"}, r"precision is 'fp8'.*bf16, fp32"),
         ({"darts_multitask": True}, r"darts_multitask=True leaves the lower parameters.*sum the"),
         ({"sama_multitask": True}, "sama_multitask=True"),
@@ -30,9 +30,9 @@ def test_a_problem_refuses_what_is_not_served(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "zero"}, r"'zero', which is not served.*strategy='distributed'"),
-        ({"strategy": "fsdp"}, r"'fsdp', which is not served.*docs/distributed\.md"),
-        ({"strategy": "accelerate"}, r"not served.*torchrun"),
+        ({"strategy": "zero"}, r"'zero', which is not supported.*strategy='distributed'"),
+        ({"strategy": "fsdp"}, r"'fsdp', which is not supported.*docs/distributed\.md"),
+        ({"strategy": "accelerate"}, r"not supported.*torchrun"),
         ({"strategy": "tpu"}, r"strategy is 'tpu'.*cpu, default, distributed, gpu"),
         ({"logger_type": "csv"}, r"logger_type is 'csv'.*tensorboard"),
         ({"formulas": None}, r"formulas is None.*exact"),

@@ -289,7 +289,7 @@ def test_paths_go_down_and_come_back():
 @pytest.mark.parametrize(
     ("edges", "message"),
     [
-        (lambda a, b: {"u2l": {b: [a]}}, r"no way in 'l2u' leads from 'a' up to 'b'"),
+        (lambda a, b: {"u2l": {b: [a]}}, r"no path in 'l2u' leads from 'a' up to 'b'"),
         (lambda a, b: {"l2u": {a: [b], b: [a]}}, r"has a circle among \['a', 'b'\]"),
         (lambda a, b: {"l2u": {a: problems("x")}}, "names the problem 'x', which is not in"),
     ],
@@ -310,13 +310,13 @@ def test_a_missing_attribute_names_the_other_problems():
 
 def test_a_name_that_is_taken_is_refused():
     (problem,) = problems("config")
-    with pytest.raises(mlo.GraphError, match="attribute 'config' of Engine"):
+    with pytest.raises(mlo.GraphError, match="Engine already has an attribute 'config'"):
         Engine([problem], EngineConfig(**QUIET))
 
 
 def test_only_leaves_that_train_step():
     engine = bilevel(run=False)
-    with pytest.raises(mlo.ProblemError, match="'up' is no leaf"):
+    with pytest.raises(mlo.ProblemError, match="'up' is not a leaf"):
         engine.up.step()
     engine.eval()
     with pytest.raises(mlo.ProblemError, match=r"evaluation mode: call engine\.train\(\) first"):

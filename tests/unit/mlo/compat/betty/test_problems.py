@@ -234,7 +234,7 @@ def test_edges_are_named_once():
     one, other = Problem("a", Config()), Problem("b", Config())
     one.add_child(other)
     other.add_parent(one)
-    with pytest.raises(mlo.ProblemError, match="'b' is a child of 'a' already"):
+    with pytest.raises(mlo.ProblemError, match="'b' is already a child of 'a'"):
         one.add_child(other)
     one.clear_dependencies()
     assert (one.children, one.parents, one.paths) == ([], [], [])

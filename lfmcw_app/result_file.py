@@ -1,0 +1,113 @@
+"""Reads result.json, which may have been edited: entries are refused that have another type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from lfmcw_app.bounded_files import read_object
+from lfmcw_app.errors import InputError, shown
+
+__all__ = ["check_complete", "read_result"]
+
+Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Edge = Annotated[tuple[str, Count], Field(strict=False)]
+Million = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class _Entries(BaseModel):
+    """Entries that programs use; there may be others, and each may be missing."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _OfClass(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    name: str
+    images: Count
+    error_percent: Percent | None
+
+
+class _Lookup(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    file: str
+    dataset: str
+    seeds: list[Count]
+    regret_percent: FiniteFloat
+    rank: Count
+    cells: Count
+    best_cell: str
+
+
+class _OfBudget(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    met: bool
+    actual: FiniteFloat
+    limit: FiniteFloat
+
+
+class _Change(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    key: str
+
+
+class _Quality(_Entries):
+    gan_test: Percent | None = None
+    gan_train: Percent | None = None
+    variety: FiniteFloat | None = None
+
+
+class _Result(_Entries):
+    dataset: str = ""
+    test_error_percent: Percent = 0.0
+    test_images: Count = 0
+    parameters: Count = 0
+    multiply_adds_millions: Million = 0.0
+    seed: Count = 0
+    genotype: dict[str, list[list[Edge]]] = Field(default_factory=dict)
+    classes: list[_OfClass] = Field(default_factory=list)
+    lookup: _Lookup | None = None
+    budget: dict[str, _OfBudget] = Field(default_factory=dict)
+    generator: _Quality | None = None
+    changed: list[_Change] = Field(default_factory=list)
+    doubt: str = ""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a result file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no result, naming the entry that is none.
+    """
+    found = read_object(path)
+    try:
+        _Result.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise ValueError(f"{where}: {what}, got {shown(first['input'])}") from None
+    return found
+
+
+def check_complete(result: Mapping[str, Any], path: Path, entries: Sequence[str]) -> None:
+    """Refuses a result that lacks an entry.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    for entry in entries:
+        if entry not in result:
+            raise InputError(
+                f"{path} is damaged: it lacks {entry}. Delete it and resume: the result is "
+                "computed again."
+            )
