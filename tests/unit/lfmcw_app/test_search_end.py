@@ -146,9 +146,10 @@ def test_the_end_is_measured_once(tmp_path):
     assert read_search_end(folder)["round"] == 4
 
 
-def test_a_damaged_file_is_an_error_of_the_user(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", '{"generator": {"gan_test": 1}}', '{"generator": 3}'])
+def test_a_damaged_file_is_an_error_of_the_user(tmp_path, text):
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
-    (folder.path / SEARCH_END).write_text("{")
+    (folder.path / SEARCH_END).write_text(text)
     with pytest.raises(InputError, match=r"search.json is damaged .* Delete it and resume"):
         generator_result(folder)
 
