@@ -31,7 +31,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,7 +109,12 @@ class Quality:
             ValueError: if they are none.
         """
         # (A list stands for a tuple in JSON, and there alone.)
-        found = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        try:
+            found = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the measures"
+            raise ValueError(f"{where}: {first['msg'].lower()}") from None
         by_class = found.by_class
         lengths = set(map(len, (by_class.gan_test, by_class.gan_train, by_class.real)))
         if len(lengths | {len(by_class.variety)}) > 1 or lengths == {0}:

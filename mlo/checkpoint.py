@@ -360,7 +360,7 @@ def _check_archive(file: BinaryIO, name: str) -> None:
     """Refuses an archive that takes more memory than it has bytes.
 
     `torch.save` packs nothing. A packed member, or several of the same bytes, can unpack to any
-    size. So can the one call that `weights_only=True` allows and that makes room for a number.
+    size. `weights_only=True` allows a call that makes room for any number of bytes.
 
     Raises:
         CheckpointError: if it is one.
@@ -368,9 +368,8 @@ def _check_archive(file: BinaryIO, name: str) -> None:
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-        if packed or sum(member.file_size for member in members) > size:
-            raise _unreadable(name, "(it is packed, and may unpack to any size)")
+        if sum(member.file_size for member in members) > size:
+            raise _unreadable(name, "(it unpacks to more bytes than it has)")
         for member in members:
             if member.filename.endswith("/data.pkl") and MAKES_ROOM in archive.read(member):
                 raise _unreadable(name, "(it calls bytearray)")

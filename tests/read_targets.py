@@ -185,7 +185,14 @@ def seeds(folder):
     }
     genotype = Genotype.load(run)
     cell = SumCell(("none", "skip_connect", "nor_conv_1x1"))
-    change = {"key": "search.steps", "old": 1, "new": 2, "phase": "search", "round": 1, "time": ""}
+    change = {
+        "key": "search.tf32",
+        "old": False,
+        "new": True,
+        "phase": "search",
+        "round": 1,
+        "time": "",
+    }
     timing = {"phase": "search", "rounds": [1, 2], "seconds": 1.5, "problems": {}}
     return {
         **kept,

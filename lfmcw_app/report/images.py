@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
+from lfmcw_app.decoding import opened
 from lfmcw_app.report.reading import RunData
 from lfmcw_app.search_space.cell_cards import text_units
 
@@ -173,11 +174,10 @@ def tile_size(names: Sequence[str]) -> int:
 
 
 def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
-    with Image.open(path) as opened:
-        columns, rows = opened.width // size, opened.height // size
-        image: Image.Image = opened
+    with opened(path) as image:
+        columns, rows = image.width // size, image.height // size
         if size > LARGEST_TILE:
-            image = opened.resize(
+            image = image.resize(
                 (columns * LARGEST_TILE, rows * LARGEST_TILE), Image.Resampling.LANCZOS
             )
         return Sheet(phase=phase, label=label, source=data_url(image), rows=rows, columns=columns)

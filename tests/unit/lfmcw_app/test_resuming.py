@@ -212,3 +212,21 @@ def test_a_search_after_a_warm_up_can_be_made_longer(tmp_path):
     longer = changed_recipe(recipe, config=None, overrides={"search.steps": 99}, assignments=())
     (change,) = planned_changes(run.path, recipe, longer, searches=True)
     assert (change.key, change.new) == ("search.steps", 99)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"key": "search.none.x", "old": 1, "new": 2}', "there is no setting 'none'"),
+        ('{"key": "seed.x", "old": 1, "new": 2}', "there is no setting 'seed'"),
+        ('{"key": "seed", "old": 1, "new": "x"}', "valid integer, got 'x'"),
+        ('{"key": ["seed"], "old": 1, "new": 2}', "key of a change is"),
+        ('{"key": "seed", "old": 1, "new": 2, "round": true}', "round of a change is True"),
+        ('{"key": "seed", "old": 1}', "a line is no change"),
+        ("[]", "a line is no change"),
+    ],
+)
+def test_changes_that_were_edited_are_refused_by_the_file(folder, line, words):
+    (folder.path / "changes.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=rf"changes\.jsonl .*{words}"):
+        known_recipes(folder.path, folder.recipe)

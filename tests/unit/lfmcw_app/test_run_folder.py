@@ -428,3 +428,13 @@ def test_a_state_of_another_shape_is_refused_in_words(folder, edit):
     mlo.save_checkpoint(state, file)
     with pytest.raises(mlo.CheckpointError, match="It was edited"):
         RunFolder.open(folder.path).restore("search", optimizer, PHASES)
+
+
+@pytest.mark.parametrize("completed", ['{"keep": "x"}', '{"keep": []}', "[]", "3", "null"])
+def test_a_run_that_says_no_known_thing_to_keep_keeps_all(folder, completed):
+    fill(folder)
+    folder.write("result.json", "{}")
+    before = names_of(folder)
+    folder.write("environment.json", f'{{"completed": {completed}}}')
+    folder.finish_clearing()
+    assert names_of(folder) == before

@@ -157,9 +157,10 @@ def test_an_end_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
         measure_end(folder, modules, parts, source, dataset, judge, at=at, measured=None)
 
 
-def test_a_damaged_file_is_an_error_of_the_user(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", '{"generator": {"gan_test": 1}}', '{"generator": 3}'])
+def test_a_damaged_file_is_an_error_of_the_user(tmp_path, text):
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
-    (folder.path / SEARCH_END).write_text("{")
+    (folder.path / SEARCH_END).write_text(text)
     with pytest.raises(InputError, match=r"search.json is damaged .* Delete it and resume"):
         generator_result(folder)
 

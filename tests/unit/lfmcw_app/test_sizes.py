@@ -141,6 +141,15 @@ def test_what_could_not_even_be_built_is_refused(monkeypatch, space, settings, k
         check_sizes(recipe, image_size=16, device=CPU, searches=True)
 
 
+def test_the_objects_of_operations_count(monkeypatch):
+    """64 nodes have 2,144 edges of 8 operations: in three supernets of 9 cells 463,104."""
+    recipe = load_recipe("smoke", overrides={"search.nodes": 64, "search.layers": 9})
+    least = least_memory(recipe, 16, 1, 10, searches=True)["search"]
+    monkeypatch.setattr(sizes, "MODULE_BYTES", 0)
+    of_objects = least - least_memory(recipe, 16, 1, 10, searches=True)["search"]
+    assert of_objects == 3 * 9 * 2144 * 8 * 1000
+
+
 def test_only_what_is_run_counts(monkeypatch):
     monkeypatch.setattr(sizes, "memory_of", lambda device: 64 * 10**9)
     recipe = load_recipe("smoke", overrides={"search.channels": 10**6})

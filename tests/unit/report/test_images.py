@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
 from made_run_folders import make_folder
 from PIL import Image
 
+from lfmcw_app.report import run_page
 from lfmcw_app.report.images import (
     MOST_ROWS,
     class_names,
@@ -100,3 +103,17 @@ def test_tiles_are_as_high_as_the_longest_name():
     assert tile_size(["cat", "a name of forty letters, a bit more or so"]) >= 4 * 15
     assert tile_size(["猫" * 15]) == tile_size(["c" * 30]) == 45
     assert tile_size(["c" * 20_000]) < 400
+
+
+def test_a_picture_that_unpacks_to_a_bomb_is_left_out_and_named(tmp_path):
+    """900 million pixels in a file of some hundred bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    folder = make_folder(tmp_path / "run", {"search": (8, 3)})
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    bomb = chunk(b"IHDR", head) + chunk(b"IDAT", compress(bytes(1000))) + chunk(b"IEND", b"")
+    (folder / "samples" / "search-000001.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bomb)
+    page = run_page(read_run(folder))
+    assert "search-000001.png cannot be read (it has more than" in page

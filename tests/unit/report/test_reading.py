@@ -160,3 +160,12 @@ def test_without_a_warm_up_there_is_no_section_of_it(tmp_path):
     run = read_run(make_folder(tmp_path / "run", {"search": (8, 2)}))
     assert list(run.warmup.entries) == []
     assert 'id="warmup"' not in run_page(run)
+
+
+def test_of_a_log_without_end_the_beginning_is_read(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "run", {"search": (8, 6)}, finished=False)
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr(reading, "MOST_BYTES", sum(map(len, lines[:2])))
+    run = read_run(folder)
+    assert [entry["round"] for entry in run.searched[0].entries] == [1, 2]
+    assert run.unreadable == ["metrics.jsonl from line 3 on (it is too long)"]
