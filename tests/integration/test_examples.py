@@ -22,7 +22,7 @@ UNDER = {
     "architecture_search.py": 125,
     "few_shot.py": 220,
     "gan_game.py": 150,
-    "transformer_reweighting.py": 185,
+    "transformer_reweighting.py": 190,
 }
 """Lines that these examples stay under; the others have at most 120."""
 
