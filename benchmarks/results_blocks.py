@@ -302,7 +302,7 @@ def families(results: Results) -> str:
     return (
         f"Families of tests: {count}, each experiment whose single runs are kept{ranked}. Holm's "
         "correction is within a family, not over them. If all arms were alike, up to "
-        f"{expected:.2g} of these families would say *better* or *worse* somewhere on average."
+        f"{expected:.2g} of these families would contain a false *better* or *worse* on average."
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of, sent
 from lfmcw_app.decoding import Decoding
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
 from lfmcw_app.image_survey import DecodingOptions, Reading
@@ -25,7 +26,7 @@ from lfmcw_app.prefetch import DEPTH, Prefetcher
 from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
 from lfmcw_app.recipe import Augmentation
 from lfmcw_app.splits import search_indices, stratified
-from mlo.errors import nearest
+from mlo.errors import CheckpointError, nearest
 
 __all__ = [
     "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
@@ -37,6 +38,7 @@ FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
 LEAST_GPU = 16 * 10**9
 """Bytes that a GPU is assumed to have if there is none (the meta device)."""
+LAST_POSITION = 10**15
 STATISTICS_IMAGES = 4096
 """At most so many of a folder's images are read for mean and standard deviation."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -556,8 +558,23 @@ class Batches:
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes to a position."""
-        self.position = state["position"]
+        """Goes to a position.
+
+        Raises:
+            CheckpointError: if it is none.
+        """
+        self.position = _position(state)
+
+
+def _position(state: Mapping[str, Any]) -> int:
+    """The position in a stream's state, which may come from an edited file."""
+    position = state.get("position")
+    if type(position) is not int or not 0 <= position < LAST_POSITION:
+        raise CheckpointError(
+            f"The position of a stream of batches is a count below {LAST_POSITION:,}, got "
+            f"{shown(position)}: the checkpoint was edited. Use an earlier one."
+        )
+    return position
 
 
 class PairedBatches:
@@ -582,8 +599,12 @@ class PairedBatches:
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes to a position."""
-        self.position = state["position"]
+        """Goes to a position.
+
+        Raises:
+            CheckpointError: if it is none.
+        """
+        self.position = _position(state)
 
 
 def in_order(

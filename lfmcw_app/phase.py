@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app import stopping
-from lfmcw_app.errors import InputError, NumbersWarning, shown
+from lfmcw_app.errors import InputError, NumbersWarning, listed, shown
 from lfmcw_app.printing import say
 from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
@@ -278,7 +278,12 @@ class Phase:
     def _save(
         self, state: PhaseState, *, must: bool, best: bool = False, keep_as: int | None = None
     ) -> bool:
-        """Saves a checkpoint, and the times of the rounds since the last one."""
+        """Saves a checkpoint, and the times of the rounds since the last one.
+
+        Raises:
+            InputError: if it would hold parameters that are not finite.
+        """
+        self._check_finite()
         self._saved_at = time.monotonic()
         if self._folder.writes:
             with self._folder.attempting(TIMINGS):
@@ -286,6 +291,24 @@ class Phase:
         return self._folder.save(
             self._name, self._optimizer, asdict(state), must=must, best=best, keep_as=keep_as
         )
+
+    def _check_finite(self) -> None:
+        """A generator whose pictures are all white has a finite loss, whatever its parameters are.
+
+        The sound checkpoint before would be replaced by one that no run can resume from.
+        """
+        lost = [
+            f"{name}.{key}"
+            for name, problem in self._optimizer.problems.items()
+            for key, parameter in problem.parameters.items()
+            if not bool(parameter.detach().isfinite().all())
+        ]
+        if lost:
+            raise InputError(
+                f"Round {self._optimizer.round} of {self._name}: {listed(lost)} are not finite, "
+                "though all losses are. They are not saved, and the last checkpoint stands. Resume "
+                "from it with other settings, such as a lower learning rate."
+            )
 
 
 def entry_of(record: Record) -> dict[str, Any]:

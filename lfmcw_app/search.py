@@ -27,7 +27,7 @@ from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import StartingWeights
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_end import SEARCH_END, measure_end, quality_rounds
+from lfmcw_app.search_end import measure_end, quality_rounds
 from lfmcw_app.search_space.genotype import FOUND, Cells
 from lfmcw_app.search_space.pdarts import (
     set_skip_drop_probability,
@@ -198,13 +198,12 @@ def _run_stage(
             _warn_of_collapse(detector, record, cells(), None if begins else quality)
 
     if ends_search and folder.writes:
-        with folder.attempting(SEARCH_END):
-            at = {"stage": stage.name, "round": rounds}
-            quality = measure_end(
-                folder, modules, parts, source, dataset, judge, at=at, measured=quality
-            )
-            if quality is not None:
-                say(console, f"generator: {quality}")
+        at = {"stage": stage.name, "round": rounds}
+        quality = measure_end(
+            folder, modules, parts, source, dataset, judge, at=at, measured=quality
+        )
+        if quality is not None:
+            say(console, f"generator: {quality}")
 
 
 def _warn_of_collapse(

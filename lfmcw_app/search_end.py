@@ -82,26 +82,35 @@ def measure_end(
         measured: the generator's quality, if it was measured after this round.
 
     Returns:
-        The source's quality; None if there is no source, or if it is not to be measured.
+        The source's quality; None if there is no source, if it is not to be measured, or if
+        measuring failed, of which there was a warning.
+
+    Raises:
+        InputError: if the file cannot be written.
     """
     if modules.w1 is None or source is None:
         return None
-    known = read_search_end(folder) or {}
-    if any(known.get(key) != value for key, value in at.items()):
-        known = {}
-    quality = measured
-    if quality is None and known.get("generator") is not None:
-        quality = Quality.from_data(known["generator"])
-    if quality is None and folder.recipe.search.generator.quality != "never":
-        quality = judge.measure(source)
-    confusion = known.get("w1_confusion")
-    if confusion is None and dataset.num_classes <= MOST_CLASSES:
-        confusion = confusion_of_w1(modules, parts.train, parts.validation, dataset)
-    found = {
-        **at,
-        "generator": None if quality is None else quality.to_data(),
-        "w1_confusion": confusion,
-    }
+    found = None
+    with folder.attempting(SEARCH_END):
+        known = read_search_end(folder) or {}
+        if any(known.get(key) != value for key, value in at.items()):
+            known = {}
+        quality = measured
+        if quality is None and known.get("generator") is not None:
+            quality = Quality.from_data(known["generator"])
+        if quality is None and folder.recipe.search.generator.quality != "never":
+            quality = judge.measure(source)
+        confusion = known.get("w1_confusion")
+        if confusion is None and dataset.num_classes <= MOST_CLASSES:
+            confusion = confusion_of_w1(modules, parts.train, parts.validation, dataset)
+        found = {
+            **at,
+            "generator": None if quality is None else quality.to_data(),
+            "w1_confusion": confusion,
+        }
+    if found is None:
+        return None
+    # The result is made from it, so that a full disk stops the run: it is measured on resume.
     folder.write(SEARCH_END, json.dumps(found) + "\n")
     return quality
 

@@ -272,7 +272,9 @@ def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
         return None
     inputs: list[Tensor] = []
     for item in found.evaluation.free_inputs:
-        if item.solution is not None:
+        # A problem between the two stands for its own response, which has to have its node, also
+        # where the loss does not name it.
+        if item.solution is not None or item.name not in reading.values:
             return None
         inputs += reading.values[item.name].values()
     return _Lone(solution=found, inputs=inputs)

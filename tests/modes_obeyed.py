@@ -46,7 +46,8 @@ def with_mode(path: Path, mode: int) -> Iterator[None]:
         with modes_obeyed():
             yield
     finally:
-        path.chmod(before)
+        if path.exists():  # what tidies a folder may have removed it
+            path.chmod(before)
 
 
 def _call(name: str, header: ctypes.Array[ctypes.c_uint32], held: ctypes.Array) -> None:

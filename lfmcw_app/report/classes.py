@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,9 +119,9 @@ def class_errors(run: RunData) -> Classes | None:
     rows = [
         ClassRow(
             name=name,
-            images=entry["images"],
-            error=entry["error_percent"],
-            interval=tuple(entry["interval_percent"]),
+            images=operator.index(entry["images"]),
+            error=_number(entry["error_percent"]),
+            interval=_interval(entry["interval_percent"]),
             weight=weight,
             taken_for=commonest.get(label),
         )
@@ -137,6 +138,15 @@ def class_errors(run: RunData) -> Classes | None:
         confusion=_confusion(names, result.get("confusion")),
         mistakes=_mistakes(rows, mistakes) if len(rows) > MOST_NUMBERS else [],
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _interval(given: Any) -> tuple[float, float]:
+    low, high = map(float, given)
+    return low, high
 
 
 def w1_confusion(run: RunData) -> Confusion | None:

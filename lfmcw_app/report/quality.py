@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -92,9 +93,10 @@ def _last(run: RunData) -> tuple[str, int, Quality, Sequence[str]] | None:
     known = found[-1][:2] if found else None
     if end.get("generator") is None or known == (end["stage"], end["round"]):
         return found[-1] if found else None
+    stage, number = str(end["stage"]), operator.index(end["round"])
     quality = Quality.from_data(end["generator"])
     doubts = list(doubts_about_pictures(quality, None).values())
-    return end["stage"], end["round"], quality, doubts
+    return stage, number, quality, doubts
 
 
 def quality_charts(

@@ -83,7 +83,8 @@ def _damage(folder: Path, rng: random.Random) -> str:
     if not folder.exists():
         return "nothing"
     if kind == "half a line":
-        if not (folder / "metrics.jsonl").exists():
+        # A complete run writes no more, so that nothing cuts its log.
+        if not (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
             return "nothing"
         with (folder / "metrics.jsonl").open("ab") as file:
             file.write(b'{"phase": "sea')

@@ -21,8 +21,8 @@ COMPARED = ("metrics.jsonl", "genotype.json", "result.json", "config.yaml")
 TRACEBACK = 70
 """The exit code of a child that ended in an error of the program's own."""
 
-PATIENCE = 600.0
-"""Seconds after which a child is given up; one takes a few."""
+PATIENCE = 3600.0
+"""Seconds after which a child is given up; most take a few, on a machine of their own."""
 
 SMALL = {
     "search.channels": 4,

@@ -15,6 +15,8 @@ from forked_runs import Runs
 from modes_obeyed import with_mode
 from trials import REFUSED, Kind, Trial, resumed, said
 
+from lfmcw_app.commands.run import run
+
 MODES = (0o000, 0o222, 0o333, 0o444, 0o555)
 """None of them lets both read and write."""
 
@@ -42,7 +44,7 @@ def modes(
 
         def body(path: Path = path, harmed: Path = harmed, mode: int = mode) -> None:
             with with_mode(harmed, mode):
-                runs.body(path)()
+                run(resume=path, threads=1)
 
         code, told = runs.told(body)
         unclear = said(code, 0, REFUSED)

@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_run_is_passed_over(runs, whole, tmp_path):
     runs.start(tmp_path / "run", die_after=5)
     runs.start(tmp_path / "other", die_after=3, seed=1)
     (tmp_path / "other" / "search.pt").replace(tmp_path / "run" / "search.pt")
-    with pytest.warns(mlo.CheckpointWarning, match="another recipe"):
+    with pytest.warns(mlo.CheckpointWarning, match="a recipe that this run has never had"):
         runs.resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == whole
 

@@ -119,7 +119,7 @@ def test_rollback_is_bounded(runs, poisoned, tmp_path):
     poisoned(SEARCH, {3, 5, 7, 8})
     with (
         pytest.warns(NumbersWarning) as told,
-        pytest.raises(InputError, match="went back to round 2 of search 3 times"),
+        pytest.raises(InputError, match="gone back to round 2 of search 3 times"),
     ):
         runs.start(tmp_path / "run", on_nonfinite="rollback")
     assert len([entry for entry in told if entry.category is NumbersWarning]) == ROLLBACKS

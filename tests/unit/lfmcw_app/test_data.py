@@ -11,6 +11,7 @@ from PIL import Image
 from small_pictures import IMAGENET, load, write_classes
 from torchvision.transforms import functional as TF
 
+import mlo
 from lfmcw_app import image_files
 from lfmcw_app.data import (
     Batches,
@@ -196,6 +197,14 @@ def test_fractions_that_cannot_be_taken_are_refused(fractions):
 def test_fractions_are_not_rounded_down_by_their_representation():
     train, validation = search_split(load_dataset("digits"), 100, 0, (0.29, 0.71))
     assert (len(train), len(validation)) == (29, 71)
+
+
+@pytest.mark.parametrize("position", [None, -1, 1.5, {}, True, 10**20])
+def test_a_position_that_is_none_is_refused(position):
+    batches = PairedBatches()
+    with pytest.raises(mlo.CheckpointError, match="position of a stream of batches is a count"):
+        batches.load_state_dict({"position": position})
+    assert batches.position == 0
 
 
 def test_photographs_are_a_function_of_seed_and_position(imagenet):

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import mlo
 from lfmcw_app import stopping
+from lfmcw_app.errors import InputError
 from lfmcw_app.phase import Phase, PhaseState, entry_of
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
@@ -116,6 +117,21 @@ def test_a_signal_stops_after_a_checkpoint(folder, monkeypatch):
     with pytest.raises(stopping.Stopped):
         run(phase)
     assert saved(folder) == 1
+
+
+def test_parameters_that_are_lost_replace_no_checkpoint(folder):
+    """A loss can be finite although a parameter is not: of tanh(inf), for one."""
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    (parameter,) = optimizer.problems["x"].parameters.values()
+
+    def lose_numbers() -> None:
+        for done in begun(folder, optimizer).rounds():
+            if done.record.round == 6:
+                parameter.data.fill_(torch.inf)
+
+    with pytest.raises(InputError, match=r"Round 6 of search: x\..* not finite.*not saved"):
+        lose_numbers()
+    assert saved(folder) == 3
 
 
 def test_an_entry_is_plain_data_without_a_clock():

@@ -140,10 +140,21 @@ def test_the_end_is_measured_once(tmp_path):
 
     first = end(3)
     assert end(3, Unasked()) == first
-    with pytest.raises(AssertionError):
-        end(4, Unasked())
+    with pytest.warns(mlo.CheckpointWarning, match=r"search\.json cannot be made \(AssertionError"):
+        assert end(4, Unasked()) is None
     assert end(4) == first
     assert read_search_end(folder)["round"] == 4
+
+
+def test_an_end_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    """The result is made from it: without it a run would have another result."""
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
+    modules, parts, dataset, judge = end_of(folder)
+    (folder.path / SEARCH_END).mkdir()  # a name that no file can take
+    monkeypatch.setattr("lfmcw_app.search_end.read_search_end", lambda folder: None)
+    at, source = {"stage": "search", "round": 3}, modules.gan.generator
+    with pytest.raises(InputError, match=r"search\.json cannot be written"):
+        measure_end(folder, modules, parts, source, dataset, judge, at=at, measured=None)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"generator": {"gan_test": 1}}', '{"generator": 3}'])

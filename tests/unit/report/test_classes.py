@@ -138,3 +138,20 @@ def test_the_mistakes_of_w1_stand_beside_the_class_weights(tmp_path):
             assert "numbers of images of D<sub>val</sub>" in page
         else:  # of very many classes
             assert found is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("interval_percent", [1.0, {}]),
+        ("interval_percent", 3),
+        ("error_percent", []),
+        ("images", {}),
+    ],
+)
+def test_entries_of_another_shape_are_named_in_the_page(tmp_path, key, value):
+    folder = folder_of(tmp_path, [30.0, 0.0, 10.0])
+    result = json.loads((folder / "result.json").read_text())
+    result["classes"][1][key] = value
+    (folder / "result.json").write_text(json.dumps(result))
+    assert "the errors by class (" in run_page(read_run(folder))

@@ -126,3 +126,11 @@ def test_a_warm_up_that_was_measured_has_its_curves(tmp_path):
     html = run_page(read_run(folder))
     assert 'data-label="GAN-test" data-value="20"' in html[html.index('id="warmup"') :]
     assert "After round 2 of generator" in html
+
+
+@pytest.mark.parametrize("number", [[[]], "x", None, 1.5])
+def test_a_round_that_is_no_number_is_named_in_the_page(tmp_path, number):
+    folder = folder_of(tmp_path, {})
+    end = {"stage": "search", "round": number, "generator": measured(40.0), "w1_confusion": None}
+    (folder / "search.json").write_text(json.dumps(end))
+    assert "what images are worth (" in run_page(read_run(folder))
