@@ -48,10 +48,6 @@ OF_W1 = (
     "search.lambda", "search.class_weighting", "search.absent_class", "search.validation_batch",
     "search.gradient_terms_every", "search.generator",
 )  # fmt: skip
-OF_FOLDERS = tuple(
-    f"data.{name}"
-    for name in ("in_memory", "groups", "fit", "channels", "bits", "background", "on_damaged")
-)
 
 RULES: tuple[Idle, ...] = (
     Idle(
@@ -146,7 +142,7 @@ RULES: tuple[Idle, ...] = (
         why="no labels are made wrong, and no classes small",
     ),
     Idle(
-        keys=OF_FOLDERS,
+        keys=("data.in_memory",),  # others of files are refused where the data are read
         where=lambda recipe, searches: not recipe.dataset.startswith(FOLDER),
         why="only images of a folder are read from files",
     ),

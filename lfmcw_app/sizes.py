@@ -94,7 +94,7 @@ def check_sizes(
         )
         return of_key[phase]
 
-    key = min(SMALLEST, key=left)
+    key = min((key for key in SMALLEST if _may_be_small(recipe, key)), key=left)
     has = "the GPU has" if device.type == "cuda" else "this machine has, with its limits,"
     raise InputError(
         f"{key} is {_value(recipe, key) or image_size:,}, with which the {phase} takes at least "
@@ -286,6 +286,17 @@ def _value(recipe: Recipe, key: str) -> int | None:
     for name in key.split("."):
         value = getattr(value, name)
     return value  # type: ignore[no-any-return]
+
+
+def _may_be_small(recipe: Recipe, key: str) -> bool:
+    """Whether the space allows few nodes: some have candidates for each edge of a cell."""
+    if key != "search.nodes":
+        return True
+    try:
+        space_named(recipe.search.space).candidates(_with(recipe, key).search)
+    except ValueError:
+        return False
+    return True
 
 
 def _with(recipe: Recipe, key: str) -> Recipe:

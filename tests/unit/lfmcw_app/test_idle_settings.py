@@ -43,8 +43,8 @@ def told(*assignments, searches=True, space="darts", dataset="digits", **more):
         ("evaluation.channels=8", {"lookup__file": "t.csv"}, "is looked up"),
         ("evaluation.min_steps=9", {"evaluation__epochs": None, "evaluation__steps": 3}, "steps"),
         ("data.conditions_apply_to=search", {}, "no labels are made wrong"),
-        ("data.fit=pad", {}, "only images of a folder"),
-        ("data.channels=3", {"dataset": "random:cifar10"}, "only images of a folder"),
+        ("data.in_memory=true", {}, "only images of a folder"),
+        ("data.in_memory=false", {"dataset": "random:cifar10"}, "only images of a folder"),
     ],
 )
 def test_what_changes_nothing_is_told_with_the_reason(assignment, context, why):
@@ -67,7 +67,7 @@ def test_what_changes_nothing_is_told_with_the_reason(assignment, context, why):
         ("search.hypergradient=cg", {"search__order": "second"}),
         ("search.budget.weight=2", {"search__budget__parameters": 3.0}),
         ("data.conditions_apply_to=search", {"data__imbalance": 0.5}),
-        ("data.fit=pad", {"dataset": "folder:pictures"}),
+        ("data.in_memory=true", {"dataset": "folder:pictures"}),
         ("search.augmentation.cutout=2", {}),
         ("evaluation.weights.lr=0.1", {}),
         ("seed=3", {}),
@@ -78,9 +78,13 @@ def test_what_has_an_effect_is_not_told(assignment, context):
 
 
 def test_settings_of_one_reason_are_told_together():
-    lines = told("search.partial_channels=2", "data.fit=pad", "data.bits=12")
+    lines = told(
+        "search.partial_channels=2",
+        "search.generator.warmup_lr=1",
+        "search.generator.warmup_batch_size=2",
+    )
     assert [line.partition(" change")[0] for line in lines] == [
-        "search.partial_channels", "data.fit, data.bits"
+        "search.partial_channels", "search.generator.warmup_lr, search.generator.warmup_batch_size"
     ]  # fmt: skip
 
 
@@ -89,9 +93,9 @@ def test_of_a_file_only_what_differs_from_the_preset_is_told(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(recipe.to_yaml())
     assert idle_settings(recipe, config=file) == []
-    file.write_text(recipe.to_yaml().replace("fit: crop", "fit: pad"))
+    file.write_text(recipe.to_yaml().replace("in_memory: null", "in_memory: true"))
     (line,) = idle_settings(load_recipe("smoke", config=file), config=file)
-    assert line.startswith("data.fit changes nothing")
+    assert line.startswith("data.in_memory changes nothing")
 
 
 def test_an_order_of_a_search_that_is_none_is_told():

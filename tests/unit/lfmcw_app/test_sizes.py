@@ -123,6 +123,7 @@ def test_what_cannot_fit_is_refused_by_its_key(monkeypatch, space, key, value):
         ("darts", {"search.channels": 9 * 10**15}, "search.channels"),
         ("darts", {"search.nodes": 64, "search.layers": 1000}, "search.nodes"),
         ("pcdarts", {"search.nodes": 64, "search.layers": 1000}, "search.nodes"),
+        ("s1", {"search.channels": 9 * 10**15}, "search.channels"),
         ("nasbench201", {"search.channels": 9 * 10**15}, "search.channels"),
         (
             "darts",
