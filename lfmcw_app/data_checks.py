@@ -255,8 +255,9 @@ def _beyond_the_data(recipe: Recipe, dataset: Dataset, *, searches: bool) -> lis
     """Says what was asked for and the data do not have; presets ask for as much as they can use."""
     how, usual = recipe.data, None
     if recipe.preset in PRESETS:
-        space, given = recipe.search.space, {"dataset": recipe.dataset}
-        usual = load_recipe(recipe.preset, space=space, overrides=given).data
+        # Its operations are the run's, so that no package is asked for those of others.
+        given = {"dataset": recipe.dataset, "search.primitives": recipe.search.primitives}
+        usual = load_recipe(recipe.preset, space=recipe.search.space, overrides=given).data
     there = {
         "image_size": dataset.image_size,
         "train_images": len(dataset.train),

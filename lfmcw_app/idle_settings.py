@@ -191,7 +191,8 @@ def _differing(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
     """The settings of a file that are not the preset's."""
     usual: dict[str, Any] = {}
     if recipe.preset in PRESETS:
-        preset = load_recipe(recipe.preset, space=recipe.search.space)
+        own = {"search.primitives": recipe.search.primitives}  # those of others may not load
+        preset = load_recipe(recipe.preset, space=recipe.search.space, overrides=own)
         usual = dict(leaves(preset.model_dump(mode="json", by_alias=True)))
     return [key for key, value in leaves(tree) if key not in usual or usual[key] != value]
 
