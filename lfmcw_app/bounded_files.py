@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["bytes_of", "check_regular", "lines_of", "parse_json", "read_object", "text_of"]
+__all__ = [
+    "bytes_of",
+    "check_regular",
+    "lines_of",
+    "parse_json",
+    "parse_object",
+    "read_object",
+    "text_of",
+]
 
 LONGEST_TEXT = 16 * 2**20
 """Bytes of a file, or of a line of one."""
@@ -108,7 +116,16 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: if it cannot be read.
         ValueError: if it holds something else, or is beyond a bound.
     """
-    value = parse_json(text_of(path))
+    return parse_object(text_of(path))
+
+
+def parse_object(text: str, *, printable: bool = False) -> dict[str, Any]:
+    """Parses one JSON object; see `parse_json`.
+
+    Raises:
+        ValueError: if it is something else, or is beyond a bound.
+    """
+    value = parse_json(text, printable=printable)
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not an object")  # noqa: TRY004
     return value

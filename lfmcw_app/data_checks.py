@@ -27,10 +27,9 @@ from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
 from lfmcw_app.recipe import (
     MOST_ROUNDS,
-    PRESETS,
     Augmentation,
     Recipe,
-    load_recipe,
+    preset_recipe,
     validate_recipe,
 )
 from lfmcw_app.search_space.stem import image_divisor
@@ -253,11 +252,7 @@ def adaptations(
 
 def _beyond_the_data(recipe: Recipe, dataset: Dataset, *, searches: bool) -> list[str]:
     """Says what was asked for and the data do not have; presets ask for as much as they can use."""
-    how, usual = recipe.data, None
-    if recipe.preset in PRESETS:
-        # Its operations are the run's, so that no package is asked for those of others.
-        given = {"dataset": recipe.dataset, "search.primitives": recipe.search.primitives}
-        usual = load_recipe(recipe.preset, space=recipe.search.space, overrides=given).data
+    how, usual = recipe.data, preset_recipe(recipe)
     there = {
         "image_size": dataset.image_size,
         "train_images": len(dataset.train),
@@ -267,7 +262,7 @@ def _beyond_the_data(recipe: Recipe, dataset: Dataset, *, searches: bool) -> lis
     said = []
     for name, most in there.items():
         asked = getattr(how, name)
-        if asked is None or asked <= most or (usual and asked == getattr(usual, name)):
+        if asked is None or asked <= most or (usual and asked == getattr(usual.data, name)):
             continue
         enlarged = "the images have {:,} pixels: none is enlarged"
         has = enlarged if name == "image_size" else "there are only {:,}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from lfmcw_app.data import FOLDER
 from lfmcw_app.errors import listed
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe, read_config
+from lfmcw_app.recipe import Recipe, preset_recipe, read_config
 from lfmcw_app.resuming import leaves
 
 __all__ = ["RULES", "idle_settings"]
@@ -189,11 +189,8 @@ def idle_settings(
 
 def _differing(recipe: Recipe, tree: Mapping[str, Any]) -> list[str]:
     """The settings of a file that are not the preset's."""
-    usual: dict[str, Any] = {}
-    if recipe.preset in PRESETS:
-        own = {"search.primitives": recipe.search.primitives}  # those of others may not load
-        preset = load_recipe(recipe.preset, space=recipe.search.space, overrides=own)
-        usual = dict(leaves(preset.model_dump(mode="json", by_alias=True)))
+    preset = preset_recipe(recipe)
+    usual = dict(leaves(preset.model_dump(mode="json", by_alias=True))) if preset else {}
     return [key for key, value in leaves(tree) if key not in usual or usual[key] != value]
 
 

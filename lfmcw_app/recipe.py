@@ -38,6 +38,7 @@ __all__ = [
     "is_imagenet",
     "key_value",
     "load_recipe",
+    "preset_recipe",
     "read_config",
     "trial",
     "validate_recipe",
@@ -849,6 +850,17 @@ def load_recipe(
 
     over = read_config(config) if isinstance(config, Path) else config or {}
     return _over(tree, over, overrides or {}, assignments)
+
+
+def preset_recipe(recipe: Recipe) -> Recipe | None:
+    """What a recipe's preset gives for its data set and space; None if it has none.
+
+    Its operations are the recipe's, so that no package is asked for those of others.
+    """
+    if recipe.preset not in PRESETS:
+        return None
+    own = {"dataset": recipe.dataset, "search.primitives": recipe.search.primitives}
+    return load_recipe(recipe.preset, space=recipe.search.space, overrides=own)
 
 
 def changed_recipe(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.printing import say
-from lfmcw_app.result_file import check_complete
+from lfmcw_app.result_file import check_complete, worst_classes
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
@@ -20,9 +20,6 @@ __all__ = ["as_json", "edge_names", "of_run", "print_result"]
 
 OF_RESULTS = ("genotype", "test_error_percent", "parameters", "multiply_adds_millions", "seed")
 """Entries of every result."""
-
-WORST = 3
-"""At most so many classes are named with the result."""
 
 
 def as_json(result: dict[str, Any]) -> str:
@@ -110,8 +107,7 @@ def _source(result: dict[str, Any]) -> str:
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
     """Names the classes with the largest errors."""
-    wrong = [entry for entry in classes if entry["error_percent"]]
-    worst = sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]
+    worst = worst_classes(classes)
     if len(classes) <= 2 or not worst:
         return
     named = ", ".join(

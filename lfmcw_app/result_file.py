@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import InputError, shown
 
-__all__ = ["check_complete", "read_result"]
+__all__ = ["check_complete", "read_result", "worst_classes"]
+
+WORST = 3
+"""At most so many classes are named with a result."""
 
 Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -111,3 +114,9 @@ def check_complete(result: Mapping[str, Any], path: Path, entries: Sequence[str]
                 f"{path} is damaged: it lacks {entry}. Delete it and resume: the result is "
                 "computed again."
             )
+
+
+def worst_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of a result's classes with the largest errors, the largest first; none without one."""
+    wrong = [entry for entry in classes if entry["error_percent"]]
+    return sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]

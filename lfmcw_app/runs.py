@@ -13,12 +13,12 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from lfmcw_app.bounded_files import check_regular, lines_of, parse_json
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_object
 from lfmcw_app.classifier import Classifier, Preprocess, load_network
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.report.reading import read_recipe
-from lfmcw_app.result_file import read_result
+from lfmcw_app.result_file import read_result, worst_classes
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
@@ -26,9 +26,6 @@ from lfmcw_app.spaces import space_named
 __all__ = ["Run"]
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
-
-WORST = 3
-"""Classes that a notebook shows."""
 
 FACTS = (
     ("test_error_percent", "test error", "{:.2f}%"),
@@ -227,15 +224,12 @@ def _damaged(path: Path, what: str) -> Iterator[None]:
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """Parses a JSON object.
+    """Parses a line.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is no JSON object.
     """
-    value = parse_json(text.decode("utf-8"), printable=True)
-    if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not an object")  # noqa: TRY004
-    return value
+    return parse_object(text.decode("utf-8"), printable=True)
 
 
 def _last_line(path: Path) -> bytes:
@@ -253,8 +247,7 @@ def _worst(classes: Any) -> str:
     Raises:
         LookupError, TypeError, ValueError: if these are no classes of a result.
     """
-    wrong = [entry for entry in classes if entry["error_percent"]]
-    worst = sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]
     if len(classes) <= 2:
         return ""
+    worst = worst_classes(classes)
     return ", ".join([f"{entry['name']} {entry['error_percent']:.1f}%" for entry in worst])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, text_of
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, parse_object, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
@@ -198,14 +198,10 @@ def _mapping(path: Path, unreadable: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = parse_json(text_of(path), printable=True)
+        return parse_object(text_of(path), printable=True)
     except (OSError, ValueError) as error:
         unreadable.append(f"{path.name} ({error})")
         return {}
-    if not isinstance(value, dict):
-        unreadable.append(f"{path.name} (it holds a {type(value).__name__}, not an object)")
-        return {}
-    return value
 
 
 def _genotype(path: Path, recipe: Recipe, unreadable: list[str]) -> Cells | None:

@@ -8,6 +8,7 @@ from typing import Any
 from lfmcw_app.data import short_name
 from lfmcw_app.report.images import class_names, last_class_weights
 from lfmcw_app.report.reading import LostNumbers, Phase, RunData
+from lfmcw_app.result_file import worst_classes
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 
@@ -184,8 +185,7 @@ def _hardest(run: RunData) -> str:
     known = [entry for entry in entries if entry["error_percent"] is not None]
     if not known:
         return ""
-    worst = sorted(known, key=lambda entry: -entry["error_percent"])[:MOST_NAMED]
-    worst = [entry for entry in worst if entry["error_percent"] > 0]
+    worst = worst_classes(known)
     if not worst:
         return "No class has an error."
     named = [f"{_quoted(str(entry['name']))} ({entry['error_percent']:.1f}%)" for entry in worst]
