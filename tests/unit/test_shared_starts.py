@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import shared_starts
 from shared_starts import TOGETHER, scope_of
 
 pytest_plugins = ["pytester"]
@@ -40,8 +41,10 @@ def test_the_files_are_there():
 
 
 @pytest.mark.slow
-def test_what_shares_a_start_runs_in_one_process(pytester):
+def test_what_shares_a_start_runs_in_one_process(pytester, monkeypatch):
     pytest.importorskip("xdist")
+    # The process that is started does not read the settings of this project.
+    monkeypatch.setenv("PYTHONPATH", str(Path(shared_starts.__file__).parent))
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_shared=TESTS, test_alone=TESTS.replace("processes", "alone"))
     done = pytester.runpytest_subprocess("-n", "2", "-p", "no:cacheprovider")
