@@ -16,6 +16,7 @@ from lfmcw_app.classifier import Classifier, Preprocess
 from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
 from lfmcw_app.folders import images_below
+from lfmcw_app.near_paths import near_paths
 
 __all__ = [
     "ClassScore", "FoundImages", "ImageFile", "Prediction", "Predictions", "find_images", "predict",
@@ -129,9 +130,10 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundIma
     Raises:
         InputError: if one does not exist, or there is no image.
     """
-    missing = [str(path) for path in sources if not path.exists()]
+    missing = [path for path in sources if not os.path.exists(path)]
     if missing:
-        raise InputError(f"There is no file or folder {listed(missing)}.")
+        named = listed(list(map(str, missing)))
+        raise InputError(f"There is no file or folder {named}.{near_paths(missing[0])}")
     labels = {name: label for label, name in enumerate(class_names)}
     found: dict[Path, ImageFile] = {}
     skipped: Counter[str] = Counter()

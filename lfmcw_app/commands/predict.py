@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from lfmcw_app.bounded_files import text_of
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
+from lfmcw_app.near_paths import near_paths
 
 NAMED = 10
 """At most so many unreadable images are named; JSON and CSV have all of them."""
@@ -116,7 +118,10 @@ def _lines(path: Path) -> list[Path]:
     try:
         lines = text_of(path, LONGEST_LIST, pipes=True).splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"The list {path} cannot be read ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--list: {path} cannot be read ({why}).{near_paths(path, os.path.isfile)}"
+        ) from None
     return [Path(line.strip()) for line in lines if line.strip()]
 
 

@@ -36,8 +36,8 @@ def invoke(monkeypatch, tmp_path):
     [
         (["digit"], ["'digit'", "Did you mean 'digits'", "fashion-mnist"]),
         (["digits", "--preset", "smoky"], ["'smoky'", "Did you mean 'smoke'"]),
-        (["digits", "--set", "search.chanels=8"], ["'search.chanels'", "Did you mean 'channels'"]),
-        (["digits", "--set", "serch.channels=8"], ["'serch'", "Did you mean 'search'"]),
+        (["digits", "--set", "search.chanels=8"], ["'search.chanels'", "Did you mean 'search.channels'"]),
+        (["digits", "--set", "serch.channels=8"], ["'serch'", "Did you mean 'search.channels'"]),
         (["digits", "--set", "search.channels=many"], ["'search.channels'", "'many'", "integer"]),
         (
             ["digits", "--set", "search.channels=0"],
@@ -66,7 +66,7 @@ def invoke(monkeypatch, tmp_path):
         ),
         (["digits", "--set", "search.lambda=.inf"], ["'search.lambda'", "finite"]),
         (["digits", "--seed", "99999999999999999999"], ["'seed'", "less than"]),
-        (["digits", "--set", "seed=2020-13-45"], ["valid integer", "2020-13-45"]),
+        (["digits", "--set", "seed=2020-13-45"], ["a whole number", "2020-13-45"]),
         (["digits", "--set", "search.hypergradient={name: [1]}"], ["is a string", "[1]"]),
         (["digits", "--set", "dataset=cifar10"], ["DATASET"]),
         (["digits", "--preset", "paper"], ["cutout is 16", "8 pixels"]),
