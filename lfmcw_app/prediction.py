@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,10 +30,12 @@ class ImageFile:
     Attributes:
         path: of the file.
         label: its class, if it is in a folder named after one; otherwise None.
+        trained_on: whether the network was trained on it; None if that is unknown.
     """
 
     path: Path
     label: int | None = None
+    trained_on: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +89,16 @@ class Predictions:
     class_names: tuple[str, ...]
     done: tuple[Prediction, ...]
     failed: dict[Path, str]
+
+    @property
+    def trained_on(self) -> int:
+        """How many of the predicted images the network was trained on, as far as that is known."""
+        return sum(bool(prediction.image.trained_on) for prediction in self.done)
+
+    def held_out(self) -> Predictions:
+        """The predictions for images that the network was not trained on."""
+        done = tuple(one for one in self.done if one.image.trained_on is False)
+        return replace(self, done=done)
 
     def scores(self) -> list[ClassScore]:
         """The predictions class by class, for images whose class is known."""

@@ -22,7 +22,7 @@ from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.numerics import numerics_of
 from lfmcw_app.parts import search_part_labels, search_parts, training_labels
-from lfmcw_app.printing import say
+from lfmcw_app.printing import print_table, say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates
@@ -372,6 +372,6 @@ def _print(projections: list[Projection], console: Console) -> None:
     total = sum(phase.rounds * phase.seconds for phase in projections)
     table.add_section()
     table.add_row("all", "", "", " ".join(duration(total)))
-    console.print(table)
+    print_table(console, table)
     peak = max(phase.memory for phase in projections)
     console.print(f"peak memory {peak:.1f} GB", highlight=False)
