@@ -36,7 +36,10 @@ def invoke(monkeypatch, tmp_path):
     [
         (["digit"], ["'digit'", "Did you mean 'digits'", "fashion-mnist"]),
         (["digits", "--preset", "smoky"], ["'smoky'", "Did you mean 'smoke'"]),
-        (["digits", "--set", "search.chanels=8"], ["'search.chanels'", "Did you mean 'search.channels'"]),
+        (
+            ["digits", "--set", "search.chanels=8"],
+            ["'search.chanels'", "Did you mean 'search.channels'"],
+        ),
         (["digits", "--set", "serch.channels=8"], ["'serch'", "Did you mean 'search.channels'"]),
         (["digits", "--set", "search.channels=many"], ["'search.channels'", "'many'", "integer"]),
         (
