@@ -95,9 +95,10 @@ def trained_on_said(predictions: Predictions, unknown: str) -> str:
             return ""
         doubt = f"Whether the network was trained on these images is unknown. {unknown}"
         return doubt if unknown else f"The network was trained on none of these {total:,} images."
-    said = f"The network was trained on {trained:,} of these {total:,} images"
+    of = "the only image" if total == 1 else f"{trained:,} of these {total:,} images"
+    said = f"The network was trained on {of}"
     if not known:
-        return f"{said}, and is more certain of them than of new ones."
+        return f"{said}, and is more certain there than on new ones."
     said += ", so this error says little about new ones."
     held_out = predictions.held_out()
     if not held_out.scores():

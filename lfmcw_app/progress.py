@@ -34,7 +34,7 @@ LIVE_INTERVAL = 0.5
 
 MEANINGS = {
     "w1": "of network W1 on training images (D_tr)",
-    "gan": "of two players against each other, who learn to generate images",
+    "gan": "of the generator and its discriminator, which play against each other",
     "w2": "of network W2 on training images, and on generated ones if there are any",
     "arch": "of W2 on validation images (D_val), by which the cell is chosen",
     "network": "of the network on its training images",
