@@ -45,7 +45,8 @@ def read_genotype(text: str, how: Settings) -> Cells:
         return cells.load(text)
     raise InputError(
         f"No file, run folder or published genotype is called {shown(text)}."
-        f"{near_paths(Path(text))} {nearest(shown(text), NAMED_GENOTYPES)}"
+        f"{near_paths(Path(text))} {nearest(shown(text), NAMED_GENOTYPES)} A random one is "
+        "random:N, with a number N."
     )
 
 

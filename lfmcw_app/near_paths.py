@@ -15,6 +15,9 @@ __all__ = ["near_paths", "near_runs"]
 MOST_NAMES = 10_000
 """So many entries of a folder are looked at."""
 
+LONGEST = 4096
+"""Letters of a path: no system has longer ones."""
+
 MOST_NEAR = 3
 """So many neighbours are named."""
 
@@ -29,6 +32,8 @@ def near_paths(path: Path, wanted: Callable[[Path], bool] = os.path.exists) -> s
     Returns:
         A sentence with a blank before it, or "" if nothing is near.
     """
+    if len(str(path)) > LONGEST:
+        return ""
     near = [str(found) for found in _near(path) if wanted(found)][:MOST_NEAR]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 

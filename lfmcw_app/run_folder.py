@@ -178,10 +178,12 @@ class RunFolder:
         if not path.exists():
             return
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
-            what = "another run" if (path / "config.yaml").exists() else "something else"
+            holds_run = os.path.isfile(path / "config.yaml")
+            resume = f", or resume that run with --resume {path}" if holds_run else ""
+            what = "already holds another run" if holds_run else "already holds something else"
             raise InputError(
-                f"--out {path} already holds {what}, and nothing there is overwritten. Name a new "
-                f"folder, or resume that run with --resume {path}."
+                f"--out {path} {what if path.is_dir() else 'is a file'}, and nothing there is "
+                f"overwritten. Name a new folder{resume}."
             )
 
     @contextmanager

@@ -45,6 +45,8 @@ def here(tmp_path, monkeypatch):
         ("unlike", ""),
         ("/", ""),
         ("x" * 5000, ""),
+        ("x/" * 5000, ""),
+        ("picture\0", " Did you mean pictures?"),
         ("recipe.yaml/part", ""),
     ],
 )

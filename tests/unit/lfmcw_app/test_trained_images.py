@@ -13,6 +13,7 @@ from lfmcw_app import fingerprint
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.pictures import describe_dataset
+from lfmcw_app.prediction import ImageFile
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.trained_images import TrainedImages
@@ -117,3 +118,21 @@ def test_what_cannot_be_told_is_an_error(described, said, tmp_path):
         (tmp_path / "dataset.json").write_text(json.dumps(described))
     with pytest.raises(InputError, match=said):
         TrainedImages.of(tmp_path)
+
+
+def test_a_folder_that_is_no_data_set_any_more_is_told_by_names(places):
+    pictures, run = places
+    begun(pictures, run, whole={"cat": 20, "horse": 9})
+    before = held_out(pictures, run)
+    (pictures / "empty").mkdir()  # a class without images
+    assert held_out(pictures, run) == before
+
+
+def test_images_are_marked_one_by_one(places, tmp_path):
+    pictures, run = places
+    begun(pictures, run, train={"cat": 4, "horse": 4}, test={"cat": 1, "horse": 1})
+    new = tmp_path / "new.png"
+    new.write_bytes(b"other contents")
+    images = [ImageFile(path=path) for path in (pictures / "train/cat/000.png", new, tmp_path)]
+    marked = TrainedImages.of(run).marked(images)
+    assert [image.trained_on for image in marked] == [True, False, False]
