@@ -82,6 +82,9 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
             f"{found['limit']:g} million {unit.replace('_', '-')}",
         )
     _print_classes(result.get("classes", []), console)
+    for doubt in result.get("generator", {}).get("doubts", []):
+        console.print("[bold yellow]Generator:[/]", end=" ")
+        say(console, doubt)
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")
         say(console, result["doubt"])
@@ -99,10 +102,8 @@ def _source(result: dict[str, Any]) -> str:
         return f"on {result['test_images']:,} images of {result['dataset']}"
     found = result["lookup"]
     trainings = len(found["seeds"])
-    return (
-        f"on {found['dataset']}, looked up in {found['file']} (mean of {trainings} "
-        f"training{'s' * (trainings != 1)})"
-    )
+    of = "one training" if trainings == 1 else f"mean of {trainings} trainings"
+    return f"on {found['dataset']}, looked up in {found['file']} ({of})"
 
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:

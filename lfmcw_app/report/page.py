@@ -43,7 +43,7 @@ from lfmcw_app.report.tables import (
 from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.cell_cards import graphs_of, text_units
-from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg
+from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_layout, cell_svg
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
@@ -264,7 +264,7 @@ def _what(run: RunData) -> str:
 
 
 def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
-    """Each cell's picture, and its edges as text, a list per node."""
+    """Each cell's picture, its width in pixels, and its edges as text, a list per node."""
     if genotype is None:
         return []
     texts = genotype.to_data().values()
@@ -272,6 +272,7 @@ def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
         {
             "title": graph.title,
             "svg": cell_svg(graph),
+            "width": round(cell_layout(graph).width),
             "nodes": [edge_names(edges, genotype) for edges in nodes],
         }
         for graph, nodes in zip(graphs_of(genotype), texts, strict=True)
