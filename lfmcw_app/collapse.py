@@ -108,7 +108,7 @@ def observe(record: Record, genotype: Cells) -> Observation:
 
 
 def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) -> dict[str, str]:
-    """Rule → warning, for the rules that a generator's pictures meet.
+    """Rule → warning, for the rules that a generator's pictures meet; the last one has advice.
 
     Args:
         quality: as it was measured.
@@ -116,7 +116,10 @@ def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) ->
             None where there is no W2.
     """
     found = _findings(quality, generated_accuracy)
-    return {rule: f"{finding} {ADVICE}" for rule, finding in found.items()}
+    last = next(reversed(found), None)
+    return {
+        rule: f"{finding} {ADVICE}" if rule == last else finding for rule, finding in found.items()
+    }
 
 
 def what_is_known(quality: Quality, doubts: Sequence[str]) -> str:

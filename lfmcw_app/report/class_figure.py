@@ -25,8 +25,8 @@ GREY = "#9aa5b1"
 NAME_UNITS, MOST_LINES = 24, 4
 """Letters in a line of a name, unless it would have more lines than these."""
 
-LETTER, LINE = 0.08, 0.17
-"""Inches of a letter of a name, and of a line of it."""
+LETTER, LINE, CELL = 0.08, 0.17, 0.25
+"""Inches of a letter of a name, of a line of it, and of a number in the matrix."""
 
 MOST_CLASSES = 25
 """More cannot be told apart."""
@@ -113,7 +113,8 @@ class _Labels:
     @property
     def widths(self) -> tuple[float, float]:
         """Inches of the lines with their names, and of the matrix with those of its rows."""
-        return 5.0 + self.length, max(3.9, self.side) + self.length
+        matrix = max(3.9, self.side, CELL * len(self.texts))
+        return 5.0 + self.length, matrix + self.length
 
     @property
     def height(self) -> float:
@@ -187,7 +188,7 @@ def _apart(
     low, high = limits
     inch = (high - low) / labels.height
     halves = {label: 0.5 * LINE * inch * (labels.texts[label].count("\n") + 1) for label in ends}
-    places, floor = {}, -math.inf
+    places, floor = {}, low
     for label, end in ends.items():  # upwards, each above the one before
         places[label] = max(end, floor + halves[label])
         floor = places[label] + halves[label]

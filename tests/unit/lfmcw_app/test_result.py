@@ -94,6 +94,23 @@ def test_a_doubt_is_told_with_the_result(tmp_path):
     assert "Doubtful" not in printed(tmp_path)
 
 
+def test_a_collapsed_generator_is_told_with_the_result(tmp_path):
+    doubts = ["The generator has collapsed.", "[bold]No class."]
+    text = printed(tmp_path, generator={"gan_test": 10.0, "doubts": doubts})
+    assert "Generator: The generator has collapsed.\nGenerator: [bold]No class." in text
+    assert "Generator:" not in printed(tmp_path, generator={"gan_test": 10.0})
+
+
+def test_an_error_of_one_training_is_no_mean(tmp_path):
+    found = {
+        "file": "t.csv", "dataset": "digits", "seeds": [0], "regret_percent": 1.0, "rank": 2,
+        "cells": 9, "best_cell": "|a|",
+    }  # fmt: skip
+    assert "looked up in t.csv (one training)" in printed(tmp_path, lookup=found)
+    found["seeds"] = [0, 1]
+    assert "looked up in t.csv (mean of 2 trainings)" in printed(tmp_path, lookup=found)
+
+
 def test_a_result_is_written_a_line_per_class():
     result = {
         **RESULT,

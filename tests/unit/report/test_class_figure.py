@@ -79,6 +79,52 @@ def test_names_at_the_ends_do_not_cover_each_other(tmp_path, figures):
     assert min(np.diff(places)) > 0.04 * (high - low)
 
 
+LONG = (
+    "Rhododendron ferrugineum subsp. alpinum with an exceptionally long descriptive suffix",
+    "pneumonoultramicroscopicsilicovolcanoconiosis_and_more_without_any_space_at_all",
+    "狸猫（たぬき）と柴犬の見分けにくい長い長い名前のクラスその一",
+    "cat",
+)
+
+
+def boxes(texts, figure):
+    return [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]
+
+
+@pytest.mark.parametrize("names", [LONG, [f"Fashion class {k}" for k in range(MOST_CLASSES)]])
+def test_names_are_whole_and_inside_of_the_picture(tmp_path, figures, names):
+    """However long they are, and in whatever script; no two of one side meet."""
+    count = len(names)
+    values = np.full((count, 30), 1.0) + 0.001 * np.arange(count)[:, None]
+    draw_class_weights(values, np.eye(count).tolist(), names, tmp_path / "f.png")
+    figure = figures[-1]
+    lines, matrix = figure.axes
+    for texts in (lines.texts, matrix.get_yticklabels(), matrix.get_xticklabels()):
+        shown = ["".join(text.get_text().split()) for text in texts]
+        assert sorted(shown) == sorted("".join(name.split()) for name in names)
+        for box in boxes(texts, figure):
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+    for texts in (lines.texts, matrix.get_yticklabels()):
+        beside = sorted(boxes(texts, figure), key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 + 1 for low, high in zip(beside, beside[1:], strict=False))
+
+
+def test_every_cell_has_its_number(tmp_path, figures):
+    """Also a zero, which is grey."""
+    _, matrix = drawn(tmp_path, figures)
+    assert len(matrix.texts) == len(NAMES) ** 2
+    zeros = [text for text in matrix.texts if text.get_text() == "0"]
+    assert len(zeros) == 5  # the first row: 10 right of 10
+    assert {text.get_color() for text in zeros} == {"#8b95a1"}
+
+
+def test_weights_of_single_rounds_are_called_no_mean(tmp_path, figures):
+    for rounds, label in ((3, "class weight"), (40, "class weight (mean of 4 rounds)")):
+        draw_class_weights(weights(rounds), CONFUSION, NAMES, tmp_path / "f.png")
+        assert figures[-1].axes[0].get_ylabel() == label
+
+
 def test_one_round_and_equal_weights_can_be_drawn(tmp_path):
     draw_class_weights(np.ones((6, 1)), CONFUSION, NAMES, tmp_path / "f.png")
 
