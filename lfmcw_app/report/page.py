@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +37,7 @@ from lfmcw_app.report.tables import (
     environment_rows,
     key_figures,
     progress_text,
+    setting_text,
     solves,
 )
 from lfmcw_app.result import edge_names
@@ -219,6 +219,7 @@ def _rendered(template: str, runs: Sequence[RunData], **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["short"] = short
+    environment.filters["setting"] = setting_text
     environment.filters["units"] = text_units
     environment.filters["duration"] = lambda seconds: " ".join(duration(seconds))
     environment.filters["size"] = lambda count: " ".join(size(count))
@@ -295,7 +296,7 @@ def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     flat = [_flat(run.recipe.model_dump(mode="json", by_alias=True)) for run in runs]
     found = []
     for key in dict.fromkeys(key for settings in flat for key in settings):
-        values = [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat]
+        values = [setting_text(settings[key]) for settings in flat]
         if len(set(values)) > 1:
             found.append((key, values))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = [
     "key_figures",
     "phase_seconds",
     "progress_text",
+    "setting_text",
     "solves",
 ]
 
@@ -206,6 +208,15 @@ def _count(number: int) -> str:
     if number >= 1_000_000:
         return f"{number / 1e6:.2f} M"
     return f"{number:,}" if number < 10_000 else short(number)
+
+
+def setting_text(value: Any) -> str:
+    """A setting as a recipe has it, on one line: true, null, a name, or parts with their names."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {setting_text(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(setting_text, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lfmcw_app.drawing import drawing
 from lfmcw_app.errors import InputError
 from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, draw_class_weights
 
@@ -88,7 +90,11 @@ LONG = (
 
 
 def boxes(texts, figure):
-    return [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]
+    """Where texts are in the picture."""
+    canvas = FigureCanvasAgg(figure)
+    with drawing():
+        canvas.draw()
+        return [text.get_window_extent(canvas.get_renderer()) for text in texts]
 
 
 @pytest.mark.parametrize("names", [LONG, [f"Fashion class {k}" for k in range(MOST_CLASSES)]])

@@ -105,9 +105,11 @@ def test_what_has_parts_has_a_row_for_each_of_them(tmp_path):
     folder = make_folder(tmp_path / "run", {"search": (8, 2)})
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "changes.jsonl").write_text(
-        '{"phase": "search", "round": 1, "key": "search.init.run", "old": null, "new": [1, 2]}\n'
+        '{"phase": "search", "round": 1, "key": "search.steps", "time": "12:00", '
+        '"old": null, "new": {"name": "cg", "steps": [1, true]}}\n'
     )
     page = run_page(read_run(folder))
+    assert "<td>null</td><td>name: cg, steps: 1, true</td>" in page
     texts = re.sub(r"<(style|script|pre)[^>]*>.*?</\1>", "", page, flags=re.DOTALL)
     texts = re.sub(r"<[^>]*>", " ", texts)
     assert not re.search(r"\bNone\b|\bnan\b|\{[\'\"&]|\[[\'\"\d]|\bTrue\b|\bFalse\b", texts)
