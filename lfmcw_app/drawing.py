@@ -6,7 +6,6 @@ warns of each letter that its font lacks, and lets a long label crowd out the pi
 
 from __future__ import annotations
 
-import re
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -15,9 +14,7 @@ from functools import cache
 
 from matplotlib import font_manager, rc_context
 
-from lfmcw_app.search_space.cell_cards import text_units
-
-__all__ = ["as_label", "as_lines", "drawing", "width_of"]
+__all__ = ["as_label", "drawing"]
 
 FALLBACK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP",
@@ -47,27 +44,6 @@ def as_label(text: str, longest: int = 40) -> str:
     """A name as one line of a picture, shortened if it is longer than `longest` letters."""
     shown = "".join(map(_visible, text))
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
-
-
-def as_lines(text: str, widest: int) -> str:
-    """A whole name as lines of at most `widest` letters, broken at spaces and _ where possible.
-
-    Letters of Chinese, Japanese and Korean are as wide as two.
-    """
-    lines = [""]
-    for part in re.findall(r".+?(?:[ _]|$)|.", "".join(map(_visible, text))):
-        if lines[-1] and width_of(lines[-1] + part.rstrip()) > widest:
-            lines.append("")
-        for letter in part:
-            if width_of(lines[-1] + letter) > widest and letter != " ":
-                lines.append("")
-            lines[-1] += letter
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def width_of(text: str) -> int:
-    """The width of the widest line of a text in letters, of which wide ones count twice."""
-    return max(map(text_units, text.split("\n")))
 
 
 @cache

@@ -109,7 +109,17 @@ def test_errors_by_class_are_seen(page, tmp_path, width):
         assert page.run("return window.hacked === undefined")
         if folder == few:
             assert page.text("[data-doubt]") == "Why?"
-            assert page.texts("table.confusion td") == ["7", "3", "0", "0", "10", "0", "1", "0", "9"]
+            assert page.texts("table.confusion td") == [
+                "7",
+                "3",
+                "0",
+                "0",
+                "10",
+                "0",
+                "1",
+                "0",
+                "9",
+            ]
             assert page.texts("tr[data-class-error] td:nth-child(3)") == ["30.0", "10.0", "0.0"]
         else:
             assert page.texts("tr[data-mistake] > *") == [
@@ -148,17 +158,20 @@ def test_texts_of_charts_have_one_size(whole, page, width):
 
 
 def test_no_row_of_a_wide_page_is_half_empty(whole, page):
-    """What is in a part of the page, side by side, reaches over its right third."""
+    """Nowhere does a part of the page have 200 pixels of height with nothing in its right third."""
     page.open(whole / "report.html", width=1280)
     short = page.run(
         """const found = [];
-           for (const part of document.querySelectorAll(
-               '.pair, .charts, .beside, .pictured, .figures, section > .scroll')) {
-             const own = part.getBoundingClientRect(); let right = 0;
-             for (const child of part.querySelectorAll('td, th, img, svg, li, dd, p, figcaption'))
-               if (child.offsetParent !== null || child.ownerSVGElement === null)
-                 right = Math.max(right, child.getBoundingClientRect().right);
-             if (right < own.left + 0.72 * own.width) found.push(part.className + ' ' + right);
+           for (const part of document.querySelectorAll('section')) {
+             const own = part.getBoundingClientRect();
+             const boxes = [...part.querySelectorAll('td, th, img, svg, li, p, pre, figcaption')]
+               .map(e => e.getBoundingClientRect())
+               .filter(b => b.right > own.left + 0.66 * own.width);
+             let empty = 0;
+             for (let y = own.top + 20; y < own.bottom - 20; y += 5) {
+               empty = boxes.some(b => b.top <= y && y <= b.bottom) ? 0 : empty + 5;
+               if (empty === 200) found.push(`${part.id} at ${Math.round(y - own.top)}`);
+             }
            }
            return found"""
     )
@@ -218,9 +231,9 @@ def test_the_slider_goes_through_alpha(whole, page):
         "Event('input'))"
     )
     assert page.text("[data-frame]") == "round 1"
-    assert [
-        float(text) for text in page.texts(".alpha[data-kind=normal] td")[:8]
-    ] == pytest.approx([100 * weight for weight in first], abs=0.1)
+    assert [float(text) for text in page.texts(".alpha[data-kind=normal] td")[:8]] == pytest.approx(
+        [100 * weight for weight in first], abs=0.1
+    )
     assert page.console() == []
 
 

@@ -16,9 +16,9 @@ from lfmcw_app.collapse import (
     CollapseDetector,
     Observation,
     doubts_about_pictures,
-    what_is_known,
     last_quality,
     observe,
+    what_is_known,
 )
 from lfmcw_app.data import search_split
 from lfmcw_app.generator_quality import Judge, Quality, QualityByClass
@@ -276,7 +276,10 @@ def test_doubts_are_told_once_until_they_were_gone():
     for accuracy in (0.0, 0.9, 0.9, 0.9):  # the first one is out of the window
         detector.update(Observation(**HEALTHY, generated_accuracy=accuracy))
     (text,) = detector.measured(quality(gan_test=10.0))
-    assert "W2 recognises 90% of them, but a classifier trained on real pictures recognises only" in text
+    assert (
+        "W2 recognises 90% of them, but a classifier trained on real pictures recognises only"
+        in text
+    )
     assert detector.measured(quality(gan_test=11.0)) == []
     assert detector.measured(quality()) == []
     assert len(detector.measured(quality(gan_test=10.0))) == 1

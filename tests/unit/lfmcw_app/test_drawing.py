@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lfmcw_app.drawing import as_label, as_lines, drawing, width_of
+from lfmcw_app.drawing import as_label, drawing
 
 NAMES = {
     "prices": "$10_$20",
@@ -49,16 +49,6 @@ def test_a_dollar_is_a_letter(tmp_path):
         with Image.open(tmp_path / "picture.png") as image:
             pictures.append((np.array(image.convert("L")) < 128).sum())
     assert pictures[0] > 2 * pictures[1]
-
-
-def test_a_name_in_lines_is_whole():
-    assert as_lines("cat", 10) == "cat"
-    assert as_lines("a long name of a class", 10) == "a long\nname of a\nclass"
-    assert as_lines("one_two_three", 8) == "one_two_\nthree"
-    assert as_lines("x" * 12, 5) == "xxxxx\nxxxxx\nxx"
-    assert as_lines("狸猫狸猫", 4) == "狸猫\n狸猫"
-    assert as_lines("a\nb\u200b", 9) == "a�b"
-    assert (width_of("abc\nab"), width_of("狸猫")) == (3, 4)
 
 
 def test_a_label_is_one_line_of_bounded_length():

@@ -75,7 +75,9 @@ def searched(folder, space, alphas, names):
     make_folder(folder, {"search": (8, 1)})
     config = (folder / "config.yaml").read_text()
     config = re.sub(r"(?m)^(  space: )darts$", rf"\g<1>{space}", config)
-    config = config.replace("  nodes: 2\n", "  nodes: 4\n").replace("  layers: 2\n", "  layers: 3\n")
+    config = config.replace("  nodes: 2\n", "  nodes: 4\n").replace(
+        "  layers: 2\n", "  layers: 3\n"
+    )
     (folder / "config.yaml").write_text(config)
     lines = [
         {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +13,7 @@ from PIL import Image
 
 from lfmcw_app.drawing import drawing
 from lfmcw_app.errors import InputError
-from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, draw_class_weights
+from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, as_lines, draw_class_weights
 
 NAMES = ("cat $", "ship", "dog", "car", "frog", "猫")
 LAST = (2.0, 0.5, 1.8, 0.7, 1.5, 1.2)
@@ -89,6 +91,15 @@ LONG = (
 )
 
 
+def test_a_name_in_lines_is_whole():
+    assert as_lines("cat", 10) == "cat"
+    assert as_lines("a long name of a class", 10) == "a long\nname of a\nclass"
+    assert as_lines("one_two_three", 8) == "one_two_\nthree"
+    assert as_lines("x" * 12, 5) == "xxxxx\nxxxxx\nxx"
+    assert as_lines("狸猫狸猫", 4) == "狸猫\n狸猫"
+    assert as_lines("a\nb\u200b", 9) == "a�b"
+
+
 def boxes(texts, figure):
     """Where texts are in the picture."""
     canvas = FigureCanvasAgg(figure)
@@ -113,7 +124,7 @@ def test_names_are_whole_and_inside_of_the_picture(tmp_path, figures, names):
             assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
     for texts in (lines.texts, matrix.get_yticklabels()):
         beside = sorted(boxes(texts, figure), key=lambda box: box.y0)
-        assert all(low.y1 <= high.y0 + 1 for low, high in zip(beside, beside[1:], strict=False))
+        assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(beside))
 
 
 def test_every_cell_has_its_number(tmp_path, figures):

@@ -70,7 +70,17 @@ def test_zeros_stand_in_a_confusion_table_as_zeros(tmp_path):
     confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
     page = run_page(read_run(folder_of(tmp_path, [30.0, 0.0, 10.0], confusion=confusion)))
     table = page[page.index('<table class="confusion"') :].split("</table>")[0]
-    assert re.findall(r"<td[^>]*>(.*?)</td>", table) == ["7", "3", "0", "0", "10", "0", "1", "0", "9"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", table) == [
+        "7",
+        "3",
+        "0",
+        "0",
+        "10",
+        "0",
+        "1",
+        "0",
+        "9",
+    ]
     assert table.count(" zero") == 4
 
 
