@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
+import operator
 
 import numpy as np
 import pytest
@@ -100,12 +101,13 @@ def test_a_name_in_lines_is_whole():
     assert as_lines("a\nb\u200b", 9) == "a�b"
 
 
-def boxes(texts, figure):
-    """Where texts are in the picture."""
+def drawn_boxes(figure, groups):
+    """Where the texts of each group are in the picture."""
     canvas = FigureCanvasAgg(figure)
     with drawing():
         canvas.draw()
-        return [text.get_window_extent(canvas.get_renderer()) for text in texts]
+        renderer = canvas.get_renderer()
+        return [[text.get_window_extent(renderer) for text in texts] for texts in groups]
 
 
 @pytest.mark.parametrize("names", [LONG, [f"Fashion class {k}" for k in range(MOST_CLASSES)]])
@@ -116,15 +118,17 @@ def test_names_are_whole_and_inside_of_the_picture(tmp_path, figures, names):
     draw_class_weights(values, np.eye(count).tolist(), names, tmp_path / "f.png")
     figure = figures[-1]
     lines, matrix = figure.axes
-    for texts in (lines.texts, matrix.get_yticklabels(), matrix.get_xticklabels()):
+    groups = (lines.texts, matrix.get_yticklabels(), matrix.get_xticklabels())
+    for texts in groups:
         shown = ["".join(text.get_text().split()) for text in texts]
         assert sorted(shown) == sorted("".join(name.split()) for name in names)
-        for box in boxes(texts, figure):
-            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
-            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
-    for texts in (lines.texts, matrix.get_yticklabels()):
-        beside = sorted(boxes(texts, figure), key=lambda box: box.y0)
-        assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(beside))
+    found = drawn_boxes(figure, groups)
+    for box in functools.reduce(operator.iadd, found, []):
+        assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+    for boxes in found[:2]:
+        for low, high in pairwise(sorted(boxes, key=lambda box: box.y0)):
+            assert low.y1 <= high.y0 + 1
 
 
 def test_every_cell_has_its_number(tmp_path, figures):
