@@ -53,7 +53,7 @@ class EngineRow:
         seconds: median of the processor time of one gradient (wall-clock time on a GPU).
         products: products with the Jacobians that its solves took.
         reports: of its solves.
-        notes: remarks: warnings, solves that did not converge, missing steps.
+        notes: remarks: warnings, solves that failed or were truncated, missing steps.
         failure: why it could not serve; empty if it could.
     """
 
@@ -286,11 +286,7 @@ def _row(
                 seconds.append(_now(optimizer) - began)
     except (EngineError, ProblemError, RuntimeError) as error:
         return EngineRow(label=label, failure=" ".join(str(error).split()))
-    notes += [
-        f"the solve of {report.problem!r} did not converge. {report.advice}".rstrip()
-        for report in found.reports
-        if not report.converged
-    ]
+    notes += [_unconverged(report) for report in found.reports if not report.converged]
     notes += [str(warning.message) for warning in said]
 
     from statistics import median  # slow to import, with decimals and fractions
@@ -305,6 +301,14 @@ def _row(
     )
 
 
+def _unconverged(report: SolveReport) -> str:
+    """The note on a solve that did not converge."""
+    if report.failed:
+        return f"the solve of {report.problem!r} did not converge. {report.advice}"
+    left = "" if report.residual is None else f" at a relative residual of {report.residual:.1g}"
+    return f"the solve of {report.problem!r} is truncated{left}"
+
+
 def _ask(levels: Levels, name: str) -> TotalGradient:
     """The question of `MultilevelOptimizer.gradient`."""
     with levels.unchanged():
@@ -317,6 +321,7 @@ def _under(
     """The optimizer's history as it would be seen under other engines."""
     old = optimizer._history
     history = old.with_engines(engines)
+    history.told |= set(optimizer.graph.problems)  # a row has its own note on missing steps
     levels = Levels(history, ahead=name in old.looks_ahead)
     # From the innermost problem, since a step has read the solutions below it.
     for lower in optimizer.graph.problems:

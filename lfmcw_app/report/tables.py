@@ -49,7 +49,7 @@ class Solves:
     Attributes:
         count: how many.
         residual: median and largest; None where the engine solves no system.
-        failed: how many did not converge.
+        failed: how many were worse than the engine is good for (a truncated one is not).
     """
 
     problem: str
@@ -170,7 +170,9 @@ def solves(run: RunData) -> list[Solves]:
                 count=len(reports),
                 iterations=statistics.fmean(report["iterations"] for report in reports),
                 residual=(statistics.median(residuals), max(residuals)) if residuals else None,
-                failed=sum(not report.get("converged", True) for report in reports),
+                failed=sum(
+                    bool(report.get("failed", not report["converged"])) for report in reports
+                ),
             )
         )
     return rows
