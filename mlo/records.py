@@ -31,7 +31,8 @@ class SolveReport:
 
     - "converged": its residual is at most the tolerance. That is 1e-6 (`CONVERGED`), or the `tol`
       at which `cg`, `minres`, `gmres`, `normal_cg` and `nystrom` stop, or 1e-4 for `direct`. An
-      engine that solves no system has nothing that could fail to converge.
+      engine that solves no system has nothing that could fail to converge. (The report
+      "stationarity" of `implicit_solution` has 1e-3.)
     - "truncated": the residual is larger, as expected of an engine that makes a fixed number of
       steps (`neumann`, `penalty`, `sid`, `soba`).
     - "failed": the result is worse than the engine is good for, and `advice` says what to change.

@@ -170,12 +170,15 @@ def solves(run: RunData) -> list[Solves]:
                 count=len(reports),
                 iterations=statistics.fmean(report["iterations"] for report in reports),
                 residual=(statistics.median(residuals), max(residuals)) if residuals else None,
-                failed=sum(
-                    bool(report.get("failed", not report["converged"])) for report in reports
-                ),
+                failed=sum(_failed(report) for report in reports),
             )
         )
     return rows
+
+
+def _failed(report: dict[str, Any]) -> bool:
+    """Whether a solve failed; entries of older runs say only whether it converged."""
+    return bool(report.get("failed", not report["converged"]))
 
 
 def costs(run: RunData) -> list[Cost]:
