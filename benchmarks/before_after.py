@@ -178,11 +178,13 @@ def test_times(roots: dict[str, Path]) -> dict[str, list[float]]:
         ).stdout
         options = re.findall(r"-m pytest(.*)$", commands, re.MULTILINE)[-1]
         began = os.times()
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", *shlex.split(options)],
             cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False,
         )  # fmt: skip
         ended = os.times()
+        if done.returncode not in (0, 1):  # 1: all were run, and some failed
+            raise SystemExit(f"pytest ended with exit code {done.returncode} in {root}")
         user = ended.children_user - began.children_user
         found[side] = [user + ended.children_system - began.children_system]
     return found

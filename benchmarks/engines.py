@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from engines_libraries import LIBRARIES, RECOMPUTED
+from engines_libraries import LIBRARIES, RECOMPUTED, TO_ROUNDING
 from engines_oracle import reference
 from engines_problems import PROBLEMS, build
 from engines_solutions import SOLUTION_LEGEND, serve_row, solution_rows, solution_table
@@ -42,11 +42,11 @@ MANY = 50
 ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "mlo": (
         ("first_order", 0), ("one_step", 0), (RECOMPUTED, 0), ("darts", 0), ("neumann", K),
-        ("cg", K), ("cg", MANY), ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0),
-        ("soba", 0), ("penalty", 0),
+        ("cg", K), ("cg", MANY), (TO_ROUNDING, MANY), ("minres", K), ("gmres", K), ("nystrom", K),
+        ("direct", 0), ("soba", 0), ("penalty", 0),
     ),
     "Betty": (("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY)),
-    "TorchOpt": (("one_step", 0), ("neumann", K), ("cg", K), ("cg", MANY), ("direct", 0)),
+    "TorchOpt": (("one_step", 0), ("neumann", K), ("cg", K), (TO_ROUNDING, MANY), ("direct", 0)),
     "BOAT": (("one_step", 0), ("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY)),
     "hypergrad": (("neumann", K), ("cg", K), ("nystrom", K)),
     "higher": (("one_step", 0),),
@@ -88,8 +88,8 @@ ROUNDED = ", ".join(f"`{method}` {count}" for method, count in ROUNDS.items())
 LEGEND = f"""
 One CPU thread. Every library gets the same losses, data, values and SGD, and one step is: one SGD
 step of every lower problem, then the hypergradient and an SGD step of the outermost one. K = {K} or
-{MANY} products with each Hessian as the row says; Neumann series have the same α in all libraries
-(1 / λmax).
+{MANY} products with each Hessian as the row says, or fewer where `cg` ends at the rounding of
+float32; Neumann series have the same α in all libraries (1 / λmax).
 
 - *error*: ‖found − exact‖ / ‖exact‖ of the outermost gradient in float64, against the implicit
   function theorem at solutions with gradients below 1e-10; *error (1 step)*: against the derivative
@@ -141,6 +141,7 @@ class Row:
 def rows_of(problem: str, sizes: dict[str, int], *, quick: bool) -> list[Row]:
     """The rows of a problem's table; a library that is not installed has one."""
     rows = []
+    offered = (*mlo.available_engines(), RECOMPUTED, TO_ROUNDING)
     for library, methods in ROWS.items():
         if find_spec(LIBRARIES[library][0]) is None:
             rows.append(Row(library=library, method="-", steps=0, failed="not installed"))
@@ -153,7 +154,7 @@ def rows_of(problem: str, sizes: dict[str, int], *, quick: bool) -> list[Row]:
                 continue
             if problem.startswith("layered") and (method, steps) not in LAYERED_METHODS:
                 continue
-            if library == "mlo" and method not in (*mlo.available_engines(), RECOMPUTED):
+            if library == "mlo" and method not in offered:
                 continue
             if method == "direct" and max(list(sizes.values())[:-1]) > DIRECT_AT_MOST:
                 continue

@@ -19,7 +19,7 @@ import torch
 from engines_problems import Level, Task, Tensors, Values
 from torch import Tensor
 
-__all__ = ["LIBRARIES", "RECOMPUTED", "Method", "Program", "Refused"]
+__all__ = ["LIBRARIES", "RECOMPUTED", "TO_ROUNDING", "Method", "Program", "Refused"]
 
 
 class Refused(Exception):
@@ -65,7 +65,10 @@ def _sgd(module: Values, level: Level) -> torch.optim.SGD:
 
 
 RECOMPUTED = "one_step, recomputed"
-"""`one_step` with `keep_graph`."""
+"""`one_step` without `keep_graph`."""
+
+TO_ROUNDING = "cg, to rounding"
+"""`cg` that ends once the relative residual is below the rounding of its dtype."""
 
 
 def mlo_program(task: Task, method: Method) -> Program:
@@ -77,6 +80,7 @@ def mlo_program(task: Task, method: Method) -> Program:
         "neumann": {"num_terms": method.steps + 1, "step_size": method.step_size},
         # A tolerance of zero: as many products as the other libraries make.
         "cg": {"max_steps": method.steps, "tol": 0.0},
+        TO_ROUNDING: {"max_steps": method.steps, "tol": torch.finfo(_dtype(task)).eps},
         "minres": {"max_steps": method.steps, "tol": 0.0},
         "gmres": {"max_steps": method.steps, "restart": method.steps, "tol": 0.0},
         "nystrom": {
@@ -98,11 +102,16 @@ def mlo_program(task: Task, method: Method) -> Program:
                 data=[level.batch],
             )
         )
-    engine = {"name": method.name, **options.get(method.name, {})}
+    name = "cg" if method.name == TO_ROUNDING else method.name
+    engine = {"name": name, **options.get(method.name, {})}
     if method.name == RECOMPUTED:
         engine = {"name": "one_step", "keep_graph": False}
     optimizer = mlo.MultilevelOptimizer(problems, engine)
     return Program(step=optimizer.step, upper=problems[-1].optimizers[problems[-1].name])
+
+
+def _dtype(task: Task) -> torch.dtype:
+    return next(iter(task.upper.values.values())).dtype
 
 
 def _named_reads(level: Level) -> Callable[..., Tensor]:
@@ -198,16 +207,16 @@ def torchopt_program(task: Task, method: Method) -> Program:
     import torchopt
 
     # It divides by zero once the residual is: the least tolerance that stops before that.
-    dtype = next(iter(task.upper.values.values())).dtype
     solvers: dict[str, Callable[[], Any]] = {
         "cg": lambda: torchopt.linear_solve.solve_cg(
-            maxiter=method.steps, rtol=torch.finfo(dtype).eps
+            maxiter=method.steps, rtol=torch.finfo(_dtype(task)).eps
         ),
         "neumann": lambda: torchopt.linear_solve.solve_inv(
             ns=True, maxiter=method.steps, alpha=method.step_size
         ),
         "direct": lambda: torchopt.linear_solve.solve_inv(),
     }
+    solvers[TO_ROUNDING] = solvers["cg"]
     if method.name != "one_step" and method.name not in solvers:
         raise Refused("not offered")
     modules = {level.name: Values(level.values) for level in task.levels}

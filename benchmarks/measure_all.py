@@ -20,8 +20,8 @@ from measuring import ROOT, commit
 DATA = ROOT / "docs" / "data" / "benchmarks"
 
 PARTS: tuple[tuple[str, str], ...] = (
-    ("overhead", "overhead.py --network small --repeats 120"),
-    ("overhead", "overhead.py --network perceptron --repeats 30"),
+    ("overhead", "overhead.py --network small --repeats 400"),
+    ("overhead", "overhead.py --network perceptron --repeats 60"),
     ("overhead", "overhead.py --network convolutional --batch-size 32 --repeats 4 --only mixed"),
     ("chain", "chain.py"),
     ("import_times", "import_times.py --repeats 9"),
