@@ -97,6 +97,22 @@ def test_continued_blocks_print_what_they_say(page, capsys):
                 assert float(here) == pytest.approx(float(there), abs=0.02)
 
 
+PRINTED = re.compile(r"```python\n([^`]*)```\n\nIt prints:\n\n```text\n([^`]*)```")
+"""A block, and what a page says that it prints."""
+
+
+def test_blocks_print_what_a_page_says_that_they_print(capsys):
+    found = [
+        (path.name, *block)
+        for path in sorted((ROOT / "docs").glob("*.md"))
+        for block in PRINTED.findall(path.read_text("utf-8"))
+    ]
+    assert "choosing-an-engine.md" in [page for page, *_ in found]
+    for page, code, said in found:
+        run(code, page)
+        assert capsys.readouterr().out == said, page
+
+
 def test_the_programs_moved_from_betty_end_at_the_same_weights(capsys):
     """With another import, and declared anew; and on Betty, where it is installed."""
     program, declared = (c for path, _, c in BLOCKS if path.name == "migrating-from-betty.md")
