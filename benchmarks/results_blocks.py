@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 import results_benchmarks
+from measuring import PROVENANCE
 from results_cells import cell_lines
 from results_data import (
     BASELINE,
@@ -117,6 +118,19 @@ def verbatim(results: Results, name: str) -> str:
     entries = results.rows_of(name)
     head = list(entries[0]) if entries else []
     return table(head, [list(entry.values()) for entry in entries])
+
+
+def exactness(results: Results) -> str:
+    """How exact each engine is, and how that was measured."""
+    entries = results.rows_of("exactness.csv")
+    columns = ("engine", "options", "compared with", "cases", "relative error")
+    rows = [[f"`{entry['engine']}`", *(entry[key] for key in columns[1:])] for entry in entries]
+    made = {tuple(entry[key] for key in PROVENANCE if key != "load") for entry in entries}
+    lines = [
+        f"Measured by `{command}` on {machine}, {date}, at commit {commit}, with {versions}."
+        for command, machine, date, commit, versions in sorted(made)
+    ]
+    return table(columns, rows) + "\n\n" + "\n".join(lines)
 
 
 # ------------------------------ the questions
@@ -743,7 +757,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "drawn cells": drawn_cells,
     "costs": lambda r: verbatim(r, "costs.csv"),
     "digits": lambda r: verbatim(r, "digits.csv"),
-    "exactness": lambda r: verbatim(r, "exactness.csv"),
+    "exactness": exactness,
     "kinks": lambda r: verbatim(r, "finite_difference_kinks.csv"),
     "bfloat16": lambda r: pivot(
         r, "bfloat16_gradients.csv", row=("game", "engine"), column="problem",

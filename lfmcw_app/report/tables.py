@@ -50,7 +50,7 @@ class Solves:
     Attributes:
         count: how many.
         residual: median and largest; None where the engine solves no system.
-        failed: how many did not converge.
+        failed: how many were worse than the engine is good for (a truncated one is not).
     """
 
     problem: str
@@ -171,10 +171,15 @@ def solves(run: RunData) -> list[Solves]:
                 count=len(reports),
                 iterations=statistics.fmean(report["iterations"] for report in reports),
                 residual=(statistics.median(residuals), max(residuals)) if residuals else None,
-                failed=sum(not report.get("converged", True) for report in reports),
+                failed=sum(_failed(report) for report in reports),
             )
         )
     return rows
+
+
+def _failed(report: dict[str, Any]) -> bool:
+    """Whether a solve failed; entries of older runs say only whether it converged."""
+    return bool(report.get("failed", not report["converged"]))
 
 
 def costs(run: RunData) -> list[Cost]:
