@@ -336,6 +336,7 @@ def entry_of(record: Record) -> dict[str, Any]:
             "iterations": report.iterations,
             "residual": report.residual,
             "converged": report.converged,
+            "failed": report.failed,
         }
         for name, report in sorted(record.solves.items())
     }

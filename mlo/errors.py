@@ -71,7 +71,7 @@ class CheckpointWarning(UserWarning):
 
 
 class SolveWarning(UserWarning):
-    """A linear solve of a hypergradient engine did not converge."""
+    """A linear solve of a hypergradient engine failed (see `SolveReport`)."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -147,7 +147,8 @@ def test_an_entry_is_plain_data_without_a_clock():
     entry = entry_of(optimizer.step())
     assert json.loads(json.dumps(entry)) == entry
     assert set(entry) == {"round", "losses", "metrics", "gradient_norms", "solves"}
-    assert set(entry["solves"]["w"]) == {"engine", "iterations", "residual", "converged"}
+    kept = {"engine", "iterations", "residual", "converged", "failed"}
+    assert set(entry["solves"]["w"]) == kept
 
 
 def test_an_entry_names_what_was_skipped():
