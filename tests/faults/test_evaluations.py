@@ -72,7 +72,7 @@ def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
         (evaluate, ["--resume", whole, "--set=search.weights.lr=0.1"], "has no search"),
         (evaluate, ["--resume", whole, "--set=on_nonfinite=skip"], "is complete"),
         (evaluate, ["--resume", search.path], f"python -m lfmcw_app.run --resume {search.path}"),
-        (evaluate, ["--resume", tmp_path / "nowhere"], "it holds no run"),
+        (evaluate, ["--resume", tmp_path / "nowhere"], "there is no such folder"),
         (
             evaluate,
             ["--resume", whole, "--max-steps", "2"],
