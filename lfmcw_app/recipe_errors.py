@@ -17,6 +17,9 @@ __all__ = ["explain"]
 LIKE, ALIKE = 0.6, 0.75
 """Least similarity of a key's last part to be meant: in the section that was given, elsewhere."""
 
+LONGEST = 200
+"""Letters of a key that is compared with all others, which takes a time that grows with it."""
+
 TAKES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -48,7 +51,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     key = f"Configuration key {_dotted(path)!r}"
     if kind == "value_error":
         said = first["msg"].removeprefix("Value error, ").rstrip(".")
-        is_said = isinstance(value, Mapping | BaseModel) or str(value) in said
+        is_said = isinstance(value, Mapping | BaseModel) or shown(value).strip("'") in said
         return f"{key}: {said}{'' if is_said else f'; got {_shown(value)}'}."
     if kind in ("missing", "too_long"):
         return _of_wrong_length(error)
@@ -128,6 +131,8 @@ def _unknown(path: tuple[int | str, ...], value: Any, model: type[BaseModel]) ->
 
 def _near(given: list[str], model: type[BaseModel]) -> list[str]:
     """The keys that a mistyped one could mean, with their sections; several if they tie."""
+    if sum(map(len, given)) > LONGEST:
+        return []
     section, name = ".".join(given[:-1]).lower(), given[-1].lower().replace("-", "_")
     scores: dict[str, float] = {}
     for key in _all_keys(model):

@@ -37,7 +37,7 @@ def test_a_key_of_a_list_is_named_with_its_place():
     assert "The keys of data.wrong_labels[0] are as, in, of, share." in said
 
 
-@pytest.mark.parametrize("given", ["search.k", "search.budget.foo", "colour"])
+@pytest.mark.parametrize("given", ["search.k", "search.budget.foo", "colour", "lambda" * 40])
 def test_no_unrelated_key_is_suggested(given):
     said = refused(f"{given}=1")
     assert "Did you mean" not in said
