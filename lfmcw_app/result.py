@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lfmcw_app.printing import say
+from lfmcw_app.printing import print_table, say
 from lfmcw_app.result_file import check_complete, clearly_harder, worst_classes, wrong_images
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
@@ -61,7 +61,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         for node, edges in enumerate(nodes):
             named = ", ".join(edge_names(edges, cells))
             table.add_row(kind if node == 0 else "", str(node), named)
-    console.print(table)
+    print_table(console, table)
     say(
         console,
         f"test error {result['test_error_percent']:.2f}% {_source(result)}, "
