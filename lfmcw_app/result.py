@@ -82,7 +82,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
             f"{found['limit']:g} million {unit.replace('_', '-')}",
         )
     _print_classes(result.get("classes", []), console)
-    for doubt in result.get("generator", {}).get("doubts", []):
+    for doubt in (result.get("generator") or {}).get("doubts", []):
         console.print("[bold yellow]Generator:[/]", end=" ")
         say(console, doubt)
     if "doubt" in result:

@@ -105,7 +105,8 @@ def test_a_collapsed_generator_is_told_with_the_result(tmp_path):
     doubts = ["The generator has collapsed.", "[bold]No class."]
     text = printed(tmp_path, generator={"gan_test": 10.0, "doubts": doubts})
     assert "Generator: The generator has collapsed.\nGenerator: [bold]No class." in text
-    assert "Generator:" not in printed(tmp_path, generator={"gan_test": 10.0})
+    for found in ({"gan_test": 10.0}, None):
+        assert "Generator:" not in printed(tmp_path, generator=found)
 
 
 def test_an_error_of_one_training_is_no_mean(tmp_path):
