@@ -17,6 +17,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from lfmcw_app.errors import InputError, listed
+from lfmcw_app.near_paths import near_paths
 
 __all__ = [
     "FolderListing", "Listing", "image_suffixes", "images_below", "list_folder", "list_parts",
@@ -143,7 +144,7 @@ def list_folder(folder: Path) -> FolderListing:
             folder cannot be understood.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+        raise InputError(f"There is no folder {folder}.{near_paths(folder, os.path.isdir)}")
     found = _Skipped()
     children = _folders(folder, found)
     parts = _find_parts(folder, children)

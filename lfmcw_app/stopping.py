@@ -10,12 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["GRACE", "Stopped", "requested", "settled", "stop_signals"]
+__all__ = [
+    "GRACE",
+    "Stopped",
+    "record_saved",
+    "requested",
+    "saved",
+    "settled",
+    "stop_signals",
+]
 
 GRACE = 8.0
 """Seconds that a round may take after SIGTERM; schedulers kill after 10 to 30."""
 
 _received: int | None = None
+_saved: str | None = None
 _settled = threading.Event()
 
 
@@ -38,6 +47,17 @@ def requested() -> int | None:
     return _received
 
 
+def record_saved(where: str) -> None:
+    """Records where a run resumes from, as "round 12 of 15 of search"."""
+    global _saved
+    _saved = where
+
+
+def saved() -> str:
+    """What of a run is saved, after "up to": where it resumes from."""
+    return "its beginning" if _saved is None else _saved
+
+
 def settled() -> None:
     """Records that the round has ended: the process is writing or ending, so it may finish."""
     _settled.set()
@@ -58,7 +78,8 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     Args:
         advice: what to do next, printed if a round is given up.
     """
-    global _received
+    global _received, _saved
+    _saved = None
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread handles signals
         return
@@ -105,7 +126,7 @@ def _watch(reader: int, advice: str) -> None:
         if signal.SIGTERM in received and not _settled.wait(GRACE):
             print(
                 f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up. The "
-                f"last checkpoint is kept. {advice}",
+                f"last checkpoint is kept: the run resumes from {saved()}. {advice}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -78,7 +78,7 @@ def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
             ["--resume", whole, "--max-steps", "2"],
             "--max-steps starts a separate trial",
         ),
-        (evaluate, ["random:1"], "Name a genotype and a data set"),
+        (evaluate, ["random:1"], "Name a data set after the genotype"),
         (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),
     ):
         code, printed = call(command, *arguments)

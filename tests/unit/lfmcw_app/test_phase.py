@@ -117,6 +117,14 @@ def test_a_signal_stops_after_a_checkpoint(folder, monkeypatch):
     with pytest.raises(stopping.Stopped):
         run(phase)
     assert saved(folder) == 1
+    assert stopping.saved() == "the end of round 1 of 7 of the search"
+
+
+def test_where_a_resumed_phase_stands_is_known_at_once(folder):
+    run(begun(folder, bilevel_quadratic().optimizer("one_step")), stop_after=5)
+    stopping.record_saved("somewhere else")
+    begun(RunFolder.open(folder.path), bilevel_quadratic().optimizer("one_step"))
+    assert stopping.saved() == "the end of round 3 of 7 of the search"
 
 
 def test_parameters_that_are_lost_replace_no_checkpoint(folder):

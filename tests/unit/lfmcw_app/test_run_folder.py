@@ -438,3 +438,17 @@ def test_a_run_that_says_no_known_thing_to_keep_keeps_all(folder, completed):
     folder.write("environment.json", f'{{"completed": {completed}}}')
     folder.finish_clearing()
     assert names_of(folder) == before
+
+
+@pytest.mark.parametrize("kind", ["a run", "a folder", "a file"])
+def test_only_a_run_is_said_to_be_resumable(kind, tmp_path):
+    path = tmp_path / "out"
+    if kind == "a file":
+        path.write_text("")
+    else:
+        path.mkdir()
+        (path / ("config.yaml" if kind == "a run" else "notes.txt")).write_text("")
+    with pytest.raises(InputError, match="nothing there is overwritten") as refused:
+        RunFolder.create(path, load_recipe("smoke"))
+    assert ("--resume" in str(refused.value)) is (kind == "a run")
+    assert ("is a file" in str(refused.value)) is (kind == "a file")

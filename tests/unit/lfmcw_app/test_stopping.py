@@ -8,7 +8,15 @@ import threading
 
 import pytest
 
-from lfmcw_app.stopping import GRACE, Stopped, requested, settled, stop_signals
+from lfmcw_app.stopping import (
+    GRACE,
+    Stopped,
+    record_saved,
+    requested,
+    saved,
+    settled,
+    stop_signals,
+)
 
 
 def receive(number):
@@ -71,3 +79,12 @@ def test_a_stop_has_the_exit_code_that_shells_expect(number, code):
 
 def test_a_round_is_given_less_time_than_schedulers_give():
     assert 0 < GRACE < 10
+
+
+def test_what_is_saved_is_told_of_this_run_only():
+    with stop_signals():
+        assert saved() == "its beginning"
+        record_saved("the end of round 3 of 9 of the search")
+        assert saved() == "the end of round 3 of 9 of the search"
+    with stop_signals():
+        assert saved() == "its beginning"
