@@ -179,7 +179,7 @@ def solves(run: RunData) -> list[Solves]:
 
 def _failed(report: dict[str, Any]) -> bool:
     """Whether a solve failed; entries of older runs say only whether it converged."""
-    return bool(report.get("failed", not report["converged"]))
+    return bool(report.get("failed", not report.get("converged", True)))
 
 
 def costs(run: RunData) -> list[Cost]:

@@ -103,7 +103,7 @@ def test_converged_means_a_residual_below_the_tolerance(engine, steps):
     assert report.outcome in ("truncated", "failed") or report.converged
 
 
-def test_every_engine_that_solves_is_checked_for_what_converged_means():
+def test_every_engine_that_solves_has_a_case_above():
     reports = {name: solved_by(name) for name in registry._FACTORIES if name not in UNTRIED}
     solving = {name for name, report in reports.items() if report.residual is not None}
     assert solving == {*STEPS_OF, "direct", "soba"}

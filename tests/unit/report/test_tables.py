@@ -87,6 +87,16 @@ def test_solves_are_told_by_problem_and_engine(tmp_path):
     assert (identity.engine, identity.count, identity.residual) == ("identity", 1, None)
 
 
+def test_a_truncated_solve_has_not_failed(tmp_path):
+    """A truncated series has not converged either; older entries say only that."""
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 4)}))
+    entries = [entry["solves"]["w2"] for entry in run.searched[0].entries]
+    entries[0] |= {"converged": False, "failed": False}
+    entries[2] |= {"converged": False, "failed": True}
+    (row,) = solves(run)
+    assert row.failed == 2  # of rounds 2, an old entry, and 3
+
+
 def test_the_command_has_a_place_of_its_own():
     rows = environment_rows({"command": "python", "cpu_threads": 2, "gpu": None})
     assert list(rows) == [("cpu threads", "2")]

@@ -56,7 +56,7 @@ def test_finite_differences_are_refused():
         mlo.engine_from({"name": "unroll", "products": "finite_difference"})
 
 
-def test_a_gradient_before_the_first_round_says_how_few_steps_it_has():
+def test_before_the_first_round_missing_steps_are_said():
     """It is that of one step ahead; after a round the steps are there, and nothing is said."""
     optimizer = bilevel_quadratic().optimizer(mlo.Unroll(steps=4))
     with pytest.warns(
@@ -77,7 +77,7 @@ def test_one_step_ahead_is_all_that_an_engine_of_one_step_has(engine):
     bilevel_quadratic().optimizer(engine).gradient("x")  # a warning would be an error
 
 
-def test_parameters_set_from_outside_leave_no_steps_and_that_is_said():
+def test_parameters_set_from_outside_leave_no_steps():
     problem = bilevel_quadratic()
     problem.problems[0].steps = 3
     optimizer = problem.optimizer(mlo.Unroll(steps=3))
