@@ -15,6 +15,7 @@ from torch import Tensor
 from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
+from mlo.tensors import norm_of
 
 __all__ = ["ConjugateGradient", "conjugate_gradients"]
 
@@ -75,7 +76,7 @@ def conjugate_gradients(
     z = p = r if precondition is None else precondition(r)
     rz = r @ z
     smallest: float | None = None
-    residual = float(r.detach().norm()) / scale
+    residual = norm_of(r) / scale
     for _ in range(max_steps):
         if residual <= tol:
             break
@@ -97,7 +98,7 @@ def conjugate_gradients(
         # The minimum of ½ xᵀAx − bᵀx along p is the step rᵀz / pᵀAp away.
         step = rz / curvature
         x, r = x + step * p, r - step * product
-        residual = float(r.detach().norm()) / scale
+        residual = norm_of(r) / scale
         z = r if precondition is None else precondition(r)
         # The next direction is conjugate to all earlier ones: pᵀ A p' = 0.
         previous, rz = rz, r @ z

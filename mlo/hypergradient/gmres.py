@@ -11,6 +11,7 @@ from torch import Tensor
 from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
+from mlo.tensors import norm_of
 
 __all__ = ["Gmres"]
 
@@ -43,7 +44,7 @@ class Gmres(IterativeEngine):
                 operator, r, min(self.restart, self.max_steps - steps), scale
             )
             x, steps = x + correction, steps + taken
-            residual = float(r.detach().norm()) / scale
+            residual = norm_of(r) / scale
             if residual <= self.tol or steps >= self.max_steps or taken == 0:
                 break
         converged = residual <= self.tol
@@ -86,8 +87,8 @@ class Gmres(IterativeEngine):
                 for u in basis:
                     w = w - (u @ w) * u
             norm = w.norm()
-            small = torch.finfo(b.dtype).eps * float(image.detach().norm())
-            if float(residual.detach().norm()) <= self.tol * scale or float(norm.detach()) <= small:
+            small = torch.finfo(b.dtype).eps * norm_of(image)
+            if norm_of(residual) <= self.tol * scale or float(norm.detach()) <= small:
                 break
             basis.append(w / norm)
         return x, residual, len(images)

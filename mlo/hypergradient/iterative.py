@@ -19,7 +19,7 @@ from mlo.projected_step import ProjectedStep
 from mlo.records import SolveReport
 from mlo.response import Cotangent
 from mlo.sharding import sharded_like, whole
-from mlo.tensors import zeros_for_none
+from mlo.tensors import norm_of, zeros_for_none
 
 __all__ = ["FlatOperator", "IterationResult", "IterativeEngine", "fixed_noise"]
 
@@ -140,7 +140,7 @@ class IterativeEngine(Engine):
         """Solves the system as it is."""
         operator = self.operator(system)
         v = operator.flatten(cotangent)
-        scale = float(v.detach().norm())
+        scale = norm_of(v)
         if scale == 0.0:
             if not torch.is_grad_enabled():  # q = 0 is exact, and residuals have no scale
                 return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
@@ -210,7 +210,7 @@ class _Correction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, p: Tensor) -> tuple[None, None, None, Tensor]:
         engine, operator, system = ctx.engine, ctx.operator, ctx.system
-        scale = float(p.detach().norm())
+        scale = norm_of(p)
         if scale == 0.0 and not torch.is_grad_enabled():
             return None, None, None, torch.zeros_like(p)
         made = operator.products

@@ -16,6 +16,7 @@ from mlo.hypergradient.products import LinearSystem, Products
 from mlo.hypergradient.step_size import largest_inverse_step_size
 from mlo.records import CONVERGED
 from mlo.response import Stationary
+from mlo.tensors import norm_of
 
 __all__ = ["Neumann"]
 
@@ -86,7 +87,7 @@ class Neumann(IterativeEngine):
         # Power iteration approaches λmax from below, so its 1 / λmax may be too long a step.
         for attempt in range(HALVINGS + 1):
             outcome = self._sum(operator, b, scale, alpha / 2**attempt)
-            if outcome.residual <= GROWTH * float(b.detach().norm()) / scale:
+            if outcome.residual <= GROWTH * norm_of(b) / scale:
                 break
         return outcome
 
@@ -96,10 +97,10 @@ class Neumann(IterativeEngine):
         """The sum with one α."""
         # term = (I − αAᵀ)ᵏ b and total = Σ_{j ≤ k} (I − αAᵀ)ʲ b; x = α total.
         term = total = b
-        first, size = float(b.detach().norm()), float(b.detach().norm())
+        first = size = norm_of(b)
         for _ in range(self.num_terms - 1):
             term = term - alpha * operator(term)
-            size = float(term.detach().norm())
+            size = norm_of(term)
             if not math.isfinite(size) or size > GROWTH * first:
                 return IterationResult(
                     x=alpha * total,

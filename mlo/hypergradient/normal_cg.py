@@ -19,6 +19,7 @@ from torch import Tensor
 from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
+from mlo.tensors import norm_of
 
 __all__ = ["NormalConjugateGradient"]
 
@@ -48,7 +49,7 @@ class NormalConjugateGradient(IterativeEngine):
     ) -> IterationResult:
         # r = b − Aᵀ x is the residual, s = A r the negative gradient of ½ ‖r‖², p the direction.
         x, r = torch.zeros_like(b), b
-        residual = float(r.detach().norm()) / scale
+        residual = norm_of(r) / scale
         if residual <= self.tol:
             return IterationResult(x=x, residual=residual, converged=True)
         p = s = operator.transposed(r)
@@ -62,7 +63,7 @@ class NormalConjugateGradient(IterativeEngine):
             image = operator(p)
             step = size / (image @ image)
             x, r = x + step * p, r - step * image
-            residual = float(r.detach().norm()) / scale
+            residual = norm_of(r) / scale
             if residual <= self.tol:
                 break
             s = operator.transposed(r)

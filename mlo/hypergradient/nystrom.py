@@ -19,6 +19,7 @@ from mlo.hypergradient.iterative import (
 )
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
+from mlo.tensors import norm_of
 
 __all__ = ["Nystrom"]
 
@@ -72,7 +73,7 @@ class Nystrom(IterativeEngine):
             # (UΛUᵀ + ridge I)⁻¹ b = U (Λ + ridge I)⁻¹ Uᵀ b + (b − U Uᵀ b) / ridge.
             inside = basis.T @ b
             x = basis @ (inside / (eigenvalues + self.ridge)) + (b - basis @ inside) / self.ridge
-            residual = float((b - operator(x)).detach().norm()) / scale
+            residual = norm_of(b - operator(x)) / scale
             advice = (
                 "The approximation misses much of the Jacobian: raise rank, or let max_steps "
                 "refine it."
@@ -102,9 +103,7 @@ class Nystrom(IterativeEngine):
 
         # Of A + shift I instead, which keeps the Cholesky factorization stable. The shift is
         # subtracted from the eigenvalues again.
-        shift = (
-            math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * float(image.detach().norm())
-        )
+        shift = math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * norm_of(image)
         shifted = image + shift * sketch
         core = sketch.T @ shifted
         factor, info = torch.linalg.cholesky_ex((core + core.T) / 2)

@@ -28,7 +28,7 @@ from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.hypergradient.step_size import persistent_step_size
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback
-from mlo.tensors import add
+from mlo.tensors import add, norm_of
 
 __all__ = ["Sid"]
 
@@ -141,13 +141,13 @@ class _Iteration:
         v = operator.flatten(cotangent)
         if self._q is None:
             self._alpha = persistent_step_size(engine.step_size, operator, system, observed=0.0)
-            self._scale = float(v.detach().norm())
+            self._scale = norm_of(v)
             kept = system.recall("q") if engine.warm_start else None
             self._q = torch.zeros_like(v) if kept is None else kept
-        length = float(self._q.detach().norm())
+        length = norm_of(self._q)
         product = operator(self._q) if length > 0.0 else torch.zeros_like(v)
         if length > 0.0:
-            self._curvature = max(self._curvature, float(product.detach().norm()) / length)
+            self._curvature = max(self._curvature, norm_of(product) / length)
         residual = v - product
         if 2 * self._made + 2 > engine.steps:
             self._residuals.append(residual.detach())
@@ -166,7 +166,7 @@ class _Iteration:
 
     def report(self, problem: str) -> SolveReport:
         """The report on the steps."""
-        residual = float(torch.stack(self._residuals).mean(0).norm()) / (self._scale or 1.0)
+        residual = norm_of(torch.stack(self._residuals).mean(0)) / (self._scale or 1.0)
         return self._engine.report(
             problem,
             iterations=self._made,

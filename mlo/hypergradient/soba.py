@@ -25,6 +25,7 @@ from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.hypergradient.step_size import persistent_step_size
 from mlo.records import CONVERGED, SolveReport
 from mlo.response import Cotangent, Stationary
+from mlo.tensors import norm_of
 
 __all__ = ["Soba"]
 
@@ -105,17 +106,17 @@ class Soba(Engine):
         v = operator.flatten(cotangent)
         kept = system.recall("q")
         start = q = torch.zeros_like(v) if kept is None else kept
-        size = float(q.norm())
+        size = norm_of(q)
 
         # The first product with Aᵀ gives the residual, and a lower bound of λmax.
         product, pulled = self._first_product(system, operator, q, mixed=simultaneous)
         observed = 0.0
         if self.step_size == "auto" and size != 0.0:
-            observed = float(product.norm()) / size
+            observed = norm_of(product) / size
         alpha = self._step_size(system, operator, observed)
         first = v - product
-        scale = float(v.norm())
-        residual = float(first.norm()) / (scale or 1.0)
+        scale = norm_of(v)
+        residual = norm_of(first) / (scale or 1.0)
         lost = scale > 0.0 and not residual <= LOST
 
         # q ← q + α (v − Aᵀ q); from q = 0 that is α v, to which a lost q returns.
@@ -258,7 +259,7 @@ class Soba(Engine):
         # On minibatches one residual is mostly noise. Means of residuals and cotangents are not.
         mean_residual = self._mean(system, "mean residual", residual, restart=restart)
         mean_v = self._mean(system, "mean cotangent", v, restart=restart)
-        followed = float(mean_residual.norm()) / (float(mean_v.norm()) or 1.0)
+        followed = norm_of(mean_residual) / (norm_of(mean_v) or 1.0)
         behind = updates > PATIENCE and not followed <= self.tol
         return self.report(
             system.problem,

@@ -13,6 +13,7 @@ from mlo.tensors import (
     are_plain,
     copies,
     map_tensors,
+    norm_of,
     scaled,
     tensors_of,
     versions_of,
@@ -168,3 +169,11 @@ def test_what_foreach_operators_need_not_know_is_told_apart():
     marked = torch.ones(2).as_subclass(Marked)
     assert type(scaled([marked], torch.tensor(2.0))[0]) is Marked
     assert type(add_all([marked], [marked])[0]) is Marked
+
+
+def test_a_norm_is_that_of_pytorch():
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        tensor = torch.randn(100, dtype=dtype, requires_grad=True)
+        assert norm_of(tensor) == float(tensor.norm())
+    assert norm_of(torch.zeros(0)) == 0.0
