@@ -204,7 +204,7 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     values = np.asarray(differences, dtype=np.float64)
     least = abs(float(values.sum())) - 1e-9 * float(np.abs(values).sum())  # sums are rounded
     if len(values) <= MOST_EXACT:
-        return _as_far(values, least) / 2 ** len(values)
+        return float(_as_far(values, least) / 2.0 ** len(values))
     drawn = np.random.default_rng(0).integers(0, 2, (DRAWN_FLIPS, len(values)))
     as_far = int((np.abs((2.0 * drawn - 1.0) @ values) >= least).sum())
     return (as_far + 1) / (DRAWN_FLIPS + 1)
