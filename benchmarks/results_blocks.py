@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 import results_benchmarks
+import results_classes
 import results_ends
 from measuring import PROVENANCE
 from results_cells import cell_lines
@@ -723,7 +724,7 @@ def drawn_cells(results: Results) -> str:
 
 
 def weights_of_classes(results: Results) -> str:
-    """The classes with the largest weights, search by search."""
+    """Classes with large weights, and some others, of searches whose other classes are not kept."""
     entries = results.rows_of("class_weights.csv")
     rows = []
     for key, group in groupby(entries, key=lambda e: (e["data"], e["labels"], e["rounds"])):
@@ -769,6 +770,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "sources": sources,
     "reported": reported,
     "superseded": superseded,
+    "weights and errors": results_classes.weights_and_errors,
     "weights of classes": weights_of_classes,
     "recognised": lambda r: verbatim(r, "recognised.csv"),
     "drawn cells": drawn_cells,

@@ -122,7 +122,7 @@ class Design:
         """Side of the images in pixels, where the preset reduces them."""
         if told := self._told("data.image_size"):
             return int(told)
-        return load_recipe(self.preset).data.image_size if self.preset in PRESETS else None
+        return _usual_image_size(self.preset)
 
     @property
     def _table_said(self) -> str:
@@ -531,6 +531,11 @@ def _begins_warm(preset: str, settings: Iterable[str]) -> bool:
     if (rounds := told.get("search.generator.warmup_rounds")) is not None:
         return float(rounds) > 0
     return _usually_warm(preset)
+
+
+@lru_cache
+def _usual_image_size(preset: str) -> int | None:
+    return load_recipe(preset).data.image_size if preset in PRESETS else None
 
 
 @lru_cache

@@ -129,6 +129,9 @@ def test_the_p_value_of_many_pairs_is_drawn_and_repeats():
     t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(40))
     assert p_value == pytest.approx(2 * (1 - NormalDist().cdf(abs(t))), rel=0.4)
     assert 0 < sign_flip_p([1.0] * 40) < 1e-4
+    low, high = sign_flip_bounds(differences, 0.05)
+    for end in (low, high):
+        assert sign_flip_p([value - end for value in differences]) == pytest.approx(0.05, abs=0.005)
 
 
 def test_a_rounding_error_does_not_make_patterns_differ():
