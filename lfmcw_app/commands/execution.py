@@ -15,7 +15,8 @@ from rich.console import Console
 from lfmcw_app.commands.command_line import command_line
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
-from lfmcw_app.printing import say
+from lfmcw_app.printing import printable, say
+from lfmcw_app.steady_output import steady_output
 from lfmcw_app.stopping import Stopped, stop_signals
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
 def reported_errors(console: Console) -> Iterator[None]:
     """Shows a user's error as one paragraph and exits with code 2, or 75 if a folder is held.
 
-    So is a file that this process may not use, wherever that is noticed. Other errors are bugs and
-    keep their traceback. Warnings are shown as one paragraph too.
+    So is whatever the system refuses (a file without permission, a name that is too long, a full
+    disk), wherever that is noticed. Other errors are bugs and keep their traceback. Warnings are
+    shown as one paragraph too.
     """
     # This imports torch, which `--help` does not need.
     import mlo as core
@@ -106,7 +108,7 @@ def reported_errors(console: Console) -> Iterator[None]:
     def paragraph(kind: str, text: object) -> None:
         console.print(kind, end=" ")
         console.print(
-            " ".join(str(text).split()),
+            printable(" ".join(str(text).split())),
             highlight=False,
             markup=False,
             soft_wrap=not console.is_terminal,
@@ -128,16 +130,21 @@ def reported_errors(console: Console) -> Iterator[None]:
             paragraph(begins, error)
             code = error.exit_code if isinstance(error, InputError) else InputError.exit_code
             raise typer.Exit(code) from None
-        except PermissionError as error:
-            paragraph(begins, _not_allowed(error))
+        except OSError as error:
+            if error.strerror is None:  # raised by a library, not by the system
+                raise
+            paragraph(begins, _refused(error))
             raise typer.Exit(InputError.exit_code) from None
 
 
-def _not_allowed(error: PermissionError) -> str:
-    what = error.filename or "A file that is needed"
+def _refused(error: OSError) -> str:
+    what = "A file that is needed" if error.filename is None else os.fsdecode(error.filename)
+    remedy = "Mend that"
+    if isinstance(error, PermissionError):
+        remedy = "Give this process the permission"
     return (
-        f"{what} cannot be used ({error.strerror or error}). Nothing of it is lost. Give this "
-        "process the permission, then repeat the command."
+        f"{what} cannot be used ({error.strerror}). Nothing of it is lost. {remedy}, then repeat "
+        "the command."
     )
 
 
@@ -165,11 +172,17 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def main_of(command: Callable[..., None]) -> None:
-    """Runs a function as a command line, with `--install-completion` for the shell."""
-    app = command_line([command])
+def main_of(*commands: Callable[..., None], help: str | None = None) -> None:
+    """Runs functions as a command line, with `--install-completion` for the shell.
+
+    Args:
+        commands: one, or several by their names.
+        help: about several.
+    """
+    app = command_line(commands, help=help)
     end_with_parent()
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with steady_output():
+        try:
+            app()
+        except KeyboardInterrupt:
+            sys.exit(130)
