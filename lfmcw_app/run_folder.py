@@ -84,6 +84,10 @@ KEEP = {
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
 """What a run folder may hold without a recipe: the run was killed in its first moment."""
 
+FILES = (".json", ".jsonl", ".pt", ".txt", ".yaml", ".png", ".svg", ".html")
+FOLDERS = ("samples", "tensorboard")
+"""Endings of the files of a run, and names of its folders."""
+
 DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processes")
 """Entries of environment.json that affect the last bits of a run."""
 
@@ -208,10 +212,31 @@ class RunFolder:
                 "the permissions, then start again."
             ) from None
         try:
+            self._check_places()
             self._tidy()
             yield
         finally:
             lock.release()
+
+    def _check_places(self) -> None:
+        """Refuses what can be no file of a run, before anything is computed: a pipe may hang it.
+
+        Raises:
+            InputError: naming it.
+        """
+        for path in sorted(self.path.iterdir()):
+            what = ""
+            if not (path.is_file() or path.is_dir()) and path.exists():
+                what = "a pipe, a socket or a device"
+            elif path.is_dir() and path.suffix in FILES:
+                what = "a folder"
+            elif path.is_file() and path.name in FOLDERS:
+                what = "a file"
+            if what:
+                wanted = "folder" if path.name in FOLDERS else "file"
+                raise InputError(
+                    f"{path} is {what}, where the run keeps a {wanted}. Move it away, then resume."
+                )
 
     def _tidy(self) -> None:
         """Removes leftovers of killed writers, and writes environment.json if it is missing."""

@@ -91,7 +91,8 @@ def predict(
 
         if csv is not None:
             with new_file(csv) as path:
-                path.write_text(prediction_output.as_csv(made, top), encoding="utf-8")
+                text = prediction_output.as_csv(made, top)
+                path.write_bytes(text.encode("utf-8", "surrogateescape"))  # names as they are
         if picture is not None:
             with new_file(picture) as path:
                 prediction_output.draw(made, preprocess, top, path)

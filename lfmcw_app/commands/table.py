@@ -99,6 +99,7 @@ def table(
         if name not in TABLES:
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         options.check_keep(keep)
+        options.check_outside(dataset, out or Path("tables"), runs)
         settings = options.with_lookup(assign, lookup) or []
         check_settings(name, settings)
 
