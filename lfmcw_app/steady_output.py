@@ -71,29 +71,32 @@ def steady_output() -> Iterator[None]:
         SystemExit: with code 2, if the body ended well and output is missing.
     """
     before = sys.stdout, sys.stderr
-    for stream in before:
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    output = _Steady(before[0]) if before[0] is not None else None
-    sys.stdout, sys.stderr = output, before[1] and _Steady(before[1])  # type: ignore[assignment]
-    ended: SystemExit | None = None
+    output, errors = map(_steady, before)
+    sys.stdout, sys.stderr = output, errors
+    code: Any = None
     try:
         yield
     except SystemExit as end:
-        ended = end
+        code = end.code
     finally:
         if output is not None:
-            output.flush()
-        failure = output.failure if output is not None else None
-        missing = failure is not None and failure.errno not in READER_GONE
-        if missing and sys.stderr is not None:
-            print(
-                f"Error: What was printed is incomplete ({failure.strerror}). All files are "
-                "complete.",
-                file=sys.stderr,
-            )
+            output.flush()  # what waits may fail too
         sys.stdout, sys.stderr = before
-    if missing and (ended is None or not ended.code):
-        raise SystemExit(InputError.exit_code) from None
-    if ended is not None:
-        raise ended
+    failure = output.failure if isinstance(output, _Steady) else None
+    if failure is not None and failure.errno not in READER_GONE:
+        print(
+            f"Error: What was printed is incomplete ({failure.strerror}). All files are complete.",
+            file=errors,
+        )
+        code = code or InputError.exit_code
+    if code is not None:
+        raise SystemExit(code)
+
+
+def _steady(stream: Any) -> Any:
+    """The stream so that it outlives its reader; a process may have none."""
+    if stream is None:
+        return None
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    return _Steady(stream)

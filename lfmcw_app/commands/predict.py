@@ -13,6 +13,7 @@ from lfmcw_app.bounded_files import text_of
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
+from lfmcw_app.printing import printable
 
 NAMED = 10
 """At most so many unreadable images are named; JSON and CSV have all of them."""
@@ -87,7 +88,9 @@ def predict(
             if not made.done:
                 raise InputError(f"None of the {len(found.images):,} images can be read: {told}.")
             errors.print("[bold red]Not predicted:[/]", end=" ")
-            errors.print(told, highlight=False, markup=False, soft_wrap=not errors.is_terminal)
+            errors.print(
+                printable(told), highlight=False, markup=False, soft_wrap=not errors.is_terminal
+            )
 
         if csv is not None:
             with new_file(csv) as path:

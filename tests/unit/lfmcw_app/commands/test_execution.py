@@ -42,3 +42,31 @@ def test_a_file_that_may_not_be_used_is_one_paragraph(tmp_path):
     assert output.getvalue().startswith(
         f"Error: {tmp_path / 'file'} cannot be used (Permission denied). Nothing of it is lost."
     )
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (lambda folder: (folder / ("x" * 5000)).exists(), "xxx cannot be used (File name too long"),
+        (lambda folder: (folder / "gone").read_text(), "gone cannot be used (No such file"),
+        (lambda folder: folder.read_text(), "cannot be used (Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_paragraph(tmp_path, cause, words):
+    output = io.StringIO()
+    with pytest.raises(typer.Exit) as caught, reported_errors(Console(file=output, width=40)):
+        cause(tmp_path)
+    assert caught.value.exit_code == 2
+    assert words in output.getvalue()
+
+
+def test_an_error_that_only_looks_like_the_systems_is_a_bug():
+    with pytest.raises(OSError, match="in words"), reported_errors(Console(file=io.StringIO())):
+        raise OSError("in words")
+
+
+def test_a_name_in_an_error_steers_no_terminal():
+    output = io.StringIO()
+    with pytest.raises(typer.Exit), reported_errors(Console(file=output)):
+        raise InputError("The file a\x1b[2J.png is empty.")
+    assert output.getvalue() == "Error: The file a\N{REPLACEMENT CHARACTER}[2J.png is empty.\n"
