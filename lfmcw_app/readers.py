@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -215,7 +216,7 @@ def read_folder(
         listing = without_damaged(listing)
     of_group = None
     if groups is not None:
-        of_group = read_groups(Path(groups).expanduser(), folder, listing)
+        of_group = read_groups(Path(os.path.expanduser(groups)), folder, listing)
     if TEST not in listing.parts:
         listing, of_group = _with_test_part(listing, of_group)
     others = [images for part, images in listing.parts.items() if part != TRAIN]

@@ -93,6 +93,7 @@ def reported_errors(console: Console) -> Iterator[None]:
     """
     # This imports torch, which `--help` does not need.
     import mlo as core
+    from lfmcw_app.processes import check_launch
 
     user_errors = (
         InputError,
@@ -103,7 +104,8 @@ def reported_errors(console: Console) -> Iterator[None]:
         core.NonFiniteError,
         core.ProblemError,
     )
-    number = int(os.environ.get("RANK", "0"))  # of this process, under torchrun
+    rank = os.environ.get("RANK", "0")  # of this process, under torchrun
+    number = int(rank) if rank.isdecimal() else 0
 
     def paragraph(kind: str, text: object) -> None:
         console.print(kind, end=" ")
@@ -125,6 +127,7 @@ def reported_errors(console: Console) -> Iterator[None]:
         warnings.showwarning = shown
         begins = f"[bold red]Error{f' in process {number}' if number else ''}:[/]"
         try:
+            check_launch()
             yield
         except user_errors as error:
             paragraph(begins, error)
@@ -181,6 +184,8 @@ def main_of(*commands: Callable[..., None], help: str | None = None) -> None:
     """
     app = command_line(commands, help=help)
     end_with_parent()
+    if os.environ.get("COLUMNS") == "0":  # unknown, as in some containers: tables would be empty
+        del os.environ["COLUMNS"]
     with steady_output():
         try:
             app()

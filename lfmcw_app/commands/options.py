@@ -220,7 +220,7 @@ def check_outside(dataset: str, *places: Path) -> None:
 
     if not dataset.startswith(FOLDER):
         return
-    images = Path(dataset.removeprefix(FOLDER)).expanduser().resolve()
+    images = Path(os.path.expanduser(dataset.removeprefix(FOLDER))).resolve()
     for path in places:
         if path.resolve().is_relative_to(images):
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _place(folder: RunFolder) -> str | None:
         began = Path(described["path"])
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder
-    here = Path(name.removeprefix(FOLDER)).expanduser().resolve()
+    here = Path(os.path.expanduser(name.removeprefix(FOLDER))).resolve()
     if not name.startswith(FOLDER) or began == here:
         return None
     if began.is_dir():
