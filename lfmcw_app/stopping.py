@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["ENDS", "GRACE", "Stopped", "requested", "settled", "stop_signals"]
+__all__ = [
+    "ENDS", "GRACE", "Stopped", "interrupted_at_once", "requested", "settled", "stop_signals",
+]  # fmt: skip
 
 GRACE = 8.0
 """Seconds that a round may take after SIGTERM; schedulers kill after 10 to 30."""
@@ -19,6 +21,7 @@ ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(
 """What systems send before they kill, and what a terminal sends that is closed."""
 
 _received: int | None = None
+_at_once = False
 _settled = threading.Event()
 
 
@@ -46,6 +49,15 @@ def requested() -> int | None:
     return _received
 
 
+def interrupted_at_once() -> bool:
+    """Whether the last body of `stop_signals` had a second SIGINT.
+
+    The KeyboardInterrupt may have struck in the middle of an import, or in a library that turned it
+    into another error.
+    """
+    return _at_once
+
+
 def settled() -> None:
     """Records that the round has ended: the process is writing or ending, so it may finish."""
     _settled.set()
@@ -67,14 +79,14 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     Args:
         advice: what to do next, printed if a round is given up.
     """
-    global _received
+    global _received, _at_once
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread handles signals
         return
 
     # The system writes the numbers of signals into the pipe, whatever it interrupts, so the writer
     # must not block.
-    _received = None
+    _received, _at_once = None, False
     _settled.clear()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -97,8 +109,9 @@ def stop_signals(advice: str = "") -> Iterator[None]:
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _at_once
     if number == signal.SIGINT and _received is not None:
+        _at_once = True
         raise KeyboardInterrupt
     if _received is None:
         _received = number

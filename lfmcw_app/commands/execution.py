@@ -17,12 +17,12 @@ from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import printable, say
 from lfmcw_app.steady_output import steady_output
-from lfmcw_app.stopping import Stopped, stop_signals
+from lfmcw_app.stopping import Stopped, interrupted_at_once, stop_signals
 
 if TYPE_CHECKING:
     from lfmcw_app.run_folder import RunFolder
 
-__all__ = ["carry_out", "conclude", "main_of", "reported_errors"]
+__all__ = ["carry_out", "conclude", "main_of", "reported_errors", "stoppable"]
 
 
 @contextmanager
@@ -170,7 +170,9 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
         what = "Interrupted" if stop.exit_code else "Stopped"
         go_on(f"{what}; the state is saved.")
         raise typer.Exit(stop.exit_code) from None
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        if not (isinstance(error, KeyboardInterrupt) or interrupted_at_once()):
+            raise
         go_on("Interrupted at once; the last checkpoint is kept.")
         raise typer.Exit(130) from None
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import time
 
 import pytest
 import typer
 from modes_obeyed import with_mode
 from rich.console import Console
+from started_processes import PATIENCE
 
-from lfmcw_app.commands.execution import reported_errors
+from lfmcw_app.commands.execution import reported_errors, stoppable
 from lfmcw_app.errors import InputError
 
 
@@ -70,3 +74,23 @@ def test_a_name_in_an_error_steers_no_terminal():
     with pytest.raises(typer.Exit), reported_errors(Console(file=output)):
         raise InputError("The file a\x1b[2J.png is empty.")
     assert output.getvalue() == "Error: The file a\N{REPLACEMENT CHARACTER}[2J.png is empty.\n"
+
+
+@pytest.mark.parametrize("turned_into", [KeyboardInterrupt, AttributeError])
+def test_a_second_interrupt_ends_at_once_whatever_becomes_of_it(capsys, turned_into):
+    """It may strike in an import, which then fails in another way."""
+    console = Console(file=io.StringIO())
+    with pytest.raises(typer.Exit) as caught, stoppable(console, "resume"):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(PATIENCE)
+        except KeyboardInterrupt:
+            raise turned_into from None
+    assert caught.value.exit_code == 130
+    assert "Interrupted at once; the last checkpoint is kept." in console.file.getvalue()
+
+
+def test_an_error_without_an_interrupt_is_none():
+    with pytest.raises(AttributeError), stoppable(Console(file=io.StringIO()), "resume"):
+        raise AttributeError
