@@ -181,10 +181,14 @@ class RunFolder:
         if not path.exists():
             return
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
-            what = "another run" if (path / "config.yaml").exists() else "something else"
+            is_run = (path / "config.yaml").exists()
+            what = "already holds another run" if is_run else "already holds something else"
+            if not path.is_dir():
+                what = "is a file"
+            resume = f", or resume that run with --resume {shlex.quote(str(path))}"
             raise InputError(
-                f"--out {path} already holds {what}, and nothing there is overwritten. Name a new "
-                f"folder, or resume that run with --resume {path}."
+                f"--out {path} {what}, and nothing there is overwritten. Name a new folder"
+                f"{resume if is_run else ''}."
             )
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def carry_out(
             f"It began elsewhere ({', '.join(changed)}). It resumes, but its numbers may differ "
             "from those of an uninterrupted run in their last bits.",
         )
-    go_on = f"python -m {module} --resume {folder.path}"
+    go_on = f"python -m {module} --resume {shlex.quote(str(folder.path))}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
     conclude(folder, result, console)

@@ -456,3 +456,14 @@ def test_what_can_be_no_file_of_a_run_is_refused_at_once(folder, name, make, wor
     (folder.path / name).rename(folder.path.parent / name)
     with folder.locked():
         pass
+
+
+def test_a_file_in_the_folders_place_is_no_run_to_resume(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError) as caught:
+        RunFolder.create(tmp_path / "notes.txt", RECIPE)
+    assert "is a file" in str(caught.value) and "--resume" not in str(caught.value)
+    (tmp_path / "a run").mkdir()
+    RunFolder.create(tmp_path / "a run", RECIPE)
+    with pytest.raises(InputError, match=f"--resume '{tmp_path / 'a run'}'"):
+        RunFolder.create(tmp_path / "a run", RECIPE)

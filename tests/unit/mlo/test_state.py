@@ -191,7 +191,7 @@ def test_an_optimizer_is_copied_by_its_state_only(copied):
 
 
 @pytest.mark.filterwarnings("ignore:The gradient of problem")
-@pytest.mark.parametrize("engine", ["first_order", "one_step", "neumann"])
+@pytest.mark.parametrize("engine", ["first_order", "one_step"])
 def test_a_state_inside_a_round_warns_where_numbers_differ(engine):
     """The rest of the round is the same only where no step of it is differentiated."""
     optimizer = regression(hypergradient=engine)
