@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 import results_benchmarks
+from measuring import PROVENANCE
 from results_cells import cell_lines
 from results_data import (
     BASELINE,
@@ -26,6 +27,7 @@ from results_data import (
     RANDOM,
     SYNTHETIC,
     UNIFORM,
+    Design,
     Effect,
     PaperRow,
     Results,
@@ -116,6 +118,19 @@ def verbatim(results: Results, name: str) -> str:
     entries = results.rows_of(name)
     head = list(entries[0]) if entries else []
     return table(head, [list(entry.values()) for entry in entries])
+
+
+def exactness(results: Results) -> str:
+    """How exact each engine is, and how that was measured."""
+    entries = results.rows_of("exactness.csv")
+    columns = ("engine", "options", "compared with", "cases", "relative error")
+    rows = [[f"`{entry['engine']}`", *(entry[key] for key in columns[1:])] for entry in entries]
+    made = {tuple(entry[key] for key in PROVENANCE if key != "load") for entry in entries}
+    lines = [
+        f"Measured by `{command}` on {machine}, {date}, at commit {commit}, with {versions}."
+        for command, machine, date, commit, versions in sorted(made)
+    ]
+    return table(columns, rows) + "\n\n" + "\n".join(lines)
 
 
 # ------------------------------ the questions
@@ -476,15 +491,26 @@ def status_verdict(effect: Effect, claimed: float | None) -> str:
 
 
 def answer(results: Results) -> str:
-    """How often LFM-CW was better than plain search, and a row for each question of the page."""
+    """How often LFM-CW was better than plain search, and a row for each question of the page.
+
+    A row answers by one comparison, and some rows compare LFM-CW with itself. So the sentence
+    says how many of the comparisons that it counts the table shows.
+    """
     head = (
         "LFM-CW compared with", "experiment", "points (95% interval)", "seeds", "conclusion",
     )  # fmt: skip
-    rows = [
-        *_answers_on_plain_data(results), *_answers_on_other_data(results),
-        ("plain search, at the paper's sizes", "", "", "", _at_the_papers_sizes(results)),
-    ]  # fmt: skip
-    return f"{_counted(results.effects(METHOD, BASELINE))}\n\n{table(head, rows)}"
+    answers = [*_answers_on_plain_data(results), *_answers_on_other_data(results)]
+    rows = [_answer_row(question, effect) for question, effect in answers]
+    rows.append(("plain search, at the paper's sizes", "", "", "", _at_the_papers_sizes(results)))
+    shown = {_identity(effect) for _, effect in answers if effect is not None}
+    effects = results.effects(METHOD, BASELINE)
+    told = sum(_identity(effect) in shown for effect in effects)
+    return f"{_counted(effects, told)}\n\n{table(head, rows)}"
+
+
+def _identity(effect: Effect) -> tuple[Design, str, str]:
+    """What tells comparisons apart: the experiment, and the arms."""
+    return effect.design, effect.arm, effect.against
 
 
 def leading(effects: Sequence[Effect]) -> Effect | None:
@@ -503,20 +529,34 @@ def leading(effects: Sequence[Effect]) -> Effect | None:
     )  # fmt: skip
 
 
-AnswerRow = tuple[str, str, str, str, str]
+Answer = tuple[str, Effect | None]
+"""A question, and the comparison that answers it."""
 
 
-def _counted(effects: Sequence[Effect]) -> str:
-    """How often each verdict was reached on LFM-CW and plain search."""
+def _counted(effects: Sequence[Effect], told: int) -> str:
+    """How often each verdict was reached on LFM-CW and plain search.
+
+    Args:
+        effects: all these comparisons.
+        told: how many of them the table below has.
+    """
     if not effects:
         return "LFM-CW has not been compared with plain search here."
     verdicts = [effect.verdict for effect in effects]
     others = [verdict for verdict in dict.fromkeys(verdicts) if verdict not in ("better", "worse")]
     counts = ", ".join(f"{verdicts.count(said)} *{said}*" for said in ("better", "worse", *others))
-    return f"Verdicts of all {len(effects)} comparisons of LFM-CW with plain search: {counts}."
+    if len(effects) == 1:
+        return f"Verdict of the only comparison of LFM-CW with plain search: {counts}."
+    said = f"Verdicts of all {len(effects)} comparisons of LFM-CW with plain search: {counts}."
+    if told == len(effects):
+        return f"{said} The table has all of them."
+    return (
+        f"{said} The table answers each question by one comparison. So it has {told} of these "
+        f"{len(effects)}; the others are in the sections below."
+    )
 
 
-def _answers_on_plain_data(results: Results) -> list[AnswerRow]:
+def _answers_on_plain_data(results: Results) -> list[Answer]:
     """Beside plain search, and beside LFM-CW without what is its own."""
     asked = (
         ("plain search", BASELINE),
@@ -524,29 +564,29 @@ def _answers_on_plain_data(results: Results) -> list[AnswerRow]:
         ("itself with λ = 0 (no generated images)", NO_WEIGHT),
     )
     return [
-        _answer(question, leading(chosen(results, [(METHOD, against)], is_plain)))
+        (question, leading(chosen(results, [(METHOD, against)], is_plain)))
         for question, against in asked
     ]
 
 
-def _answers_on_other_data(results: Results) -> list[AnswerRow]:
+def _answers_on_other_data(results: Results) -> list[Answer]:
     """Beside plain search, with real images in the generator's place and on harder data."""
     pairs = [(METHOD, BASELINE)]
     real = leading(chosen(results, pairs, is_oracle))
-    rows = [_answer("plain search, with real images in place of generated ones", real)]
+    rows: list[Answer] = [("plain search, with real images in place of generated ones", real)]
     harder = chosen(results, pairs, is_hard)
     for condition in dict.fromkeys(effect.design.condition for effect in harder):
         of_it = [effect for effect in harder if effect.design.condition == condition]
         learned = [effect for effect in of_it if effect.design.generator != ORACLE]
         images = "" if learned else " and real images"
         question = f"plain search, with {condition_said(condition or '')}{images}"
-        rows.append(_answer(question, leading(learned or of_it)))
+        rows.append((question, leading(learned or of_it)))
     if not harder:
-        rows.append(_answer("plain search, on harder data", None))
+        rows.append(("plain search, on harder data", None))
     return rows
 
 
-def _answer(question: str, effect: Effect | None) -> AnswerRow:
+def _answer_row(question: str, effect: Effect | None) -> tuple[str, str, str, str, str]:
     if effect is None:
         return (question, "", "", "", NOT_RUN)
     found = effect.found
@@ -717,7 +757,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "drawn cells": drawn_cells,
     "costs": lambda r: verbatim(r, "costs.csv"),
     "digits": lambda r: verbatim(r, "digits.csv"),
-    "exactness": lambda r: verbatim(r, "exactness.csv"),
+    "exactness": exactness,
     "kinks": lambda r: verbatim(r, "finite_difference_kinks.csv"),
     "bfloat16": lambda r: pivot(
         r, "bfloat16_gradients.csv", row=("game", "engine"), column="problem",

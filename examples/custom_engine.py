@@ -73,8 +73,7 @@ class Chebyshev(mlo.Engine):
             system.problem,
             iterations=self.num_steps,
             residual=left,
-            converged=left <= self.bound() + 1e-8,
-            advice=advice,
+            advice="" if left <= self.bound() + 1e-8 else advice,
         )
         return Solve(q=q, report=report)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.near_paths import near_runs
 from lfmcw_app.network_file import NETWORK, NetworkFile
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.network import ImageNetwork
@@ -140,13 +141,13 @@ def network_path(run: str | PathLike[str]) -> Path:
     if not path.is_dir():
         if path.is_file():
             return path
-        raise InputError(f"There is no run folder and no file {path}.")
+        raise InputError(f"There is no run folder and no file {path}.{near_runs(path)}")
     if (path / NETWORK).exists():
         return path / NETWORK
     if not (path / "config.yaml").exists():
         raise InputError(
             f"{path} is not a run folder: it has neither {NETWORK} nor config.yaml. Name the "
-            "folder of a run or an evaluation."
+            f"folder of a run or an evaluation.{near_runs(path)}"
         )
     command = "evaluate" if (path / EVALUATED).exists() else "run"
     resume = f"python -m lfmcw_app.{command} --resume {shlex.quote(str(path))}"

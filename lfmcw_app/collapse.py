@@ -14,12 +14,13 @@ The rules, each over the last `WINDOW` rounds, with the thresholds below:
     generator at rest  its gradient's norm was below a millionth of its largest since the beginning,
                        in all rounds.
 
-Two more rules are about what was measured of a generator's pictures (generator_quality.py), where
+Three more rules are about what was measured of a generator's pictures (generator_quality.py), where
 it was measured:
 
     pictures alike     two pictures of a class differ by less than a tenth of what real ones do.
-    class marks        W2 knows the generated pictures, and a classifier that was trained on real
-                       ones does not: they carry a mark of their class, and do not show it.
+    classes not shown  a classifier that was trained on real pictures, and knows others of them,
+                       does not recognise the generated ones.
+    class marks        that, where W2 knows them: they carry a mark of their class instead.
 
 A warning is given once, and again only after a pause in which the rule was not met. It changes
 nothing in the run.
@@ -39,6 +40,7 @@ from mlo import Record
 
 __all__ = [
     "WINDOW", "CollapseDetector", "Observation", "doubts_about_pictures", "last_quality", "observe",
+    "what_is_known",
 ]  # fmt: skip
 
 WINDOW = 50
@@ -64,6 +66,11 @@ MARKED, SHOWN, ABLE = 0.5, 0.25, 0.1
 classifier of real pictures less than `SHOWN` of its own way on real ones. Its own way must be
 `ABLE` of the way to 100%, because otherwise it can tell nothing.
 """
+
+ADVICE = (
+    "Such pictures teach W2 nothing about the classes. Train the generator longer before the "
+    "search (search.generator.warmup_rounds), or choose another search.generator.name."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,37 +108,76 @@ def observe(record: Record, genotype: Cells) -> Observation:
 
 
 def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) -> dict[str, str]:
-    """Rule → warning, for the rules that a generator's pictures meet.
+    """Rule → warning, for the rules that a generator's pictures meet; the last one has advice.
 
     Args:
         quality: as it was measured.
         generated_accuracy: W2's share of right answers on generated pictures, over some rounds;
             None where there is no W2.
     """
-    met = {}
-    advice = (
-        "Such pictures teach W2 nothing about the classes. Train the generator longer before the "
-        "search (search.generator.warmup_rounds), or choose another search.generator.name."
+    found = _findings(quality, generated_accuracy)
+    last = next(reversed(found), None)
+    return {
+        rule: f"{finding} {ADVICE}" if rule == last else finding for rule, finding in found.items()
+    }
+
+
+def what_is_known(quality: Quality, doubts: Sequence[str]) -> str:
+    """What was measured of a generator's pictures, in a sentence or two without advice.
+
+    Args:
+        quality: as it was measured.
+        doubts: the warnings of `doubts_about_pictures`.
+    """
+    if doubts:
+        return " ".join(text.removesuffix(ADVICE).strip() for text in doubts)
+    if not _is_able(quality):
+        return (
+            "Whether the generated pictures show their classes is not known: a classifier trained "
+            f"on real pictures recognises only {_share(quality.real)} even of other real ones "
+            f"(chance is {_share(quality.chance)})."
+        )
+    return (
+        f"A classifier trained on real pictures recognises {_share(quality.gan_test)} of the "
+        f"generated ones and {_share(quality.real)} of other real ones (chance is "
+        f"{_share(quality.chance)})."
     )
+
+
+def _is_able(quality: Quality) -> bool:
+    """Whether the classifier of real pictures knows enough to judge others."""
+    return quality.real - quality.chance > ABLE * (100.0 - quality.chance)
+
+
+def _findings(quality: Quality, generated_accuracy: float | None) -> dict[str, str]:
+    """Rule → what is wrong with the pictures."""
+    met = {}
     if quality.variety is not None and quality.variety < ALIKE:
         met["alike"] = (
-            "The generated pictures of a class are all alike: their variety is "
-            f"{quality.variety:.2f}, and that of real pictures is 1. {advice}"
+            "The generator has collapsed: its pictures of a class are all alike (their variety is "
+            f"{quality.variety:.2f}, and that of real pictures is 1)."
         )
-
     chance, real = quality.chance, quality.real - quality.chance
-    able = real > ABLE * (100.0 - chance)
-    shown = quality.gan_test - chance >= SHOWN * real
-    if generated_accuracy is None or not able or shown:
+    if not _is_able(quality) or quality.gan_test - chance >= SHOWN * real:
         return met
-    if 100.0 * generated_accuracy - chance > MARKED * (100.0 - chance):
+    known = (
+        f"a classifier trained on real pictures recognises only {_share(quality.gan_test)} of them "
+        f"(chance is {_share(chance)}; it recognises {_share(quality.real)} of other real ones)."
+    )
+    accuracy = 0.0 if generated_accuracy is None else 100.0 * generated_accuracy
+    if accuracy - chance > MARKED * (100.0 - chance):
         met["marks"] = (
-            "The generated pictures carry a mark of their class instead of showing it: W2 "
-            f"recognises {100.0 * generated_accuracy:.0f}% of them, but a classifier trained on "
-            f"real pictures only {quality.gan_test:.0f}% (chance is {chance:.0f}%; it recognises "
-            f"{quality.real:.0f}% of real ones). {advice}"
+            "The generated pictures carry a mark of their class instead of showing it. W2 "
+            f"recognises {accuracy:.0f}% of them, but {known}"
         )
+    else:
+        met["unlike"] = f"The generated pictures do not show their classes: {known}"
     return met
+
+
+def _share(percent: float) -> str:
+    """A percentage in whole numbers."""
+    return f"{percent:.0f}%"
 
 
 def _mean(shares: Sequence[float]) -> float | None:

@@ -135,8 +135,10 @@ def check_dataset(name: str) -> None:
             )
         return
     if not name.startswith(FOLDER) and name not in DATASETS and name not in dataset_names():
+        is_folder = os.path.isdir(os.path.expanduser(name))
+        meant = f"To use the folder of that name, write folder:{name}. " if is_folder else ""
         raise InputError(
-            f"Unknown data set {name!r}. {nearest(name, dataset_names())} Your own images: "
+            f"Unknown data set {name!r}. {meant}{nearest(name, dataset_names())} Your own images: "
             "folder:PATH; your own tensors: lfmcw_app.register_dataset, in the script that "
             "runs them; noise: random:NAME."
         )

@@ -39,7 +39,7 @@ from lfmcw_app.stages import WARMUP, phases_of, search_stages
 from lfmcw_app.training import training_rounds
 from mlo.randomness import preserved
 
-__all__ = ["adaptations", "fitted", "read_and_tell", "read_data"]
+__all__ = ["adaptations", "fitted", "parts_said", "read_and_tell", "read_data"]
 
 
 def read_data(
@@ -143,7 +143,9 @@ def read_and_tell(
         InputError: as `read_data` does.
     """
     fitting, dataset = read_data(recipe, root, searches=searches, device=device)
-    for said in (dataset.summary, *adaptations(recipe, fitting, dataset, searches=searches)):
+    parts = parts_said(fitting, dataset, searches=searches)
+    adapted = adaptations(recipe, fitting, dataset, searches=searches)
+    for said in (dataset.summary, *parts, *adapted):
         say(console, said)
     return fitting, dataset
 
@@ -203,6 +205,31 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
     return validate_recipe(tree)
 
 
+def parts_said(recipe: Recipe, dataset: Dataset, *, searches: bool = True) -> list[str]:
+    """Says how many images each part of a run uses, and for what.
+
+    Args:
+        recipe: fitted to the data.
+        dataset: whose images they are.
+        searches: whether a search is to run.
+    """
+    searches = searches and recipe.search.method != "random"
+    labels = _labels(recipe, dataset, searches=searches)
+    counts = {part: f"{len(of_part):,}" for part, of_part in labels.items()}
+    said = []
+    if searches:
+        said.append(
+            f"The search learns from {counts['D_tr']} images (D_tr) and chooses the cell by "
+            f"{counts['D_val']} others (D_val)."
+        )
+    if recipe.trains:
+        said.append(
+            f"The network {'that it finds ' if searches else ''}is trained on "
+            f"{counts['training']} images and tested on {counts['test']} others."
+        )
+    return [" ".join(said)] if said else []
+
+
 def adaptations(
     asked: Recipe, recipe: Recipe, dataset: Dataset, *, searches: bool = True
 ) -> list[str]:
@@ -231,7 +258,7 @@ def adaptations(
         if counts[part] < there
     ]
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
-        fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
+        fewer.append(f"{counts['D_tr'] + counts['D_val']:,} for the search")
     said += _beyond_the_data(recipe, dataset, searches=searches)
     if conditions := conditions_said(recipe, dataset):
         said.append(conditions)
@@ -244,8 +271,10 @@ def adaptations(
     rounds = training_rounds(how, per_epoch)
     if how.epochs is not None and how.steps is None and rounds > how.epochs * per_epoch:
         said.append(
-            f"The training has {rounds // per_epoch} epochs instead of {how.epochs}, which would "
-            f"be only {how.epochs * per_epoch} rounds (evaluation.min_steps is {how.min_steps})."
+            f"The training has {rounds // per_epoch:,} epochs instead of the recipe's "
+            f"{how.epochs:,}. On so few images these are only {how.epochs * per_epoch:,} rounds (a "
+            f"batch each), and evaluation.min_steps asks for at least {how.min_steps:,}. To keep "
+            f"the {how.epochs:,}, give --set evaluation.min_steps=0."
         )
     return said
 

@@ -17,6 +17,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from lfmcw_app.errors import InputError, listed
+from lfmcw_app.near_paths import near_paths
 from lfmcw_app.printing import printable
 
 __all__ = [
@@ -146,7 +147,7 @@ def list_folder(folder: Path) -> FolderListing:
             folder cannot be understood.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+        raise InputError(f"There is no folder {folder}.{near_paths(folder, os.path.isdir)}")
     found = _Skipped()
     children = _folders(folder, found)
     parts = _find_parts(folder, children)

@@ -17,7 +17,7 @@ from lfmcw_app.data_checks import read_and_tell
 from lfmcw_app.printing import say
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.stopping import Stopped, stop_signals
+from lfmcw_app.stopping import Stopped, saved, stop_signals
 
 __all__ = ["run_search"]
 
@@ -81,7 +81,7 @@ def run_search(
         with stop_signals(again):
             result = run(held, images, console, target)
     except Stopped as stop:
-        say(console, f"Stopped; the state is saved. {again}")
+        say(console, f"Stopped; the state is saved. The run resumes from {saved()}. {again}")
         raise SystemExit(stop.exit_code) from None
     conclude(held, result, console)
     return result

@@ -14,7 +14,7 @@ The real pictures are those of the search: D_tr to train on, D_val to test on. T
 correct labels, even if `data.wrong_labels` gives the search others. So the measures show if a
 generator that learned from wrong labels draws another class than requested. The classifier is a
 fixed small network, so that values of different runs can be compared. Training it takes 300 steps:
-1.8 seconds of one core at 16×16 pixels, 0.6 at 8×8, 7 at 32×32; larger pictures are reduced to 32.
+1.8 seconds on one core at 16×16 pixels, 0.6 at 8×8, 7 at 32×32; larger pictures are reduced to 32.
 It is trained once per search on real pictures, and once per measurement on generated ones.
 
 Reference: Shmelkov, Schmid and Alahari, How good is my GAN? (2018), section 3.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.near_paths import near_paths
 from lfmcw_app.search_space.darts_notation import is_notation
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
@@ -43,8 +44,9 @@ def read_genotype(text: str, how: Settings) -> Cells:
     if Path(text).suffix or _exists(text):
         return cells.load(text)
     raise InputError(
-        f"No file, run folder or published genotype is called {shown(text)}. "
-        f"{nearest(shown(text), NAMED_GENOTYPES)}"
+        f"No file, run folder or published genotype is called {shown(text)}."
+        f"{near_paths(Path(text))} {nearest(shown(text), NAMED_GENOTYPES)} A random one is "
+        "random:N, with a number N."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import DataWarning, InputError, listed, shown
 from lfmcw_app.folders import FolderListing
+from lfmcw_app.near_paths import near_paths
 
 __all__ = ["read_groups"]
 
@@ -39,8 +41,9 @@ def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, l
     path = next((place for place in (file, folder / file) if place.is_file()), None)
     if path is None:
         raise InputError(
-            f"data.groups: there is no file {file}, here or in {folder}. It is a CSV file with the "
-            "columns file and group."
+            f"data.groups: there is no file {file}, here or in {folder}."
+            f"{near_paths(file, os.path.isfile) or near_paths(folder / file, os.path.isfile)} It "
+            "is a CSV file with the columns file and group."
         )
     known = _read(path)
     names = _names(listing)

@@ -17,6 +17,7 @@ from lfmcw_app.cell_table import CellTable
 from lfmcw_app.cell_table_file import read_cell_table
 from lfmcw_app.errors import InputError
 from lfmcw_app.nats_bench import is_nats_bench, read_nats_bench
+from lfmcw_app.near_paths import near_paths
 from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.result import as_json, of_run
@@ -79,8 +80,8 @@ def _digest(path: Path) -> str:
         lines = [f"{_digest_of_file(file, *_stamp(file))}  {file.name}\n" for file in files]
     except OSError as error:
         raise InputError(
-            f"--lookup: the table {path} cannot be read ({error.strerror or error}). If it has "
-            "moved, name the new place with --lookup FILE."
+            f"--lookup: the table {path} cannot be read ({error.strerror or error})."
+            f"{near_paths(path)} If it has moved, name the new place with --lookup FILE."
         ) from None
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

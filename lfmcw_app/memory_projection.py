@@ -16,7 +16,7 @@ import mlo
 from lfmcw_app.counted_memory import MemoryCount
 from lfmcw_app.data import Dataset
 from lfmcw_app.errors import InputError
-from lfmcw_app.printing import say
+from lfmcw_app.printing import print_table, say
 from lfmcw_app.projection import PlannedPhase, planned_phases
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.search_space.genotype import Cells
@@ -169,7 +169,7 @@ def print_memory(recipe: Recipe, phases: Sequence[CountedPhase], console: Consol
     for phase in phases:
         sizes = (f"{size / 1e9:.2f}" for size in (phase.held, phase.peak))
         table.add_row(phase.name, f"{phase.rounds:,}", *sizes)
-    console.print(table)
+    print_table(console, table)
 
     peak = max(phase.peak for phase in phases)
     fitting = [f"{card} GB" for card in CARDS if fits(peak, card)]

@@ -123,6 +123,8 @@ class Phase:
         set_learning_rates(optimizer, self._rates)
         self._take_up_changes(last=name == phases[-1])
         self._saved_at = time.monotonic()
+        if optimizer.round:
+            self._record_saved()
         wait_for_all()
 
         # After `restore`: intervals are counted from the round that the phase resumes at.
@@ -288,9 +290,16 @@ class Phase:
         if self._folder.writes:
             with self._folder.attempting(TIMINGS):
                 self._timings.write()
-        return self._folder.save(
+        written = self._folder.save(
             self._name, self._optimizer, asdict(state), must=must, best=best, keep_as=keep_as
         )
+        if written:
+            self._record_saved()
+        return written
+
+    def _record_saved(self) -> None:
+        done, total = self._optimizer.round, self._rounds
+        stopping.record_saved(f"the end of round {done:,} of {total:,} of the {self._name}")
 
     def _check_finite(self) -> None:
         """A generator whose pictures are all white has a finite loss, whatever its parameters are.
@@ -327,6 +336,7 @@ def entry_of(record: Record) -> dict[str, Any]:
             "iterations": report.iterations,
             "residual": report.residual,
             "converged": report.converged,
+            "failed": report.failed,
         }
         for name, report in sorted(record.solves.items())
     }

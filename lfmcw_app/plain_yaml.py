@@ -151,7 +151,7 @@ def parse_yaml(text: str) -> Any:
     except _Refused:
         raise
     except ERRORS as error:
-        words = " ".join(str(error).split())[:500]
+        words = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())[:500]
         raise ValueError(f"it is not valid YAML ({words})") from None
     finally:
         if reader is not None:

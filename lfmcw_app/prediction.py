@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from lfmcw_app.classifier import Classifier, Preprocess
 from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
 from lfmcw_app.folders import images_below
+from lfmcw_app.near_paths import near_paths
 
 __all__ = [
     "ClassScore", "FoundImages", "ImageFile", "Prediction", "Predictions", "find_images", "predict",
@@ -29,10 +30,12 @@ class ImageFile:
     Attributes:
         path: of the file.
         label: its class, if it is in a folder named after one; otherwise None.
+        trained_on: whether the network was trained on it; None if that is unknown.
     """
 
     path: Path
     label: int | None = None
+    trained_on: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +90,16 @@ class Predictions:
     done: tuple[Prediction, ...]
     failed: dict[Path, str]
 
+    @property
+    def trained_on(self) -> int:
+        """How many of the predicted images the network was trained on, as far as that is known."""
+        return sum(bool(prediction.image.trained_on) for prediction in self.done)
+
+    def held_out(self) -> Predictions:
+        """The predictions for images that the network was not trained on."""
+        done = tuple(one for one in self.done if one.image.trained_on is False)
+        return replace(self, done=done)
+
     def scores(self) -> list[ClassScore]:
         """The predictions class by class, for images whose class is known."""
         images = [0] * len(self.class_names)
@@ -129,9 +142,10 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundIma
     Raises:
         InputError: if one does not exist, or there is no image.
     """
-    missing = [str(path) for path in sources if not path.exists()]
+    missing = [path for path in sources if not os.path.exists(path)]
     if missing:
-        raise InputError(f"There is no file or folder {listed(missing)}.")
+        named = listed(list(map(str, missing)))
+        raise InputError(f"There is no file or folder {named}.{near_paths(missing[0])}")
     labels = {name: label for label, name in enumerate(class_names)}
     found: dict[Path, ImageFile] = {}
     skipped: Counter[str] = Counter()

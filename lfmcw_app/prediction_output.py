@@ -16,12 +16,12 @@ from rich.text import Text
 
 from lfmcw_app.classifier import Preprocess
 from lfmcw_app.prediction import Prediction, Predictions
-from lfmcw_app.printing import printable, say
+from lfmcw_app.printing import print_table, printable, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["as_csv", "as_data", "draw", "print_predictions"]
+__all__ = ["as_csv", "as_data", "draw", "print_predictions", "trained_on_said"]
 
 MOST_DRAWN, COLUMNS = 60, 3
 """Largest number of images in a picture, and in a row."""
@@ -52,7 +52,7 @@ def print_predictions(predictions: Predictions, count: int, console: Console) ->
         row += [_cell(f"{names[label]} {100 * share:.1f}%") for label, share in best]
         table.add_row(*row)
     if predictions.done:
-        console.print(table)
+        print_table(console, table)
     if known:
         _print_scores(predictions, console)
 
@@ -74,27 +74,58 @@ def _print_scores(predictions: Predictions, console: Console) -> None:
             f"{score.wrong:,}",
             f"{score.error_percent:.2f}%",
         )
-    images, wrong = (sum(getattr(s, name) for s in scores) for name in ("images", "wrong"))
-    console.print()
-    console.print(table)
-    say(
-        console,
-        f"error {100 * wrong / images:.2f}% on {images:,} images in folders of known classes",
-    )
+    say(console, "")
+    print_table(console, table)
+    error, images = _error(predictions)
+    say(console, f"error {error:.2f}% on {images:,} images in folders of known classes")
+
+
+def _error(predictions: Predictions) -> tuple[float, int]:
+    """The error in percent, and the number of images of known classes, of which there are some."""
+    scores = predictions.scores()
+    images, wrong = sum(s.images for s in scores), sum(s.wrong for s in scores)
+    return 100.0 * wrong / images, images
+
+
+def trained_on_said(predictions: Predictions, unknown: str) -> str:
+    """Says how many images the network was trained on, which makes the error that of no test.
+
+    Args:
+        predictions: of the images.
+        unknown: why it cannot be told; "" if it can.
+    """
+    total, trained, known = len(predictions.done), predictions.trained_on, predictions.scores()
+    if not trained:
+        if not known:
+            return ""
+        doubt = f"Whether the network was trained on these images is unknown. {unknown}"
+        return doubt if unknown else f"The network was trained on none of these {total:,} images."
+    of = "the only image" if total == 1 else f"{trained:,} of these {total:,} images"
+    said = f"The network was trained on {of}"
+    if not known:
+        return f"{said}, and is more certain there than on new ones."
+    said += ", so this error says little about new ones."
+    held_out = predictions.held_out()
+    if not held_out.scores():
+        return said
+    error, images = _error(held_out)
+    return f"{said} On the {images:,} others it is {error:.2f}%; --held-out predicts only these."
 
 
 def as_data(predictions: Predictions, count: int) -> dict[str, Any]:
     """Predictions as plain data.
 
-    `images` has an entry per image, in their order: path, class (null where unknown) and the
-    `count` likeliest classes; `failed` the images that could not be read, with the reasons; `error`
-    what `print_predictions` prints of it, null where no class is known.
+    `images` has an entry per image, in their order: path, class (null where unknown), trained_on
+    (null where unknown) and the `count` likeliest classes; `failed` the images that could not be
+    read, with the reasons; `error` what `print_predictions` prints of it, null where no class is
+    known.
     """
     names, scores = predictions.class_names, predictions.scores()
     images = [
         {
             "path": str(prediction.image.path),
             "class": _name(names, prediction.image.label),
+            "trained_on": prediction.image.trained_on,
             "top": [
                 {"class": names[label], "probability": share}
                 for label, share in prediction.top(count)
@@ -104,10 +135,10 @@ def as_data(predictions: Predictions, count: int) -> dict[str, Any]:
     ]
     error = None
     if scores:
-        total, wrong = sum(score.images for score in scores), sum(score.wrong for score in scores)
+        percent, total = _error(predictions)
         error = {
             "images": total,
-            "error_percent": 100.0 * wrong / total,
+            "error_percent": percent,
             "classes": {
                 names[score.label]: {
                     "images": score.images,
@@ -122,7 +153,9 @@ def as_data(predictions: Predictions, count: int) -> dict[str, Any]:
 
 
 def as_csv(predictions: Predictions, count: int) -> str:
-    """Predictions as CSV: a line per image with path, class, and `count` pairs of class and share.
+    """Predictions as CSV: a line per image with path, class, `count` pairs of class and share.
+
+    The last column, trained_on, is true, false, or empty where it is unknown.
 
     Images that could not be read have a line with only their path.
     """
@@ -132,6 +165,7 @@ def as_csv(predictions: Predictions, count: int) -> str:
     header = ["path", "class"]
     for rank in ranks:
         header += [f"class_{rank}", f"probability_{rank}"]
+    header.append("trained_on")
     writer.writerow(header)
     writer.writerows(_csv_rows(predictions, count))
     writer.writerows([str(path)] + [""] * (len(header) - 1) for path in predictions.failed)
@@ -144,7 +178,8 @@ def _csv_rows(predictions: Predictions, count: int) -> Iterator[list[str]]:
         row = [str(prediction.image.path), _name(names, prediction.image.label) or ""]
         for label, share in prediction.top(count):
             row += [names[label], repr(share)]
-        yield row
+        trained_on = prediction.image.trained_on
+        yield [*row, "" if trained_on is None else str(trained_on).lower()]
 
 
 def _name(names: tuple[str, ...], label: int | None) -> str | None:

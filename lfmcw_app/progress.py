@@ -32,6 +32,15 @@ PLAIN_INTERVAL = 10.0
 LIVE_INTERVAL = 0.5
 """Seconds between two updates in a terminal."""
 
+MEANINGS = {
+    "w1": "of network W1 on training images (D_tr)",
+    "gan": "of the generator and its discriminator, which play against each other",
+    "w2": "of network W2 on training images, and on generated ones if there are any",
+    "arch": "of W2 on validation images (D_val), by which the cell is chosen",
+    "network": "of the network on its training images",
+}
+"""Problem → what its loss is of."""
+
 
 class PhaseProgress:
     """The progress of one phase: rounds, time left, losses, and the currently derived cell.
@@ -50,6 +59,7 @@ class PhaseProgress:
         self._started, self._begun_at = time.monotonic(), done
         self._shown_at = -PLAIN_INTERVAL
         self._cells: Cells | None = None
+        self._explained: set[str] = set()
         self._live: Live | None = None
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
@@ -99,11 +109,14 @@ class PhaseProgress:
         if self._console.quiet or (now - self._shown_at < interval and done < self._total):
             return  # the last round is always shown
         self._shown_at = now
-        numbers = [_described(name, value) for name, value in (*losses.items(), *values.items())]
+        self._explain(losses)
+        shown = [_described(name, value) for name, value in losses.items()]
+        numbers = [f"{'loss' if len(losses) == 1 else 'losses'} {'  '.join(shown)}"]
+        numbers += [_with_unit(name, value) for name, value in values.items()]
         found = cells() if cells is not None else None
         if self._live is not None:
             self._bar.update(self._task, completed=done)
-            parts: list[RenderableType] = [self._bar, Text("  ".join(numbers))]
+            parts: list[RenderableType] = [self._bar, Text(";  ".join(numbers))]
             if found is not None:
                 parts.append(_cell_table(found))
             self._live.update(Group(*parts))
@@ -112,12 +125,21 @@ class PhaseProgress:
         # Without a terminal: one line, and the cells only if they have changed.
         rate = (now - self._started) / max(1, done - self._begun_at)
         left = " ".join(duration(rate * (self._total - done)))
-        self._print(f"{self._name} {done}/{self._total}  {'  '.join(numbers)}  {left} left")
+        begins = f"{self._name} {done}/{self._total} rounds"
+        self._print(";  ".join([begins, *numbers, f"{left} left"]))
         if found is not None and found != self._cells:
             self._cells = found
             for kind, nodes in found.to_data().items():
                 described = "; ".join(", ".join(edge_names(edges, found)) for edges in nodes)
                 self._print(f"  {kind} cell now: {described}")
+
+    def _explain(self, losses: Mapping[str, Any]) -> None:
+        """Says what the losses are of, each once."""
+        new = [name for name in losses if name not in self._explained]
+        self._explained.update(new)
+        for name in new:
+            if name in MEANINGS:
+                self._print(f"  {name}: the loss {MEANINGS[name]}")
 
     def _print(self, line: str) -> None:
         say(self._console, line)
@@ -128,6 +150,12 @@ def _described(name: str, value: Any) -> str:
         players = ", ".join(f"{player} {loss:.3f}" for player, loss in value.items())
         return f"{name} {players}"
     return f"{name} {value:.3f}"
+
+
+def _with_unit(name: str, value: float) -> str:
+    """A number with its unit, which its name may end with: validation error %."""
+    is_share = name.endswith(" %")
+    return f"{name.removesuffix(' %')} {value:.1f}%" if is_share else f"{name} {value:.3f}"
 
 
 def _cell_table(genotype: Cells) -> Table:

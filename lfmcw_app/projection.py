@@ -22,9 +22,10 @@ from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.numerics import numerics_of
 from lfmcw_app.parts import search_part_labels, search_parts, training_labels
-from lfmcw_app.printing import say
+from lfmcw_app.printing import print_table, say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
+from lfmcw_app.resolving import LARGE_FOLDER, default_preset
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.pdarts import set_skip_drop_probability
@@ -341,9 +342,16 @@ def print_choice(
     take days.
     """
     alone = rank_and_size()[1] == 1  # processes that wait for one another take different times
-    if not alone or not (recipe.dataset.startswith(FOLDER) or recipe.preset == "paper"):
+    has_gpu, is_folder = device.type == "cuda", recipe.dataset.startswith(FOLDER)
+    chosen = recipe.preset == default_preset(recipe.dataset, cuda=has_gpu)  # no file named another
+    if not alone or not chosen or not (is_folder or recipe.preset == "paper"):
         return
-    on = "a GPU" if device.type == "cuda" else "a CPU"
+    why = "the default of this data set"
+    if is_folder and recipe.preset == "paper":
+        why = f"chosen because there is a GPU, and the folder has {LARGE_FOLDER:,} files or more"
+    elif is_folder:
+        few = f"the folder has fewer than {LARGE_FOLDER:,} files"
+        why = f"chosen because {few if has_gpu else 'there is no GPU'}"
     time_taken = " ".join(duration(rough_seconds(recipe, dataset, device, searches=searches)))
     others = {
         "small": "--preset paper has the paper's settings, which take days on a GPU",
@@ -352,8 +360,8 @@ def print_choice(
     }
     say(
         console,
-        f"Preset {recipe.preset}, chosen for {len(dataset.train):,} training images on {on}: about "
-        f"{time_taken}. {others[recipe.preset]}; --dry-run projects time and memory.",
+        f"Preset {recipe.preset}, {why}. It takes about {time_taken}. {others[recipe.preset]}; "
+        "--dry-run projects time and memory.",
     )
 
 
@@ -372,6 +380,6 @@ def _print(projections: list[Projection], console: Console) -> None:
     total = sum(phase.rounds * phase.seconds for phase in projections)
     table.add_section()
     table.add_row("all", "", "", " ".join(duration(total)))
-    console.print(table)
+    print_table(console, table)
     peak = max(phase.memory for phase in projections)
     console.print(f"peak memory {peak:.1f} GB", highlight=False)

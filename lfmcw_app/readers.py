@@ -42,6 +42,7 @@ __all__ = [
     "Parts",
     "read_folder",
     "read_noise",
+    "split_folder",
 ]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -211,14 +212,7 @@ def read_folder(
         InputError: if it cannot be used, or images of it cannot be read.
     """
     options = options or DecodingOptions()
-    listing = list_folder(folder)
-    if options.on_damaged == "skip":
-        listing = without_damaged(listing)
-    of_group = None
-    if groups is not None:
-        of_group = read_groups(Path(os.path.expanduser(groups)), folder, listing)
-    if TEST not in listing.parts:
-        listing, of_group = _with_test_part(listing, of_group)
+    listing, of_group = split_folder(folder, groups, skips_damaged=options.on_damaged == "skip")
     others = [images for part, images in listing.parts.items() if part != TRAIN]
     other_paths = [path for images in others for path in images.paths]
     decoding, reading = survey(listing.parts[TRAIN].paths, other_paths, options, image_size)
@@ -242,6 +236,31 @@ def read_folder(
         left_out=listing.words(),
         reading=reading,
     )
+
+
+def split_folder(
+    folder: Path, groups: str | None = None, *, skips_damaged: bool = False
+) -> tuple[FolderListing, dict[str, list[str]] | None]:
+    """Lists the images of a folder by the parts that a run uses, a test part among them.
+
+    Args:
+        folder: see `list_folder`.
+        groups: a file that says which images stay together; see `read_groups`.
+        skips_damaged: whether files that cannot be read are left out.
+
+    Returns:
+        The images of each part; and part → the name of the group of each image, with groups.
+
+    Raises:
+        InputError: if it cannot be used.
+    """
+    listing = list_folder(folder)
+    if skips_damaged:
+        listing = without_damaged(listing)
+    of_group = None
+    if groups is not None:
+        of_group = read_groups(Path(os.path.expanduser(groups)), folder, listing)
+    return (listing, of_group) if TEST in listing.parts else _with_test_part(listing, of_group)
 
 
 def _with_test_part(

@@ -5,6 +5,7 @@ A mistyped key is answered with the nearest valid name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,9 @@ from pydantic import (
 from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import GAMES, REAL
+from lfmcw_app.near_paths import near_paths
 from lfmcw_app.plain_yaml import LONGEST_TEXT, dump_yaml, parse_yaml
+from lfmcw_app.recipe_errors import explain
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
 from mlo import EngineError, engine_from
@@ -919,8 +922,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         text = text_of(path, LONGEST_TEXT, pipes=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"--config: there is no file {path}.{near_paths(path, os.path.isfile)}"
+        ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"The configuration file {path} cannot be read ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"The configuration file {path} cannot be read ({why}).") from None
     return _read_yaml(text, str(path))
 
 
@@ -934,7 +942,7 @@ def validate_recipe(tree: Any) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_explain(error)) from None
+        raise InputError(explain(error, Recipe)) from None
 
 
 def _check_text(value: Any, path: tuple[str, ...]) -> None:
@@ -970,50 +978,6 @@ def trial(recipe: Recipe, steps: int) -> Recipe:
     generator["warmup_rounds"] = min(generator["warmup_rounds"], steps)
     tree["trial"] = True
     return validate_recipe(tree)
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, as a sentence."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        return f"Unknown configuration key {where!r}. {nearest(path[-1], _keys_at(path[:-1]))}"
-    value = first["input"]
-    if first["type"] == "value_error":
-        return (
-            f"Configuration key {where or 'recipe'!r}: "
-            f"{first['msg'].removeprefix('Value error, ').rstrip('.')}."
-        )
-    got = f", got {shown(value)}" if not isinstance(value, (dict, BaseModel)) else ""
-    return (
-        f"Configuration key {where or 'recipe'!r}: "
-        f"{first['msg'][0].lower()}{first['msg'][1:]}{got}.{_how_to_write(value, first['type'])}"
-    )
-
-
-def _how_to_write(value: Any, problem: str) -> str:
-    """The sentence after a value of a wrong type, if its meaning can be guessed."""
-    if not isinstance(value, str) or problem not in ("int_type", "float_type", "bool_type"):
-        return ""
-    if value == "None":
-        return " To give no value, write null."
-    try:
-        meant = parse_yaml(value)
-    except ValueError:
-        return ""
-    return f" Write {value.strip()} without quotes." if isinstance(meant, int | float) else ""
-
-
-def _keys_at(path: list[str]) -> list[str]:
-    """The keys of the section at a path, as a recipe spells them."""
-    model: type[BaseModel] = Recipe
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _read_yaml(text: str, source: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
 from lfmcw_app.starting_weights import with_digests
 
-__all__ = ["default_preset", "resolve_recipe"]
+__all__ = ["LARGE_FOLDER", "default_preset", "resolve_recipe"]
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 

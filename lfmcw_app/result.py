@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lfmcw_app.printing import say
-from lfmcw_app.result_file import check_complete, worst_classes
+from lfmcw_app.printing import print_table, say
+from lfmcw_app.result_file import check_complete, clearly_harder, worst_classes, wrong_images
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
@@ -62,7 +62,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         for node, edges in enumerate(nodes):
             named = ", ".join(edge_names(edges, cells))
             table.add_row(kind if node == 0 else "", str(node), named)
-    console.print(table)
+    print_table(console, table)
     say(
         console,
         f"test error {result['test_error_percent']:.2f}% {_source(result)}, "
@@ -83,6 +83,9 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
             f"{found['limit']:g} million {unit.replace('_', '-')}",
         )
     _print_classes(result.get("classes", []), console)
+    for doubt in (result.get("generator") or {}).get("doubts", []):
+        console.print("[bold yellow]Generator:[/]", end=" ")
+        say(console, doubt)
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")
         say(console, result["doubt"])
@@ -101,10 +104,8 @@ def _source(result: dict[str, Any]) -> str:
         return f"on {result['test_images']:,} images of {result['dataset']}"
     found = result["lookup"]
     trainings = len(found["seeds"])
-    return (
-        f"on {found['dataset']}, looked up in {found['file']} (mean of {trainings} "
-        f"training{'s' * (trainings != 1)})"
-    )
+    of = "one training" if trainings == 1 else f"mean of {trainings} trainings"
+    return f"on {found['dataset']}, looked up in {found['file']} ({of})"
 
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
@@ -113,9 +114,10 @@ def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
     if len(classes) <= 2 or not worst:
         return
     named = ", ".join(
-        f"{entry['name']} {entry['error_percent']:.1f}% of {entry['images']:,}" for entry in worst
+        f"{entry['name']} ({wrong_images(entry):,} of {entry['images']:,} wrong)" for entry in worst
     )
-    say(console, f"largest errors by class: {named}")
+    chance = "" if clearly_harder(classes) else "; chance alone can explain these"
+    say(console, f"largest errors by class: {named}{chance}")
 
 
 def edge_names(edges: Iterable[Any], cells: Cells | type[Cells]) -> list[str]:

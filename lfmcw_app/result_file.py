@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import InputError, shown
 
-__all__ = ["check_complete", "read_result", "worst_classes"]
+__all__ = ["check_complete", "clearly_harder", "read_result", "worst_classes", "wrong_images"]
 
 WORST = 3
 """At most so many classes are named with a result."""
+
+LEVEL = 0.05
+"""How often chance may call a class hard that is not."""
 
 Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -66,6 +69,7 @@ class _Quality(_Entries):
     gan_test: Percent | None = None
     gan_train: Percent | None = None
     variety: FiniteFloat | None = None
+    doubts: list[str] = Field(default_factory=list)
 
 
 class _Result(_Entries):
@@ -120,3 +124,28 @@ def worst_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     """Those of a result's classes with the largest errors, the largest first; none without one."""
     wrong = [entry for entry in classes if entry["error_percent"]]
     return sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]
+
+
+def wrong_images(entry: Mapping[str, Any]) -> int:
+    """How many test images of a result's class the network gets wrong."""
+    error = entry["error_percent"]
+    return 0 if error is None else round(entry["images"] * error / 100.0)
+
+
+def clearly_harder(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of `worst_classes` with more errors than chance explains.
+
+    If all classes were equally hard, the network would get wrong the same share of each. A class is
+    clearly harder if so many errors as it has, or more, would come up by chance in less than 5% of
+    cases, corrected for the number of classes (exact binomial test, Bonferroni).
+    """
+    from scipy.stats import binom  # slow to import
+
+    seen = [entry for entry in classes if entry["images"]]
+    images = sum(entry["images"] for entry in seen)
+    share = sum(map(wrong_images, seen)) / images if images else 0.0
+    return [
+        entry
+        for entry in worst_classes(classes)
+        if binom.sf(wrong_images(entry) - 1, entry["images"], share) * len(seen) < LEVEL
+    ]

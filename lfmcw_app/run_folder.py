@@ -51,6 +51,7 @@ from lfmcw_app.batchnorm import without_statistics
 from lfmcw_app.bounded_files import read_object, text_of
 from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.near_paths import near_runs
 from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
@@ -181,14 +182,13 @@ class RunFolder:
         if not path.exists():
             return
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
-            is_run = (path / "config.yaml").exists()
-            what = "already holds another run" if is_run else "already holds something else"
-            if not path.is_dir():
-                what = "is a file"
-            resume = f", or resume that run with --resume {shlex.quote(str(path))}"
+            holds_run = os.path.isfile(path / "config.yaml")
+            again = shlex.quote(str(path))
+            resume = f", or resume that run with --resume {again}" if holds_run else ""
+            what = "already holds another run" if holds_run else "already holds something else"
             raise InputError(
-                f"--out {path} {what}, and nothing there is overwritten. Name a new folder"
-                f"{resume if is_run else ''}."
+                f"--out {path} {what if path.is_dir() else 'is a file'}, and nothing there is "
+                f"overwritten. Name a new folder{resume}."
             )
 
     @contextmanager
@@ -264,7 +264,8 @@ class RunFolder:
         except FileNotFoundError:
             stopped = path.is_dir() and any(BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir())
             again = " It was stopped before it began. Start it again with --out." if stopped else ""
-            raise InputError(f"--resume {path}: it holds no run (no config.yaml).{again}") from None
+            why = "it holds no run (no config.yaml)" if path.is_dir() else "there is no such folder"
+            raise InputError(f"--resume {path}: {why}.{again or near_runs(path)}") from None
         except PermissionError:
             raise
         except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from lfmcw_app.collapse import last_quality
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.near_paths import near_runs
 from lfmcw_app.pictures import as_sheet, with_settled_statistics
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.run_folder import EVALUATED, RunFolder
@@ -108,7 +109,8 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         CheckpointError: if the checkpoint is damaged.
     """
     if not (run / "config.yaml").exists():
-        raise InputError(f"{run} is not a run folder: it has no config.yaml.")
+        why = "it has no config.yaml" if run.exists() else "there is nothing of this name"
+        raise InputError(f"{run} is not a run folder: {why}.{near_runs(run)}")
     if (run / EVALUATED).exists():
         raise InputError(
             f"{run} holds the evaluation of a given genotype, which has no generator. Name the "

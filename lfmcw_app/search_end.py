@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lfmcw_app.assessment import MOST_CLASSES
 from lfmcw_app.batchnorm import give_statistics, recompute_statistics
-from lfmcw_app.bounded_files import read_object
+from lfmcw_app.bounded_files import lines_of, parse_object, read_object
 from lfmcw_app.build_modules import SearchModules
+from lfmcw_app.collapse import WINDOW, doubts_about_pictures, last_quality
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.generator_quality import Judge, Quality
@@ -136,9 +139,42 @@ def read_search_end(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def generator_result(folder: RunFolder) -> dict[str, Any]:
-    """The entry `generator` of a run's result; empty if no generator was measured."""
-    generator = (read_search_end(folder) or {}).get("generator")
-    return {} if generator is None else {"generator": generator}
+    """The entry `generator` of a run's result: the measures, and the doubts about its pictures.
+
+    Empty if no generator was measured.
+    """
+    end = read_search_end(folder) or {}
+    if end.get("generator") is None:
+        return {}
+    return {"generator": {**end["generator"], "doubts": _doubts(folder, end)}}
+
+
+def _doubts(folder: RunFolder, end: Mapping[str, Any]) -> list[str]:
+    """The warnings of the pictures that were measured at the end of the search.
+
+    W2's part in them is that of its last rounds in metrics.jsonl. Without these, which no run
+    needs, it is not known.
+    """
+    try:
+        last = last_quality(_last_rounds(folder.path / "metrics.jsonl", end["stage"]), end["round"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # edited, or not there
+        last = None
+    if last is not None and last[0] == end["round"]:
+        return last[2]
+    return list(doubts_about_pictures(Quality.from_data(end["generator"]), None).values())
+
+
+def _last_rounds(path: Path, stage: str) -> list[dict[str, Any]]:
+    """The lines of the last `WINDOW` rounds of a stage in metrics.jsonl.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if one of them is no JSON.
+    """
+    begin = f'{{"phase": {json.dumps(stage)}, '.encode()
+    with path.open("rb") as file:
+        kept = deque((line for line in lines_of(file) if line.startswith(begin)), maxlen=WINDOW)
+    return [parse_object(line.decode("utf-8")) for line in kept]
 
 
 def confusion_of_w1(

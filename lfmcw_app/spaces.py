@@ -51,7 +51,10 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet
 
-__all__ = ["SPACES", "SearchStage", "Settings", "Space", "register_space", "space_named"]
+__all__ = ["SPACES", "Place", "SearchStage", "Settings", "Space", "register_space", "space_named"]
+
+Place = tuple[int, int]
+"""Of an edge: the node that it enters, counted from 0, and the number of the state it reads."""
 
 
 class Settings(Protocol):
@@ -178,6 +181,24 @@ class Space:
     def derive_now(self, mixing: MixingWeights, candidates: Candidates) -> Cells:
         """The cells of the current weights, shown while a stage runs."""
         return derive_genotype(mixing, candidates)
+
+    def edge_places(self, edges: int) -> Sequence[Place] | None:
+        """Where the edge of each row of α lies in a cell, for the report.
+
+        Here nodes follow one another, and each reads the inputs and all nodes before it.
+
+        Args:
+            edges: how many rows α has.
+
+        Returns:
+            A place per row; None where that many edges are none of such a cell.
+        """
+        places: list[Place] = []
+        node = 0
+        while len(places) < edges:
+            places += [(node, source) for source in range(self.genotype.inputs + node)]
+            node += 1
+        return places if len(places) == edges else None
 
     def random(self, how: Settings, seed: int) -> Cells:
         """A genotype drawn from the space."""

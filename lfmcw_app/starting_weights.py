@@ -27,6 +27,7 @@ from lfmcw_app.data import Dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.generators.average import MovingAverage
+from lfmcw_app.near_paths import near_runs
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, StartingWeights, validate_recipe
@@ -182,7 +183,7 @@ def _supernets(run: str) -> dict[str, Tensor]:
     if store is None:
         raise InputError(
             f"{run} has no search to take weights from (no {SEARCHES[0]}.pt). Name the folder of "
-            "a run with a search."
+            f"a run with a search.{near_runs(Path(run))}"
         )
     state = store.load(lambda _: None)
     found = {}
@@ -284,7 +285,7 @@ def _warmed_up(run: str) -> tuple[dict[str, Tensor], Recipe]:
     if state is None:
         raise InputError(
             f"{run} has no generator to take (no {WARMUP}.pt). Name the folder of a run with its "
-            "own warm-up: search.generator.warmup_rounds above 0."
+            f"own warm-up: search.generator.warmup_rounds above 0.{near_runs(Path(run))}"
         )
     try:
         recipe = validate_recipe(parse_yaml(state["recipe"]))

@@ -11,8 +11,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 __all__ = [
-    "ENDS", "GRACE", "Stopped", "interrupted_at_once", "requested", "settled", "stop_signals",
-]  # fmt: skip
+    "ENDS",
+    "GRACE",
+    "Stopped",
+    "interrupted_at_once",
+    "record_saved",
+    "requested",
+    "saved",
+    "settled",
+    "stop_signals",
+]
 
 GRACE = 8.0
 """Seconds that a round may take after SIGTERM; schedulers kill after 10 to 30."""
@@ -22,6 +30,7 @@ ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(
 
 _received: int | None = None
 _at_once = False
+_saved: str | None = None
 _settled = threading.Event()
 
 
@@ -58,6 +67,17 @@ def interrupted_at_once() -> bool:
     return _at_once
 
 
+def record_saved(where: str) -> None:
+    """Records where a run resumes from, as "round 12 of 15 of search"."""
+    global _saved
+    _saved = where
+
+
+def saved() -> str:
+    """What of a run is saved, after "up to": where it resumes from."""
+    return "its beginning" if _saved is None else _saved
+
+
 def settled() -> None:
     """Records that the round has ended: the process is writing or ending, so it may finish."""
     _settled.set()
@@ -79,7 +99,8 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     Args:
         advice: what to do next, printed if a round is given up.
     """
-    global _received, _at_once
+    global _received, _at_once, _saved
+    _saved = None
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread handles signals
         return
@@ -129,7 +150,8 @@ def _watch(reader: int, advice: str) -> None:
         if found and not _settled.wait(GRACE):
             print(
                 f"{signal.Signals(found[0]).name}: the round did not end within {GRACE:.0f} s, so "
-                f"it is given up. The last checkpoint is kept. {advice}",
+                f"it is given up. The last checkpoint is kept: the run resumes from {saved()}. "
+                f"{advice}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lfmcw_app.comparison import power_planned
 from lfmcw_app.data import Dataset
-from lfmcw_app.printing import say
+from lfmcw_app.printing import print_table, say
 from lfmcw_app.projection import project
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.units import duration
@@ -93,7 +93,7 @@ def print_table_projection(
     left = sum(arm.left for arm in arms)
     table.add_section()
     table.add_row("all", f"{runs:,}", f"{done:,}", "", " ".join(duration(left)))
-    console.print(table)
+    print_table(console, table)
     if jobs > 1:
         say(
             console,

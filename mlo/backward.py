@@ -8,6 +8,7 @@ engine behind it compares them again. So plain tensors go directly to the engine
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ from torch.overrides import has_torch_function
 
 __all__ = ["grad"]
 
-_run_backward = getattr(
-    getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None
-)
-"""Private to PyTorch: a version without it takes `torch.autograd.grad`, with the same numbers."""
+_HOLDER: Any = torch.autograd.Variable
+"""What has the engine.
+
+That is private to PyTorch: a version without it takes `torch.autograd.grad`, with the same numbers.
+The engine is looked up at each call, so who wraps it to count passes sees these too.
+"""
 
 
 def grad(
@@ -41,7 +44,8 @@ def grad(
     outputs, inputs = tuple(outputs), tuple(inputs)
     cotangents = tuple(map(torch.ones_like, outputs) if cotangents is None else cotangents)
     kept = create_graph if retain_graph is None else retain_graph
-    if _run_backward is None or has_torch_function((*outputs, *inputs, *cotangents)):
+    engine = getattr(_HOLDER, "_execution_engine", None)
+    if engine is None or has_torch_function((*outputs, *inputs, *cotangents)):
         return torch.autograd.grad(
             outputs,
             inputs,
@@ -50,7 +54,7 @@ def grad(
             create_graph=create_graph,
             allow_unused=True,
         )
-    found: Sequence[Tensor | None] = _run_backward(
+    found: Sequence[Tensor | None] = engine.run_backward(
         outputs,
         cotangents,
         kept,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
+from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.levels import History, Levels
 from mlo.optimizer import ONE_AT_A_TIME, MultilevelOptimizer
@@ -53,7 +54,7 @@ class EngineRow:
         seconds: median of the processor time of one gradient (wall-clock time on a GPU).
         products: products with the Jacobians that its solves took.
         reports: of its solves.
-        notes: remarks: warnings, solves that did not converge, missing steps.
+        notes: remarks: warnings, solves that failed or were truncated, missing steps.
         failure: why it could not serve; empty if it could.
     """
 
@@ -181,8 +182,9 @@ def compare_engines(
     (`soba`, `warm_start`) uses the optimizer's if it is the optimizer's own engine; otherwise it
     starts without one. `one_step` is timed without a kept graph.
 
-    The reference is the most exact engine, unless `reference` names one. Among engines with exact
-    products and without damping, it is the one whose solves have the smallest residual. If no
+    The reference is the most exact engine, unless `reference` names one. A choice that treats the
+    fewest solutions as constant comes first. Among engines with exact products and without damping,
+    it is the one whose solves have the smallest residual. If no
     engine solves a system, it is the one that differentiates the most steps. (If the lower problem
     is not solved, an implicit engine and one that differentiates steps approach different
     gradients; then name the reference.)
@@ -232,7 +234,8 @@ def compare_engines(
         )
     why = "as asked"
     if reference is None:
-        reference = min(served, key=lambda label: _inexactness(rows[label], chosen[label]))
+        below = graph.solutions_depending_on[name]
+        reference = min(served, key=lambda label: _inexactness(rows[label], chosen[label], below))
         why = _reason(rows[reference])
     exact = rows[reference].gradient
     assert exact is not None
@@ -286,11 +289,7 @@ def _row(
                 seconds.append(_now(optimizer) - began)
     except (EngineError, ProblemError, RuntimeError) as error:
         return EngineRow(label=label, failure=" ".join(str(error).split()))
-    notes += [
-        f"the solve of {report.problem!r} did not converge. {report.advice}".rstrip()
-        for report in found.reports
-        if not report.converged
-    ]
+    notes += [_unconverged(report) for report in found.reports if not report.converged]
     notes += [str(warning.message) for warning in said]
 
     from statistics import median  # slow to import, with decimals and fractions
@@ -305,6 +304,14 @@ def _row(
     )
 
 
+def _unconverged(report: SolveReport) -> str:
+    """The note on a solve that did not converge."""
+    if report.failed:
+        return f"the solve of {report.problem!r} did not converge. {report.advice}"
+    left = "" if report.residual is None else f" at a relative residual of {report.residual:.1g}"
+    return f"the solve of {report.problem!r} is truncated{left}"
+
+
 def _ask(levels: Levels, name: str) -> TotalGradient:
     """The question of `MultilevelOptimizer.gradient`."""
     with levels.unchanged():
@@ -317,6 +324,7 @@ def _under(
     """The optimizer's history as it would be seen under other engines."""
     old = optimizer._history
     history = old.with_engines(engines)
+    history.told |= set(optimizer.graph.problems)  # a row has its own note on missing steps
     levels = Levels(history, ahead=name in old.looks_ahead)
     # From the innermost problem, since a step has read the solutions below it.
     for lower in optimizer.graph.problems:
@@ -422,8 +430,17 @@ def _now(optimizer: MultilevelOptimizer) -> float:
 # ------------------------------ the reference, and the comparison with it
 
 
-def _inexactness(row: EngineRow, engines: Mapping[str, AbstractEngine]) -> tuple[float, ...]:
-    """A key by which the most exact row comes first."""
+def _inexactness(
+    row: EngineRow, engines: Mapping[str, AbstractEngine], below: Iterable[str]
+) -> tuple[float, ...]:
+    """A key by which the most exact row comes first.
+
+    Args:
+        row: with the reports of its solves.
+        engines: problem → its engine.
+        below: the problems whose solutions the gradient flows through.
+    """
+    dropped = [lower for lower in below if isinstance(engines[lower], FirstOrder)]
     used = [engines[report.problem] for report in row.reports]
     approximate = any(not engine.uses_second_derivatives for engine in used)
     damping = max([float(getattr(engine, "damping", 0.0)) for engine in used], default=0.0)
@@ -431,7 +448,7 @@ def _inexactness(row: EngineRow, engines: Mapping[str, AbstractEngine]) -> tuple
     solves = bool(used) and len(residuals) == len(used)
     steps = min([e.recorded_steps if isinstance(e, StepEngine) else 0 for e in used], default=0)
     return (
-        float(not used),  # nothing is differentiated
+        float(len(dropped)),  # a path that is not differentiated has no report
         float(approximate),
         float(not solves),
         damping,

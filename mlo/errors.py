@@ -71,15 +71,25 @@ class CheckpointWarning(UserWarning):
 
 
 class SolveWarning(UserWarning):
-    """A linear solve of a hypergradient engine did not converge."""
+    """A linear solve of a hypergradient engine failed (see `SolveReport`)."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns advice for a mistyped name: the closest valid one, and all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
+    meant = _closest(name, names)
+    hint = "" if meant is None else f"Did you mean {meant!r}? "
     return f"{hint}Valid names: {', '.join(names) if names else '(none)'}."
+
+
+def _closest(name: str, names: list[str]) -> str | None:
+    """The valid name that a mistyped one is like, whatever its case; None if none is."""
+    by_lower, given = {known.lower(): known for known in names}, name.lower()
+    # Of two letters, one may be wrong (w3). Of more, half would suggest a name that is unrelated.
+    close = difflib.get_close_matches(given, by_lower, n=1, cutoff=0.5 if len(given) < 3 else 0.6)
+    if not close and len(given) > 3:
+        close = [known for known in by_lower if given in known]  # mnist of fashion-mnist
+    return by_lower[close[0]] if close else None
 
 
 def check_choice(option: str, value: object, choices: Iterable[str | None]) -> None:

@@ -372,7 +372,7 @@ class _Reading(Reading):
 
     def note(self, report: SolveReport) -> None:
         super().note(report)
-        if report.advice and not report.converged:
+        if report.failed:
             residual = "" if report.residual is None else f" (residual {_about(report.residual)})"
             warn_user(
                 f"implicit_solution: the solve of the engine {report.engine!r} did not "

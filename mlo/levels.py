@@ -92,6 +92,7 @@ class History:
         learning_rates: problem that is solved → those of its optimizers at its last update.
         sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose solutions lack the steps made before a state was loaded.
+        told: problems of whose missing steps a warning need not tell (again).
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
     """
@@ -150,6 +151,7 @@ class History:
         self.learning_rates: dict[str, tuple[float, ...]] = {}
         self.sums: dict[str, SolveSums] = {}
         self.resumed: set[str] = set()
+        self.told: set[str] = set()
         self._ends: dict[str, End] = {}
         # The problems whose parameters, and recorded steps, stem from their starts.
         self._begun: set[str] = set()
@@ -311,6 +313,31 @@ class History:
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
+        self._tell_of_fewer_steps(
+            name,
+            engine,
+            solution,
+            "a state holds no steps, and no more were made since it was loaded.",
+        )
+
+    def tell_of_no_steps(self, name: str, solution: Stepped | Started) -> None:
+        """Warns, once per problem, of an engine of several steps where no step is recorded."""
+        engine = self.step_engines[name]
+        if name in self.told or engine is None:
+            return
+        self.told.add(name)
+        seen = "one step ahead" if isinstance(solution, Stepped) else "where it starts"
+        self._tell_of_fewer_steps(
+            name,
+            engine,
+            solution,
+            f"none of its steps is recorded, so it is seen {seen}. Rounds record the steps that "
+            "they make: call optimizer.step() first.",
+        )
+
+    def _tell_of_fewer_steps(
+        self, name: str, engine: StepEngine, solution: Stepped | Started, why: str
+    ) -> None:
         made = len(solution.history) if isinstance(solution, Stepped) else 0
         asked = engine.recorded_steps
         if name in self.starts:
@@ -318,8 +345,7 @@ class History:
         if made < asked:
             warn_user(
                 f"A gradient goes through {made} of the {asked} steps that the engine "
-                f"{engine.label!r} of problem {name!r} differentiates: a state holds no steps, and "
-                "no more were made since it was loaded."
+                f"{engine.label!r} of problem {name!r} differentiates: {why}"
             )
 
     # ------------------------------ graphs that are kept for later in the round
@@ -503,8 +529,9 @@ class Levels:
             else:
                 solution = self._stationary(name, engine)
             known = self._known[name] = (stamp, solution)
-        if history.resumed and isinstance(known[1], (Stepped, Started)):
+        if not self._ahead and isinstance(known[1], (Stepped, Started)):
             history.tell_of_missing_steps(name, known[1])
+            history.tell_of_no_steps(name, known[1])
         return known[1]
 
     def forget(self) -> None:

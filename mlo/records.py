@@ -14,21 +14,41 @@ from mlo.gradient_norm import GradientNorm
 from mlo.notebook_table import table_html
 from mlo.tensors import map_tensors, tensors_of
 
-__all__ = ["GradientReport", "Record", "SolveReport"]
+__all__ = ["CONVERGED", "GradientReport", "Record", "SolveReport"]
+
+CONVERGED = 1e-6
+"""The relative residual up to which a solve has converged, unless its engine's `tol` says another.
+
+It is the default `tol` of the engines that stop at a residual.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolveReport:
-    """The report on one inverse product of a hypergradient engine.
+    """The report on one differentiation of a response, by a hypergradient engine.
+
+    A solve ends in one of three ways, which `outcome` names:
+
+    - "converged": its residual is at most the tolerance. That is 1e-6 (`CONVERGED`), or the `tol`
+      at which `cg`, `minres`, `gmres`, `normal_cg` and `nystrom` stop, or 1e-4 for `direct`. An
+      engine that solves no system has nothing that could fail to converge. (The report
+      "stationarity" of `implicit_solution` has 1e-3.)
+    - "truncated": the residual is larger, as expected of an engine that makes a fixed number of
+      steps (`neumann`, `penalty`, `sid`, `soba`).
+    - "failed": the result is worse than the engine is good for, and `advice` says what to change.
 
     Attributes:
         problem: name of the lower problem whose response was differentiated.
         engine: name of the engine.
-        iterations: products with the Jacobian that the solve used (0 where none is needed).
-        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A; None where it
-            solves no system.
-        converged: whether the engine reached what it promises.
-        advice: what to change where it did not converge.
+        iterations: what the solve took: products with the Jacobian, or the number of steps that
+            were differentiated or made (`unroll`, `zeroth_order`, `penalty`); 0 where none is
+            needed.
+        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A. `neumann`,
+            `penalty` and `soba` give that before their last step, which bounds it while they
+            converge. `soba` averages it over updates, and `sid` over steps. None where no system
+            is solved, or its residual is not known.
+        converged: whether the residual is at most the tolerance above.
+        advice: what to change; empty unless the solve failed.
         curvature: the smallest curvature uᵀAu / uᵀu that the solve met, if it measures any (CG).
     """
 
@@ -40,6 +60,16 @@ class SolveReport:
     advice: str = ""
     curvature: float | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the result is worse than the engine is good for, as `advice` explains."""
+        return not self.converged and bool(self.advice)
+
+    @property
+    def outcome(self) -> str:
+        """How the solve ended: "converged", "truncated" or "failed"."""
+        return "converged" if self.converged else "failed" if self.failed else "truncated"
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradientReport:
@@ -47,8 +77,11 @@ class GradientReport:
 
     Attributes:
         gradient: parameter name → gradient, of the parameter's shape.
-        reports: of the solves, in the order in which they were made: one per lower problem whose
-            response was differentiated, and per player of a game that requests it.
+        reports: of the solves, in the order in which they were made. A lower problem has one for
+            each time that its response was differentiated: usually one, and more in a graph of
+            three levels, where differentiating the middle response repeats the solves below it,
+            or where several players of a game read it. Empty if the gradient flows through no
+            solution, or through none with an engine other than `first_order`.
     """
 
     gradient: dict[str, Tensor]
@@ -81,8 +114,10 @@ def _solved(report: SolveReport) -> str:
         parts.append(f"{report.iterations} products")
     if report.residual is not None:
         parts.append(f"residual {report.residual:.1e}")
-    if not report.converged:
-        parts.append(f"not converged. {report.advice}".rstrip())
+    if report.failed:
+        parts.append(f"failed. {report.advice}")
+    elif not report.converged:
+        parts.append("truncated")
     return ", ".join(parts)
 
 
@@ -95,7 +130,7 @@ class Record:
 
     Attributes:
         round: number of the round, counted from 1.
-        solves: lower problem → its solve report, for every response differentiated in this round.
+        solves: lower problem → the report on the last solve of its response in this round.
         skipped: problem → why its update was left out (`on_nonfinite="skip"`); it then has no loss
             in this record. With `accumulate_solves` the mean is over the solves whose gradients
             were finite. If there is none, the update is left out.
@@ -162,10 +197,11 @@ class Record:
     def __repr__(self) -> str:
         # For a notebook or a log: the losses first, then what deserves a look.
         losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
-        failed = [name for name, report in self.solves.items() if not report.converged]
-        solved = f"; solved: {', '.join(self.solves)}" if self.solves else ""
-        trouble = f"; not converged: {', '.join(failed)}" if failed else ""
-        return f"Record(round={self.round}: {losses}{solved}{trouble})"
+        ended: dict[str, list[str]] = {"converged": [], "truncated": [], "failed": []}
+        for name, report in self.solves.items():
+            ended[report.outcome].append(name)
+        solves = "".join(f"; {how}: {', '.join(names)}" for how, names in ended.items() if names)
+        return f"Record(round={self.round}: {losses}{solves})"
 
     def _repr_html_(self) -> str:
         """The notebook's view: one row per problem."""

@@ -45,7 +45,7 @@ from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
-from mlo.records import SolveReport
+from mlo.records import CONVERGED, SolveReport
 from mlo.restart import Start
 from mlo.sharding import gathered
 from mlo.tensors import copies, versions_of
@@ -652,11 +652,22 @@ class AbstractEngine(ABC):
         *,
         iterations: int = 0,
         residual: float | None = None,
-        converged: bool = True,
+        converged: bool | None = None,
         advice: str = "",
         curvature: float | None = None,
     ) -> SolveReport:
-        """Makes this engine's report on a problem (see `SolveReport`)."""
+        """Makes this engine's report on a problem (see `SolveReport`).
+
+        Args:
+            problem: whose response was differentiated.
+            iterations: products or steps that it took.
+            residual: the relative one; None: no system was solved.
+            converged: None: if there is no residual, or it is at most `CONVERGED`.
+            advice: what to change; empty unless the solve failed.
+            curvature: the smallest one met.
+        """
+        if converged is None:
+            converged = residual is None or residual <= CONVERGED
         return SolveReport(
             problem=problem,
             engine=self.label,

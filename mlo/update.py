@@ -408,8 +408,7 @@ class Updater:
         """Writes solves into the record; warns once per problem of a failed one."""
         for report in found.reports:
             record.solves[report.problem] = report
-            # A solve that may still converge has no advice yet.
-            if report.advice and not report.converged and report.problem not in self._warned:
+            if report.failed and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = ""
                 if report.residual is not None:

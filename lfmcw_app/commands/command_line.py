@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from lfmcw_app.commands.usage_errors import UsageError, clarify
+
 __all__ = ["command_line"]
 
 
@@ -17,6 +19,15 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """The arguments and options, the command's own and those that Typer adds."""
         return _without_types_of_flags(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; an error says what was received and what was meant."""
+        given = list(args)  # the parser takes from it
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            clarify(error, self.get_params(ctx), given)
+            raise
 
 
 class _Group(TyperGroup):

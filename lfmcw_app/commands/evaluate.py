@@ -101,9 +101,11 @@ def evaluate(
                     f"with --resume {resume} alone, or start a new evaluation."
                 )
         elif genotype is None or dataset is None:
+            what = "a genotype and a data set"
+            if genotype is not None:
+                what = f"a data set after the genotype {shown(genotype)}"
             raise InputError(
-                "Name a genotype and a data set. For a first try: python -m lfmcw_app.evaluate "
-                "random:0 digits"
+                f"Name {what}. For a first try: python -m lfmcw_app.evaluate random:0 digits"
             )
         else:
             recipe = resolve_recipe(

@@ -18,7 +18,7 @@ from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import printable, say
 from lfmcw_app.steady_output import steady_output
-from lfmcw_app.stopping import Stopped, interrupted_at_once, stop_signals
+from lfmcw_app.stopping import Stopped, interrupted_at_once, saved, stop_signals
 
 if TYPE_CHECKING:
     from lfmcw_app.run_folder import RunFolder
@@ -169,12 +169,12 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
             yield
     except Stopped as stop:
         what = "Interrupted" if stop.exit_code else "Stopped"
-        go_on(f"{what}; the state is saved.")
+        go_on(f"{what}; the state is saved. The run resumes from {saved()}.")
         raise typer.Exit(stop.exit_code) from None
     except (Exception, KeyboardInterrupt) as error:
         if not (isinstance(error, KeyboardInterrupt) or interrupted_at_once()):
             raise
-        go_on("Interrupted at once; the last checkpoint is kept.")
+        go_on(f"Interrupted at once; the last checkpoint is kept. The run resumes from {saved()}.")
         raise typer.Exit(130) from None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,7 +15,12 @@ from lfmcw_app.bounded_files import text_of
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
-from lfmcw_app.printing import printable
+from lfmcw_app.near_paths import near_paths
+from lfmcw_app.printing import printable, say
+
+if TYPE_CHECKING:
+    from lfmcw_app.prediction import ImageFile
+    from lfmcw_app.trained_images import TrainedImages
 
 NAMED = 10
 """At most so many unreadable images are named; JSON and CSV have all of them."""
@@ -55,6 +62,14 @@ def predict(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="Only images that the network was not trained on. Without IMAGE: those of the "
+            "run's own folder of pictures.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Predicts the classes of images with the trained network of RUN.
@@ -64,7 +79,7 @@ def predict(
     """
     # Not needed for `--help`, and slow to import.
     from lfmcw_app import prediction, prediction_output
-    from lfmcw_app.classifier import load_network
+    from lfmcw_app.classifier import load_network, network_path
     from lfmcw_app.output_files import check_new, new_file
 
     console, errors = Console(), Console(stderr=True)
@@ -74,19 +89,24 @@ def predict(
             if path is not None:
                 check_new(path)
         sources = [*(images or []), *(_lines(list_file) if list_file is not None else [])]
-        if not sources:
+        if not sources and not held_out:
             raise InputError(
-                "Name images or folders of images, or a text file of them with --list."
+                "Name images or folders of images, or a text file of them with --list; or give "
+                "--held-out alone, for the run's own pictures that it was not trained on."
             )
         network, preprocess, class_names = load_network(run, device=target)
+        trained, unknown = _trained_images(network_path(run).parent, needed=held_out)
+        if not sources:
+            sources = [_own_pictures(trained)]
         found = prediction.find_images(sources, class_names)
-        made = prediction.predict(
-            network, preprocess, class_names, found.images, batch_size=batch_size
-        )
+        chosen = found.images if trained is None else trained.marked(found.images)
+        if held_out:
+            chosen = _held_out(chosen)
+        made = prediction.predict(network, preprocess, class_names, chosen, batch_size=batch_size)
         if made.failed:
             told = listed([f"{path} ({why})" for path, why in made.failed.items()], most=NAMED)
             if not made.done:
-                raise InputError(f"None of the {len(found.images):,} images can be read: {told}.")
+                raise InputError(f"None of the {len(chosen):,} images can be read: {told}.")
             errors.print("[bold red]Not predicted:[/]", end=" ")
             errors.print(
                 printable(told), highlight=False, markup=False, soft_wrap=not errors.is_terminal
@@ -104,11 +124,61 @@ def predict(
             print(json.dumps({"run": str(run), **data}, indent=1))
         else:
             prediction_output.print_predictions(made, top, console)
+            if told := prediction_output.trained_on_said(made, unknown):
+                say(console, told)
             if found.skipped:
                 kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
-                console.print(f"files that are not images: {kinds}", highlight=False, markup=False)
+                say(console, f"files that are not images: {kinds}")
         if made.failed:
             raise typer.Exit(UNREADABLE_CODE)
+
+
+def _trained_images(run: Path, *, needed: bool) -> tuple[TrainedImages | None, str]:
+    """The images that a run was trained on, or None and why they are unknown.
+
+    Raises:
+        InputError: if they are needed and unknown.
+    """
+    from lfmcw_app.trained_images import TrainedImages
+
+    try:
+        return TrainedImages.of(run), ""
+    except InputError as error:
+        if needed:
+            raise InputError(
+                f"--held-out: it is unknown which images the network was trained on. {error} Drop "
+                "--held-out, and name images that are new to it."
+            ) from None
+        return None, str(error)
+
+
+def _own_pictures(trained: TrainedImages | None) -> Path:
+    """The folder of pictures of a run.
+
+    Raises:
+        InputError: if it is no longer in its place.
+    """
+    if trained is None or trained.folder is None:
+        raise InputError(
+            "--held-out: the run's folder of pictures is no longer where it was. Name the folder's "
+            "new place after the run, as IMAGE."
+        )
+    return trained.folder
+
+
+def _held_out(images: Sequence[ImageFile]) -> tuple[ImageFile, ...]:
+    """The images that the network was not trained on.
+
+    Raises:
+        InputError: if there are none.
+    """
+    chosen = tuple(image for image in images if not image.trained_on)
+    if not chosen:
+        raise InputError(
+            f"--held-out: the network was trained on all of these {len(images):,} images. Name "
+            "others, or --held-out alone for the run's own pictures that it was not trained on."
+        )
+    return chosen
 
 
 def _lines(path: Path) -> list[Path]:
@@ -120,7 +190,10 @@ def _lines(path: Path) -> list[Path]:
     try:
         lines = text_of(path, LONGEST_LIST, pipes=True).splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"The list {path} cannot be read ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--list: {path} cannot be read ({why}).{near_paths(path, os.path.isfile)}"
+        ) from None
     return [Path(line.strip()) for line in lines if line.strip()]
 
 

@@ -88,7 +88,7 @@ def table(
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
-    from lfmcw_app.data_checks import adaptations, fitted, read_data
+    from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
     from lfmcw_app.lookup import table_of
     from lfmcw_app.starting_weights import check_generator_fits
     from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
@@ -114,7 +114,9 @@ def table(
         first = next(iter(recipes.values()))
         table_of(first)  # whether it fits
         _, images = read_data(first, data)
-        for said in (images.summary, *adaptations(first, fitted(first, images), images)):
+        fitting = fitted(first, images)
+        adapted = adaptations(first, fitting, images)
+        for said in (images.summary, *parts_said(fitting, images), *adapted):
             say(console, said)
         recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
         for recipe in recipes.values():

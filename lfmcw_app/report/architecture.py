@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +12,19 @@ from markupsafe import Markup
 
 from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
-from lfmcw_app.search_space.candidates import Candidates
-from lfmcw_app.search_space.cell import edge_count, edge_index
+from lfmcw_app.search_space.cell_cards import kind_title
 from lfmcw_app.search_space.cell_svg import primitive_label
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
-from lfmcw_app.search_space.supernet import MixingWeights
-from lfmcw_app.spaces import space_named
+from lfmcw_app.spaces import Place, Space, space_named
+from mlo.randomness import preserved
 
-__all__ = ["KINDS", "Evolution", "Frame", "evolution"]
+__all__ = ["Evolution", "Frame", "evolution"]
 
-KINDS = ("normal", "reduction")
 Rows = list[list[float | None]]
 """[edges, primitives]; None where a primitive was dropped."""
+Places = dict[str, Sequence[Place] | None]
+"""Kind of cell → the place of each edge; None where a space does not say it."""
 MOST_FRAMES = 60
-LEFT, TOP, WIDTH, ROW = 92, 34, 360, 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +35,24 @@ class Frame:
         round: counted through all stages.
         weights: kind of cell → mixing weights, [edges, primitives], None where a primitive was
             dropped.
+        relative: the same over the mean weight on edges into the same node: 1 where nothing is
+            preferred.
         chosen: kind of cell → the [edge, primitive] places that a cell derived now would have.
     """
 
     stage: str
     round: int
     weights: dict[str, Rows]
+    relative: dict[str, Rows]
     chosen: dict[str, list[list[int]]]
 
     def data(self) -> dict[str, Any]:
         """What the slider needs of it, in thousandths."""
-        shares = {kind: relative(rows) for kind, rows in self.weights.items()}
         return {
             "round": self.round,
             "stage": self.stage,
             "weights": {kind: _thousandths(rows) for kind, rows in self.weights.items()},
-            "relative": {kind: _thousandths(rows) for kind, rows in shares.items()},
+            "relative": {kind: _thousandths(rows) for kind, rows in self.relative.items()},
             "chosen": self.chosen,
         }
 
@@ -64,9 +65,11 @@ class Evolution:
         pictures: of the last frame.
         charts: of all frames.
         ranges: the smallest and the largest relative weight in the run.
+        titles: what people call the kind.
     """
 
     frames: Sequence[Frame]
+    titles: dict[str, str]
     pictures: dict[str, Markup]
     charts: dict[str, Markup]
     ranges: dict[str, tuple[float, float]]
@@ -79,44 +82,52 @@ class Evolution:
 def evolution(
     run: RunData, offsets: dict[str, int], boundaries: Sequence[tuple[float, str]]
 ) -> Evolution | None:
-    """Makes the frames of a run's search; None where no α was recorded, or cells are not DARTS's.
+    """Makes the frames of a run's search in any space; None where no α was recorded.
 
     Args:
         run: the run.
         offsets: stage → the rounds before it.
         boundaries: where stages begin, for the charts.
     """
-    if not issubclass(space_named(run.recipe.search.space).genotype, Genotype):
-        return None
-    names = _columns(run)
-    frames = _frames(run, offsets, names)
+    space, stages = space_named(run.recipe.search.space), _candidates(run)
+    names = _columns(run, stages)
+    frames = _frames(run, space, stages, offsets, names)
     if not frames:
         return None
 
     # The slider has some of the frames; the charts have all.
-    shown, nodes = _spread(frames), run.recipe.search.nodes
-    ranges = {kind: _range(kind, shown) for kind in KINDS}
+    shown = _spread(frames)
+    last = shown[-1]
+    ranges = {kind: _range(kind, shown) for kind in last.weights}
+    heads = {kind: _edge_names(space, len(rows)) for kind, rows in last.weights.items()}
     return Evolution(
         frames=shown,
-        pictures={kind: _picture(kind, shown[-1], ranges[kind], nodes, names) for kind in KINDS},
-        charts={kind: _chart(kind, frames, boundaries, names) for kind in KINDS},
+        titles={kind: kind_title(kind) for kind in last.weights},
+        pictures={
+            kind: _picture(kind, last, ranges[kind], heads[kind], names) for kind in last.weights
+        },
+        charts={kind: _chart(kind, frames, boundaries, names) for kind in last.weights},
         ranges=ranges,
     )
 
 
-def relative(rows: Rows) -> Rows:
-    """Weights over the mean weight on edges into the same node: 1 where nothing is preferred."""
-    # Node i has 2 + i edges, whose rows follow one another.
-    result: Rows = []
-    node = 0
-    while len(result) < len(rows):
-        edges = rows[len(result) : len(result) + 2 + node]
-        present = [weight for row in edges for weight in row if weight is not None]
-        mean = sum(present) / len(present)
-        for row in edges:
-            result.append([None if weight is None else weight / mean for weight in row])
-        node += 1
-    return result
+def relative(rows: Rows, nodes: Sequence[int]) -> Rows:
+    """Weights over the mean weight on edges into the same node: 1 where nothing is preferred.
+
+    Args:
+        rows: the weights.
+        nodes: the node that each edge enters.
+    """
+    present: dict[int, list[float]] = {}
+    for node, row in zip(nodes, rows, strict=True):
+        present.setdefault(node, []).extend(weight for weight in row if weight is not None)
+    means = {node: sum(found) / len(found) for node, found in present.items() if found}
+
+    def of_row(node: int, row: list[float | None]) -> list[float | None]:
+        mean = means.get(node) or 1.0
+        return [None if weight is None else weight / mean for weight in row]
+
+    return [of_row(node, row) for node, row in zip(nodes, rows, strict=True)]
 
 
 def _chart(
@@ -128,7 +139,7 @@ def _chart(
     """The mean relative weight of each operation over the rounds."""
     points: dict[str, list[Point]] = {primitive: [] for primitive in names}
     for frame in frames:
-        columns = zip(*relative(frame.weights[kind]), strict=True)
+        columns = zip(*frame.relative[kind], strict=True)
         for primitive, column in zip(names, columns, strict=True):
             mean = _mean(column)
             if mean is not None:
@@ -142,37 +153,49 @@ def _chart(
     )
 
 
-def _columns(run: RunData) -> list[str]:
+def _columns(run: RunData, stages: Sequence[Any]) -> list[str]:
     """The primitives that some edge could have, in the order of their table."""
-    found = {name for stage in _candidates(run) for cell in _cells(stage) for name in cell}
-    return [name for name in PRIMITIVES if name in found]
+    logged = (entry.get("alpha", {}) for stage in run.searched for entry in stage.entries)
+    kinds = {kind for alpha in logged for kind in alpha}
+    edges = [edge for found in stages for kind in kinds for edge in getattr(found, kind, ())]
+    names = {name for edge in edges for name in edge}
+    return [name for name in PRIMITIVES if name in names]
 
 
-def _cells(candidates: Candidates) -> list[tuple[str, ...]]:
-    return [*candidates.normal, *candidates.reduction]
-
-
-def _candidates(run: RunData) -> list[Candidates]:
-    """The candidates of each stage that has begun."""
+def _candidates(run: RunData) -> list[Any]:
+    """The candidates of each stage that has begun, as its space has them."""
     stages = []
     for stage in run.searched:
         found = space_named(run.recipe.search.space).candidates(run.recipe.search)
         for entry in stage.entries:
             if "candidates" in entry:
                 cells = entry["candidates"].items()
-                found = Candidates(**{kind: tuple(map(tuple, edges)) for kind, edges in cells})
+                names = {kind: tuple(map(tuple, edges)) for kind, edges in cells}
+                found = dataclasses.replace(found, **names)
         stages.append(found)
     return stages
 
 
-def _frames(run: RunData, offsets: dict[str, int], names: Sequence[str]) -> list[Frame]:
+def _frames(
+    run: RunData,
+    space: Space,
+    stages: Sequence[Any],
+    offsets: dict[str, int],
+    names: Sequence[str],
+) -> list[Frame]:
     frames = []
     # A stage logs its candidates in its first round; α has a column for each of them.
-    for stage, candidates in zip(run.searched, _candidates(run), strict=True):
-        for entry in stage.entries:
-            if "alpha" in entry:
-                number = offsets[stage.name] + entry["round"]
-                frames.append(_frame(stage.name, number, entry["alpha"], candidates, names))
+    for stage, candidates in zip(run.searched, stages, strict=True):
+        recorded = [entry for entry in stage.entries if "alpha" in entry]
+        if not recorded:
+            continue
+        with preserved():  # a new architecture draws its weights, which are not used
+            mixing = space.architecture(run.recipe.search, candidates)()
+        for entry in recorded:
+            number = offsets[stage.name] + entry["round"]
+            frames.append(
+                _frame(stage.name, number, entry["alpha"], space, mixing, candidates, names)
+            )
     return frames
 
 
@@ -180,27 +203,61 @@ def _frame(
     stage: str,
     number: int,
     alpha: dict[str, list[list[float]]],
-    candidates: Candidates,
+    space: Space,
+    mixing: Any,
+    candidates: Any,
     columns: Sequence[str],
 ) -> Frame:
-    mixing = MixingWeights(**{kind: torch.tensor(alpha[kind]) for kind in KINDS})
-    genotype = derive_genotype(mixing, candidates)
+    """A frame from a line's α; `mixing` has its shape.
+
+    A cell derived from it has the round's operations.
+    """
+    derived = space.derive_now(
+        mixing._replace(**{kind: torch.tensor(rows) for kind, rows in alpha.items()}), candidates
+    ).to_data()
 
     # A column for every primitive, also of edges that have lost some.
-    weights: dict[str, Rows] = {kind: [] for kind in KINDS}
-    for kind in KINDS:
+    weights: dict[str, Rows] = {}
+    shares: dict[str, Rows] = {}
+    chosen: dict[str, list[list[int]]] = {}
+    for kind in (kind for kind in alpha if hasattr(candidates, kind)):
+        weights[kind] = []
         for row, names in zip(alpha[kind], getattr(candidates, kind), strict=True):
             by_name = dict(zip(names, row, strict=False))
             weights[kind].append([by_name.get(primitive) for primitive in columns])
-    chosen = {kind: _places(getattr(genotype, kind), columns) for kind in KINDS}
-    return Frame(stage=stage, round=number, weights=weights, chosen=chosen)
+        places = space.edge_places(len(weights[kind]))
+        # Where nothing is known of edges, each is compared with itself.
+        nodes = [place[0] for place in places] if places else range(len(weights[kind]))
+        shares[kind] = relative(weights[kind], nodes)
+        chosen[kind] = _chosen(derived.get(kind, []), places or [], columns)
+    return Frame(stage=stage, round=number, weights=weights, relative=shares, chosen=chosen)
 
 
-def _places(edges: Sequence[Edge], columns: Sequence[str]) -> list[list[int]]:
+def _chosen(
+    nodes: Sequence[Sequence[Sequence[Any]]], places: Sequence[Place], columns: Sequence[str]
+) -> list[list[int]]:
+    """[row, column] of each edge of a derived cell, for each node [primitive, state]."""
+    rows = {place: row for row, place in enumerate(places)}
     return [
-        [edge_index(index // EDGES_PER_NODE, edge.source), columns.index(edge.primitive)]
-        for index, edge in enumerate(edges)
+        [rows[node, source], columns.index(primitive)]
+        for node, edges in enumerate(nodes)
+        for primitive, source in edges
+        if (node, source) in rows
     ]
+
+
+def _edge_names(space: Space, edges: int) -> list[str]:
+    """What people call the edge of each row."""
+    places, cells = space.edge_places(edges), space.genotype
+    if places is None:
+        return [f"edge {number}" for number in range(1, edges + 1)]
+    last = max((node for node, _ in places), default=0)
+
+    def entered(node: int) -> str:
+        is_output = cells.output == "last" and node == last
+        return "output" if is_output else cells.state_name(cells.inputs + node)
+
+    return [f"{cells.state_name(source)} → {entered(node)}" for node, source in places]
 
 
 def _spread(frames: Sequence[Frame]) -> list[Frame]:
@@ -227,60 +284,39 @@ def _range(kind: str, frames: Sequence[Frame]) -> tuple[float, float]:
     """The smallest and the largest relative weight of a kind of cell."""
     values: list[float] = []
     for frame in frames:
-        for row in relative(frame.weights[kind]):
+        for row in frame.relative[kind]:
             values += [value for value in row if value is not None]
     return min(values), max(values)
 
 
 def _picture(
-    kind: str, frame: Frame, span: tuple[float, float], nodes: int, names: Sequence[str]
+    kind: str,
+    frame: Frame,
+    span: tuple[float, float],
+    edges: Sequence[str],
+    names: Sequence[str],
 ) -> Markup:
-    """One row per edge, one column per primitive; the page's script changes its cells."""
-    shades = relative(frame.weights[kind])
-    wide = (WIDTH - LEFT) / len(names)
-    parts = _column_heads(names, wide)
-    rows = [(node, source) for node in range(nodes) for source in range(2 + node)]
-    for row, (node, source) in enumerate(rows):
-        y = TOP + row * ROW
-        head = Markup('<text class="row" x="{}" y="{}">{} → {}</text>')
-        parts.append(head.format(LEFT - 6, y + 15, Genotype.state_name(source), node))
-
+    """A row per edge, a column per primitive; the page's script changes the cells."""
+    head = Markup('<th scope="col">{}</th>')
+    heads = Markup("").join(head.format(primitive_label(name)) for name in names)
+    chosen = {(row, column) for row, column in frame.chosen[kind]}
+    cell = Markup('<td class="{}" style="--share:{:.0f}%">{}</td>')
+    rows = []
+    for row, edge in enumerate(edges):
+        cells = []
         for column in range(len(names)):
-            weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)
-            classes = "w chosen" if [row, column] in frame.chosen[kind] else "w"
-            if weight is None:
-                classes = "w gone"
-            box = Markup(
-                '<g class="{}"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="3" '
-                'style="fill-opacity:{:.3f}"/><text x="{:.1f}" y="{}">{}</text></g>'
-            )
+            weight, shade = frame.weights[kind][row][column], frame.relative[kind][row][column]
+            state = "w gone" if weight is None else "w"
+            state = "w chosen" if (row, column) in chosen else state
             text = "" if weight is None else f"{100 * weight:.1f}"
-            left, middle = LEFT + column * wide + 1, LEFT + (column + 0.5) * wide
-            parts.append(
-                box.format(classes, left, y + 1, wide - 2, ROW - 2, shade, middle, y + 15, text)
-            )
-
-    height = TOP + edge_count(nodes) * ROW + 2
-    picture = Markup(
-        '<svg class="alpha" viewBox="0 0 {} {}" data-kind="{}" role="img" '
-        'aria-label="α, {} cell">{}</svg>'
+            cells.append(cell.format(state, 100 * _share(shade, span), text))
+        line = Markup('<tr><th scope="row">{}</th>{}</tr>')
+        rows.append(line.format(edge, Markup("").join(cells)))
+    table = Markup(
+        '<table class="alpha" data-kind="{}"><thead><tr><th scope="col">edge</th>{}</tr></thead>'
+        "<tbody>{}</tbody></table>"
     )
-    return picture.format(WIDTH, height, kind, kind, Markup("").join(parts))
-
-
-def _column_heads(names: Sequence[str], wide: float) -> list[Markup]:
-    """The primitives' names over the columns, in one line or two."""
-    parts = []
-    for column, primitive in enumerate(names):
-        first, _, second = primitive_label(primitive).rpartition(" ")
-        first, second = (first, second) if first else (second, "")
-        first = first.removesuffix(" conv").removesuffix(" pool")
-        second = {"connect": "", "conv": ""}.get(second, second)
-        for y, text in ((TOP - 20, first), (TOP - 8, second)):
-            if text:
-                head = Markup('<text class="head" x="{:.1f}" y="{}">{}</text>')
-                parts.append(head.format(LEFT + (column + 0.5) * wide, y, text))
-    return parts
+    return table.format(kind, heads, Markup("").join(rows))
 
 
 def _share(value: float | None, span: tuple[float, float]) -> float:

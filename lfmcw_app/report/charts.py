@@ -1,4 +1,8 @@
-"""Charts as SVG text in the page's colours, which need no script and can be read out."""
+"""Charts as SVG text in the page's colours, which need no script and can be read out.
+
+A chart is as wide as its place. Its height, its lines and its letters keep their size: horizontally
+all is in thousandths of the width, and vertically in pixels.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,10 @@ __all__ = ["Point", "Series", "line_chart", "short"]
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 30
+WIDTH, HEIGHT = 1000, 220
+"""Thousandths of the place for the lines, whose margins are the page's; pixels."""
+
+TOP, BOTTOM = 20, 34
 MOST_POINTS = 150
 SMOOTHING = 25
 """A running mean over a 25th of the rounds is drawn thick."""
@@ -77,20 +83,18 @@ def line_chart(
     scale = _Scale.of([(raw, mean) for _, raw, mean, _ in lines], log)
     body = [_grid(scale, x_label)]
     for x, label in boundaries:
-        place = scale.x(x)
-        begin = Markup('<line class="boundary" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
-        name = Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>')
-        body.append(
-            begin.format(place, TOP, HEIGHT - BOTTOM) + name.format(place + 2, TOP - 5, label)
-        )
+        place = _percent(scale.x(x))
+        begin = Markup('<line class="boundary" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>')
+        name = Markup('<text class="tick" x="{}" dx="2" y="{}">{}</text>')
+        body.append(begin.format(place, TOP, HEIGHT - BOTTOM) + name.format(place, TOP - 6, label))
     for one, raw, mean, window in lines:
-        if window > 1:
-            body.append(_polyline(one, raw, scale, "raw"))
-        body.append(_polyline(one, mean, scale, "mean"))
+        drawn = _polyline(one, raw, scale, "raw") if window > 1 else Markup("")
+        body.append(_stretched(drawn + _polyline(one, mean, scale, "mean")))
         if len(mean) == 1 or (mark_ends and mean[-1][0] < scale.high_x):
             # (A line of one point would be invisible.)
-            dot = Markup('<circle r="3" cx="{:.1f}" cy="{:.1f}" style="fill:var(--{})"/>')
-            body.append(dot.format(scale.x(mean[-1][0]), scale.y(mean[-1][1]), one.colour))
+            dot = Markup('<circle r="3" cx="{}" cy="{:.1f}" style="fill:var(--{})"/>')
+            place = _percent(scale.x(mean[-1][0]))
+            body.append(dot.format(place, scale.y(mean[-1][1]), one.colour))
 
     entry = Markup(
         '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} '
@@ -107,15 +111,15 @@ def line_chart(
     described = f"{title}{f' ({unit})' if unit else ''}; last values: {values}"
     return Markup(
         '<figure class="chart"><figcaption>{title}{unit}</figcaption>'
-        '<svg viewBox="0 0 {w} {h}" role="img" tabindex="0" aria-label="{described}" '
-        'data-domain="{x0:g} {x1:g} {y0:g} {y1:g}" data-box="{l} {t} {r} {b}" data-log="{log}">'
+        '<svg height="{h}" role="img" tabindex="0" aria-label="{described}" '
+        'data-domain="{x0:g} {x1:g} {y0:g} {y1:g}" data-box="0 {t} {w} {b}" data-log="{log}">'
         '{body}</svg>'
         '<ul class="legend">{legend}</ul><p class="note">{note}</p></figure>'
     ).format(
         title=title,
         unit=Markup(' <span class="unit">{}</span>').format(unit) if unit else "",
         described=described,
-        w=WIDTH, h=HEIGHT, l=LEFT, t=TOP, r=WIDTH - RIGHT, b=HEIGHT - BOTTOM,
+        w=WIDTH, h=HEIGHT, t=TOP, b=HEIGHT - BOTTOM,
         x0=scale.low_x, x1=scale.high_x, y0=scale.low_y, y1=scale.high_y, log=int(log),
         body=Markup("").join(body), legend=legend, note="; ".join(notes),
     )  # fmt: skip
@@ -125,7 +129,7 @@ def _means(lines: Sequence[Drawn]) -> list[str]:
     """What the thick lines are, in words, if they are means of several rounds."""
     windows = sorted({window for _, _, _, window in lines})
     counts = " to ".join(dict.fromkeys((str(windows[0]), str(windows[-1]))))
-    return [f"thin: each round; thick: mean of {counts}"] if windows[-1] > 1 else []
+    return [f"thin: each round; thick: mean of {counts} rounds"] if windows[-1] > 1 else []
 
 
 def _early_ends(lines: Sequence[Drawn], last: float, x_label: str) -> list[str]:
@@ -180,7 +184,7 @@ class _Scale:
 
     def x(self, value: float) -> float:
         span = self.high_x - self.low_x
-        return LEFT + (WIDTH - LEFT - RIGHT) * ((value - self.low_x) / span if span else 0.5)
+        return WIDTH * ((value - self.low_x) / span if span else 0.5)
 
     def y(self, value: float) -> float:
         low, high = self.low_y, self.high_y
@@ -214,24 +218,35 @@ def _nice(low: float, high: float, count: int) -> list[float]:
 def _grid(scale: _Scale, x_label: str) -> Markup:
     """Horizontal lines with their values, ticks below, the axis and its label."""
     parts = []
-    line = Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    at_line = Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>')
+    line = Markup('<line class="grid" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
+    at_line = Markup('<text class="tick" text-anchor="end" x="-5" y="{:.1f}">{}</text>')
     for value in scale.ticks_y():
         y = scale.y(value)
-        parts.append(line.format(LEFT, WIDTH - RIGHT, y=y))
-        parts.append(at_line.format(LEFT - 5, y + 3.5, short(value)))
+        parts.append(line.format(y=y))
+        parts.append(at_line.format(y + 4, short(value)))
 
-    below = Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{}</text>')
+    below = Markup('<text class="tick" text-anchor="middle" x="{}" y="{}">{}</text>')
     parts += [
-        below.format(scale.x(value), HEIGHT - BOTTOM + 14, short(value))
+        below.format(_percent(scale.x(value)), HEIGHT - BOTTOM + 16, short(value))
         for value in _nice(scale.low_x, scale.high_x, 5)
         if value == round(value)  # rounds are whole numbers
     ]
-    axis = Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>')
-    parts.append(axis.format(LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM))
-    name = Markup('<text class="tick" text-anchor="end" x="{}" y="{}">{}</text>')
-    parts.append(name.format(WIDTH - RIGHT, HEIGHT - 3, x_label))
+    axis = Markup('<line class="axis" x2="100%" y1="{y}" y2="{y}"/>')
+    parts.append(axis.format(y=HEIGHT - BOTTOM))
+    name = Markup('<text class="tick" text-anchor="end" x="100%" y="{}">{}</text>')
+    parts.append(name.format(HEIGHT - 3, x_label))
     return Markup("").join(parts)
+
+
+def _percent(place: float) -> str:
+    """A place in thousandths of the width, as SVG takes it."""
+    return f"{100 * place / WIDTH:.2f}%"
+
+
+def _stretched(lines: Markup) -> Markup:
+    """Lines whose places are in thousandths of the width."""
+    inner = Markup('<svg viewBox="0 0 {} {h}" height="{h}" preserveAspectRatio="none">{}</svg>')
+    return inner.format(WIDTH, lines, h=HEIGHT)
 
 
 def _polyline(series: Series, points: Sequence[Point], scale: _Scale, kind: str) -> Markup:

@@ -15,12 +15,18 @@ from lfmcw_app.report.images import COLOURS, class_names, data_url, last_class_w
 from lfmcw_app.report.reading import RunData
 
 __all__ = [
-    "ClassRow", "Classes", "Confusion", "Mistake", "class_errors", "rank_correlation",
+    "ClassRow", "Classes", "Confusion", "Mistake", "Relation", "class_errors", "rank_correlation",
     "w1_confusion",
 ]  # fmt: skip
 
 MOST_ROWS = 40
 MOST_MISTAKES = 15
+PERMUTATIONS = 1999
+"""Orders drawn at random, to see what chance gives: its share is known to a hundredth or so."""
+
+LEVEL = 0.05
+"""Share of chance below which a relation is called one."""
+
 MOST_NUMBERS = 20
 """Classes of which the confusion is written in numbers; of more it is a picture."""
 
@@ -78,6 +84,32 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Relation:
+    """How class weights and errors go together.
+
+    Attributes:
+        correlation: of their ranks, -1 to 1.
+        classes: how many there are.
+        chance: how often chance alone gives a value at least as far from 0, of 1.
+    """
+
+    correlation: float
+    classes: int
+    chance: float
+
+    @property
+    def how_often(self) -> str:
+        """The share of chance, for people."""
+        cases = round(100 * self.chance)
+        return f"about {cases}" if cases else "fewer than 1"
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether chance hardly explains it."""
+        return self.chance < LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classes:
     """The errors of all classes.
 
@@ -86,7 +118,8 @@ class Classes:
         count: number of classes.
         balanced: the mean error of the classes, %.
         heaviest: the largest of all class weights; 0 without any.
-        correlation: of errors and class weights, by ranks; None where it is not defined.
+        weighted: whether their weights are known.
+        relation: of errors and class weights; None where it is not defined.
         confusion: None where the result has none, as of very many classes.
         mistakes: the commonest ones; empty where the confusion says all in numbers.
     """
@@ -95,7 +128,8 @@ class Classes:
     count: int
     balanced: float
     heaviest: float
-    correlation: float | None
+    weighted: bool
+    relation: Relation | None
     confusion: Confusion | None
     mistakes: Sequence[Mistake]
 
@@ -134,7 +168,8 @@ def class_errors(run: RunData) -> Classes | None:
         count=len(rows),
         balanced=result["balanced_error_percent"],
         heaviest=max((weight for weight in known if weight is not None), default=0.0),
-        correlation=rank_correlation([(e, w) for e, w in pairs if w is not None]),
+        weighted=any(weight is not None for weight in known),
+        relation=_relation([(e, w) for e, w in pairs if w is not None]),
         confusion=_confusion(names, result.get("confusion")),
         mistakes=_mistakes(rows, mistakes) if len(rows) > MOST_NUMBERS else [],
     )
@@ -166,6 +201,20 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     if first.std() == 0 or second.std() == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])
+
+
+def _relation(pairs: Sequence[tuple[float, float]]) -> Relation | None:
+    """The rank correlation, beside those of the same numbers paired at random (always alike)."""
+    found = rank_correlation(pairs)
+    if found is None:
+        return None
+    first, second = (_ranks(np.array(column)) for column in zip(*pairs, strict=True))
+    first, second = first - first.mean(), second - second.mean()
+    product = abs(float(first @ second)) - 1e-9
+    draws = np.random.default_rng(0)
+    beyond = sum(abs(first @ draws.permutation(second)) >= product for _ in range(PERMUTATIONS))
+    chance = float(1 + beyond) / (1 + PERMUTATIONS)
+    return Relation(correlation=found, classes=len(pairs), chance=chance)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

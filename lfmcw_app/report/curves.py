@@ -131,7 +131,7 @@ def error_charts(rounds: Rounds) -> list[Markup]:
 
     charts = [
         chart("Error on batches", real),
-        chart("Generated images that W2 takes for another class", generated),
+        chart("Generated images that W2 gets wrong", generated),
     ]
     return [chart for chart in charts if chart]
 

@@ -68,6 +68,7 @@ class ClassWeights:
         names: of the classes in the picture.
         first: of each, the mean over the first tenth of the rounds.
         last: of each, the mean over the last tenth of the rounds.
+        averaged: how many rounds that is.
         sources: of each, a picture one pixel high, as a data URL.
         low: the value of the darkest colour.
         high: of the brightest.
@@ -78,6 +79,7 @@ class ClassWeights:
     names: Sequence[str]
     first: Sequence[float]
     last: Sequence[float]
+    averaged: int
     sources: Sequence[str]
     low: float
     high: float
@@ -104,6 +106,7 @@ def class_weights(run: RunData) -> ClassWeights | None:
         names=[names[index] for index in shown],
         first=[float(first[index]) for index in shown],
         last=[float(last[index]) for index in shown],
+        averaged=_tenth(values),
         sources=[data_url(Image.fromarray(np.ascontiguousarray(row[None]))) for row in coloured],
         low=low,
         high=high,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,12 +38,13 @@ from lfmcw_app.report.tables import (
     environment_rows,
     key_figures,
     progress_text,
+    setting_text,
     solves,
 )
 from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.cell_cards import graphs_of, text_units
-from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg
+from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_layout, cell_svg
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
@@ -231,6 +231,7 @@ def _rendered(template: str, runs: Sequence[RunData], **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["short"] = short
+    environment.filters["setting"] = setting_text
     environment.filters["units"] = text_units
     environment.filters["duration"] = lambda seconds: " ".join(duration(seconds))
     environment.filters["size"] = lambda count: " ".join(size(count))
@@ -276,7 +277,7 @@ def _what(run: RunData) -> str:
 
 
 def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
-    """Each cell's picture, and its edges as text, a list per node."""
+    """Each cell's picture, its width in pixels, and its edges as text, a list per node."""
     if genotype is None:
         return []
     texts = genotype.to_data().values()
@@ -284,6 +285,7 @@ def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
         {
             "title": graph.title,
             "svg": cell_svg(graph),
+            "width": round(cell_layout(graph).width),
             "nodes": [edge_names(edges, genotype) for edges in nodes],
         }
         for graph, nodes in zip(graphs_of(genotype), texts, strict=True)
@@ -306,7 +308,7 @@ def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     flat = [_flat(run.recipe.model_dump(mode="json", by_alias=True)) for run in runs]
     found = []
     for key in dict.fromkeys(key for settings in flat for key in settings):
-        values = [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat]
+        values = [setting_text(settings[key]) for settings in flat]
         if len(set(values)) > 1:
             found.append((key, values))
     return found

@@ -15,7 +15,7 @@ from lfmcw_app.report.curves import Pick, Rounds, at
 from lfmcw_app.report.images import class_names
 from lfmcw_app.report.reading import RunData
 
-__all__ = ["MeasuredQuality", "QualityRow", "generator_quality", "quality_charts"]
+__all__ = ["MeasuredQuality", "QualityRow", "generator_quality", "last_measured", "quality_charts"]
 
 MOST_ROWS = 40
 
@@ -56,7 +56,7 @@ class MeasuredQuality:
 
 def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
     """The measures of a run's generator; None where there are none."""
-    last = _last(run)
+    last = last_measured(run)
     if last is None:
         return None
     phase, number, quality, doubts = last
@@ -80,7 +80,7 @@ def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
     )
 
 
-def _last(run: RunData) -> tuple[str, int, Quality, Sequence[str]] | None:
+def last_measured(run: RunData) -> tuple[str, int, Quality, Sequence[str]] | None:
     """Phase, round, the measures there, and warnings of the pictures; None where there are none.
 
     Those of metrics.jsonl, unless search.json alone has the end: of real images, which are no

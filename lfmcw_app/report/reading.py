@@ -15,6 +15,7 @@ from typing import Any
 
 from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, parse_object, text_of
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.near_paths import near_runs
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import numbers_changed
@@ -142,8 +143,10 @@ def read_recipe(path: Path) -> Recipe:
     try:
         text = text_of(path / "config.yaml")
     except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"There is no run in {path} ({error}). Name a run folder, as runs/NAME."
+            f"There is no run in {path} (config.yaml: {why}). Name a run folder, as runs/NAME."
+            f"{near_runs(path)}"
         ) from None
     try:
         return validate_recipe(parse_yaml(text))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lfmcw_app.collapse import what_is_known
 from lfmcw_app.data import short_name
 from lfmcw_app.report.images import class_names, last_class_weights
+from lfmcw_app.report.quality import last_measured
 from lfmcw_app.report.reading import LostNumbers, Phase, RunData
-from lfmcw_app.result_file import worst_classes
+from lfmcw_app.result_file import clearly_harder, worst_classes, wrong_images
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 
@@ -36,6 +38,7 @@ def summary(run: RunData) -> str:
         sentences.append("This is a trial of a few rounds: its numbers say nothing.")
     sentences.append(_search(run))
     sentences.append(_state(run))
+    sentences.append(_generator(run))
     sentences.append(_own_network(run))
     sentences.append(_hardest(run))
     sentences.append(_heaviest(run))
@@ -120,10 +123,14 @@ def _test_error(result: dict[str, Any]) -> str:
     found = result["lookup"]
     return (
         f"The test error of the found cell is {error}. It was not trained here, but looked up in "
-        f"{found['file']} (mean of {_count(len(found['seeds']), 'training')}). The cell has rank "
+        f"{found['file']} ({_trainings(len(found['seeds']))}). The cell has rank "
         f"{found['rank']:,} of {found['cells']:,}, {found['regret_percent']:.2f} percentage points "
         "behind the best."
     )
+
+
+def _trainings(number: int) -> str:
+    return "one training" if number == 1 else f"mean of {number:,} trainings"
 
 
 def _ended_by(run: RunData) -> tuple[LostNumbers, str] | None:
@@ -165,31 +172,60 @@ def mean_at_the_end(run: RunData) -> tuple[float, int] | None:
     return 100.0 * (1.0 - sum(last) / len(last)), len(last)
 
 
+def _generator(run: RunData) -> str:
+    """What is known of the generated images; empty where none were generated."""
+    how = run.recipe.search
+    if run.evaluated or how.method != "lfmcw":
+        return ""
+    last = last_measured(run)
+    if last is not None and (last[-1] or not how.draws_real):
+        *_, quality, doubts = last
+        return what_is_known(quality, doubts)
+    if how.draws_real or not _search_ended(run):
+        return ""
+    return "Whether the generated images show their classes was not measured."
+
+
 def _own_network(run: RunData) -> str:
     found = mean_at_the_end(run)
     if found is None:
         return ""
     error, rounds = found
-    when = "the last round" if rounds == 1 else f"the last {rounds:,} rounds"
+    when = "in the last round" if rounds == 1 else f"mean of the last {rounds:,} rounds"
     if run.stride > 1:
-        when = "the last rounds"  # of which some were read
+        when = "mean of the last rounds"  # of which some were read
     return (
         f"The search's own network, W2, reached an error of {error:.1f}% on validation images "
-        f"(mean of {when})."
+        f"({when})."
     )
 
 
 def _hardest(run: RunData) -> str:
-    """The classes with the largest test errors."""
+    """The classes that are clearly harder than the others, or that there are none."""
     entries = (run.result or {}).get("classes") or []
     known = [entry for entry in entries if entry["error_percent"] is not None]
     if not known:
         return ""
     worst = worst_classes(known)
     if not worst:
-        return "No class has an error."
-    named = [f"{_quoted(str(entry['name']))} ({entry['error_percent']:.1f}%)" for entry in worst]
-    return f"The hardest {_are('class', named)} {_listed(named)}."
+        return "No test image of any class is wrong."
+    harder = clearly_harder(known)
+    if harder:
+        named = list(map(_wrong, harder))
+        return f"The hardest {_are('class', named)} {_listed(named)}."
+    return (
+        f"No class is clearly harder than the others. {_quoted(str(worst[0]['name']))} has the "
+        f"largest error ({_wrong_of(worst[0])}), but chance alone can explain that."
+    )
+
+
+def _wrong(entry: Mapping[str, Any]) -> str:
+    return f"{_quoted(str(entry['name']))} ({_wrong_of(entry)})"
+
+
+def _wrong_of(entry: Mapping[str, Any]) -> str:
+    """How much is wrong of a class: of so many images that everyone sees how little it may say."""
+    return f"{wrong_images(entry):,} of {_count(entry['images'], 'test image')} wrong"
 
 
 def _heaviest(run: RunData) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "key_figures",
     "phase_seconds",
     "progress_text",
+    "setting_text",
     "solves",
 ]
 
@@ -49,7 +50,7 @@ class Solves:
     Attributes:
         count: how many.
         residual: median and largest; None where the engine solves no system.
-        failed: how many did not converge.
+        failed: how many were worse than the engine is good for (a truncated one is not).
     """
 
     problem: str
@@ -170,10 +171,15 @@ def solves(run: RunData) -> list[Solves]:
                 count=len(reports),
                 iterations=statistics.fmean(report["iterations"] for report in reports),
                 residual=(statistics.median(residuals), max(residuals)) if residuals else None,
-                failed=sum(not report.get("converged", True) for report in reports),
+                failed=sum(_failed(report) for report in reports),
             )
         )
     return rows
+
+
+def _failed(report: dict[str, Any]) -> bool:
+    """Whether a solve failed; entries of older runs say only whether it converged."""
+    return bool(report.get("failed", not report.get("converged", True)))
 
 
 def costs(run: RunData) -> list[Cost]:
@@ -208,10 +214,40 @@ def _count(number: int) -> str:
     return f"{number:,}" if number < 10_000 else short(number)
 
 
-def environment_rows(environment: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """The environment as names and values; command and recipe have places of their own."""
-    return [
-        (key.replace("_", " "), str(value))
+def setting_text(value: Any) -> str:
+    """A setting as a recipe has it, on one line: true, null, a name, or parts with their names."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {setting_text(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(setting_text, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """The environment as names and values; command and recipe have places of their own.
+
+    What has parts has a row for each of them. Parts without a value are left out.
+    """
+    rest = {
+        key.replace("_", " "): value
         for key, value in environment.items()
-        if key not in ("command", "recipe") and value is not None
-    ]
+        if key not in ("command", "recipe")
+    }
+    return _rows_of("", rest)
+
+
+def _rows_of(name: str, value: Any) -> list[tuple[str, str]]:
+    """The rows of a value, with parts in parts."""
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return [
+            row
+            for key, part in value.items()
+            for row in _rows_of(f"{name}, {key}" if name else str(key), part)
+        ]
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    return [(name, str(value))]

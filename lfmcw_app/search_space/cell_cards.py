@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
 __all__ = [
-    "ARROW", "Box", "CellGraph", "Drawn", "Label", "Layout", "Line", "graphs_of", "layout_of",
-    "rounded", "text_units",
+    "ARROW", "Box", "CellGraph", "Drawn", "Label", "Layout", "Line", "graphs_of", "kind_title",
+    "layout_of", "rounded", "text_units",
 ]  # fmt: skip
 
 Box = tuple[float, float, float, float]
@@ -76,7 +76,7 @@ class CellGraph:
     @property
     def title(self) -> str:
         """The name of its kind, for people."""
-        return self.kind if self.kind.endswith("cell") else f"{self.kind} cell"
+        return kind_title(self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,11 @@ class Layout:
     cards: Sequence[Box]
     labels: Sequence[Label]
     lines: Sequence[Line]
+
+
+def kind_title(kind: str) -> str:
+    """The name of a kind of cell, for people."""
+    return kind if kind.endswith("cell") else f"{kind} cell"
 
 
 def graphs_of(cells: Drawn) -> list[CellGraph]:

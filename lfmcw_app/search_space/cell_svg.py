@@ -15,13 +15,14 @@ from lfmcw_app.search_space.cell_cards import (
     Box,
     CellGraph,
     Label,
+    Layout,
     Line,
     Place,
     layout_of,
     rounded,
 )
 
-__all__ = ["CELL_STYLE", "cell_svg", "primitive_label"]
+__all__ = ["CELL_STYLE", "cell_layout", "cell_svg", "primitive_label"]
 
 TEXT_DROP = 4
 """Pixels from the middle of a line of text down to its base line."""
@@ -49,10 +50,15 @@ def primitive_label(primitive: str) -> str:
     return named.replace("_", " ")
 
 
+def cell_layout(graph: CellGraph) -> Layout:
+    """Where the parts of a cell's picture are, in pixels."""
+    used = {operation for _, edges in graph.nodes for operation, _ in edges}
+    return layout_of(graph, {operation: primitive_label(operation) for operation in used})
+
+
 def cell_svg(graph: CellGraph) -> Markup:
     """Draws one derived cell."""
-    used = {operation for _, edges in graph.nodes for operation, _ in edges}
-    layout = layout_of(graph, {operation: primitive_label(operation) for operation in used})
+    layout = cell_layout(graph)
     states = [*graph.inputs, *(name for name, _ in graph.nodes)]
     reads = [
         f"{name} reads {primitive_label(operation)} of {states[source]}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.near_paths import near_paths
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
@@ -122,7 +123,10 @@ class Cells:
         try:
             text = text_of(file, LONGEST, encoding="utf-8-sig", pipes=True)
         except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-            raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
+            why = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"The genotype file {file} cannot be read ({why}).{near_paths(path)}"
+            ) from None
         try:
             return cls.from_text(text)
         except InputError as error:

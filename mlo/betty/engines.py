@@ -63,6 +63,8 @@ class BettyEngine(PullbackEngine):
     needs_symmetry: ClassVar[bool] = True  # and one loss per problem: Betty has no games
     takes_sharded: ClassVar[bool] = False
     method: ClassVar[str]
+    truncates: ClassVar[bool] = False
+    """Whether it solves the system with a number of steps, and does not say how well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +102,8 @@ class BettyEngine(PullbackEngine):
                 f"{self.name!r} failed: {error} (It needs a loss in which every parameter and "
                 f"every problem read takes part.) Use {self.method!r}."
             ) from error
-        return call.scatter([tensor.detach() for tensor in found]), self.report(call.solution.name)
+        report = self.report(call.solution.name, converged=not self.truncates)
+        return call.scatter([tensor.detach() for tensor in found]), report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,7 @@ class BettyNeumann(BettyEngine):
 
     iterations: int = count(1)
 
+    truncates: ClassVar[bool] = True
     name: ClassVar[str] = "betty-neumann"
     method: ClassVar[str] = "neumann"
 

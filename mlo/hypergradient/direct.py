@@ -10,7 +10,7 @@ import torch
 from mlo.errors import EngineError
 from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number
-from mlo.hypergradient.products import Engine, LinearSystem, Solve, relative_residual
+from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.response import Cotangent
 from mlo.tensors import zeros_for_none
 
@@ -26,7 +26,8 @@ class Direct(Engine):
     Attributes:
         damping: added to the diagonal of A.
         max_parameters: refuses larger problems, whose dense Jacobian is surely a mistake.
-        tol: relative residual above which the solve counts as not converged.
+        tol: relative residual above which the solve has not converged, but failed. In exact
+            arithmetic it is zero, so it shows rounding.
     """
 
     damping: float = number(0.0)
@@ -61,12 +62,11 @@ class Direct(Engine):
                 "damping to the engine."
             )
         q = operator.split(solved)
-        # One more product shows how much of the answer is rounding. (With damping Aᵀ q − v is not
-        # zero by design, and shows nothing.)
-        residual = (
-            relative_residual(system, [a.detach() for a in q], v) if not self.damping else None
-        )
-        converged = residual is None or residual <= self.tol
+        # One more product shows how much of the answer is rounding.
+        with torch.no_grad():
+            b = operator.flatten(v)
+            residual = float((operator(solved) - b).norm() / (b.norm() or 1.0))
+        converged = residual <= self.tol
         advice = (
             ""
             if converged

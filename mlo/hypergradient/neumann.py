@@ -14,12 +14,15 @@ from mlo.hypergradient.iterative import FlatOperator, IterationResult, Iterative
 from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.products import LinearSystem, Products
 from mlo.hypergradient.step_size import largest_inverse_step_size
+from mlo.records import CONVERGED
 from mlo.response import Stationary
 
 __all__ = ["Neumann"]
 
 GROWTH = 10.0
 """A term this many times larger than the first one means that the series diverges."""
+
+ADVICE_SLOW = "The series has hardly begun to converge: raise num_terms, or use 'cg'."
 
 HALVINGS = 3
 """How often "auto" halves a step size at which the series diverged."""
@@ -33,8 +36,9 @@ class Neumann(IterativeEngine):
 
     Attributes:
         num_terms: K.
-        tol: residual above which the sum counts as not converged. At the default half of the
-            cotangent is left over.
+        tol: residual above which the solve counts as failed. At the default half of the cotangent
+            is left over. Up to it the sum is reported as truncated, and as converged if its
+            residual is at most `mlo.records.CONVERGED`.
         step_size: α, which must be below 2 / λmax for the series to converge. "auto" takes 1 /
             λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of the
             largest eigenvalue), and halves it if the series still diverges.
@@ -109,14 +113,13 @@ class Neumann(IterativeEngine):
         # The residual of the sum is the term after the last: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v. While the
         # terms shrink, the last one, which is available, bounds it.
         residual = size / scale
-        converged = residual <= self.tol or self.num_terms == 1
-        advice = (
-            ""
-            if converged
-            else "The series has hardly begun to converge: raise num_terms, or use 'cg'."
-        )
+        # One term alone is a choice, and leaves the whole cotangent.
+        enough = residual <= self.tol or self.num_terms == 1
         return IterationResult(
-            x=alpha * total, residual=residual, converged=converged, advice=advice
+            x=alpha * total,
+            residual=residual,
+            converged=residual <= CONVERGED,
+            advice="" if enough else ADVICE_SLOW,
         )
 
 

@@ -22,6 +22,9 @@ from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Nystrom"]
 
+MISSED = 0.5
+"""A residual above which the approximation alone has failed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Nystrom(IterativeEngine):
@@ -38,7 +41,8 @@ class Nystrom(IterativeEngine):
         rank: r; at most the number of parameters is used. The approximation takes r products.
         ridge: added to the approximation before it is inverted.
         max_steps: steps of preconditioned conjugate gradients after it.
-        tol: relative residual at which these stop.
+        tol: relative residual at which these stop. Without steps it is the residual up to which the
+            solve has converged; it has failed if half of the cotangent is left over.
 
     Reference: Hataya and Yamada, Nyström Method for Accurate and Scalable Implicit Differentiation
     (2023); Frangella, Tropp and Udell, Randomized Nyström Preconditioning (2023), Algorithm 2.1.
@@ -76,8 +80,8 @@ class Nystrom(IterativeEngine):
             return IterationResult(
                 x=x,
                 residual=residual,
-                converged=residual <= 0.5,
-                advice=advice if residual > 0.5 else "",
+                converged=residual <= self.tol,
+                advice="" if residual <= MISSED else advice,
             )
         return conjugate_gradients(
             operator,

@@ -33,7 +33,7 @@ from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.step_size import persistent_step_size
-from mlo.records import SolveReport
+from mlo.records import CONVERGED, SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
 from mlo.tensors import zeros_for_none
 
@@ -65,8 +65,9 @@ class Penalty(PullbackEngine):
             of O(1/λ²).
         warm_start: resume from the last displacement (y₊ − y₋) / 2ε, as F2SA does; otherwise both
             copies start at the solution.
-        tol: residual above which the solve counts as not converged. At the default half of the
-            cotangent is left over.
+        tol: residual above which the solve counts as failed. At the default half of the cotangent
+            is left over. Up to it the copies are reported as truncated, and as converged if the
+            residual is at most `mlo.records.CONVERGED`.
 
     Reference: Kwon et al., A Fully First-Order Method for Stochastic Bilevel Optimization (2023),
     Eq. 2 and Algorithm 1; Ye et al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation
@@ -141,6 +142,7 @@ class Penalty(PullbackEngine):
         if known is not None and math.isfinite(curvature) and curvature > float(known):
             system.keep("curvature", torch.tensor(curvature, dtype=torch.float64))
         diverged = not residual <= GROWTH * max(first, 1.0)
+        enough = residual <= self.tol or self.steps == 1
         if self.warm_start:
             system.keep("q", operator.flatten(_half_difference(up, down, e)))
 
@@ -152,8 +154,8 @@ class Penalty(PullbackEngine):
             system.problem,
             iterations=self.steps,
             residual=residual,
-            converged=residual <= self.tol or (self.steps == 1 and not diverged),
-            advice=ADVICE_DIVERGED if diverged else ADVICE_SLOW,
+            converged=residual <= CONVERGED and not diverged,
+            advice=ADVICE_DIVERGED if diverged else "" if enough else ADVICE_SLOW,
         )
         return call.scatter(pulled), report
 

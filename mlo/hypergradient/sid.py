@@ -57,7 +57,8 @@ class Sid(Engine):
         damping: added to the diagonal of A.
         warm_start: start from the last solve's q, which is independent of the new batches.
         tol: relative residual, averaged over the second half of the steps, above which the solve
-            counts as not converged. By default only divergence does.
+            counts as failed. By default only divergence does. Up to it the steps are reported as
+            truncated, and as converged if the residual is at most `mlo.records.CONVERGED`.
 
     Reference: Grazzi, Pontil, Salzo, Convergence Properties of Stochastic Hypergradients (2021),
     Algorithm 1; with decaying steps and averaged B, Grazzi et al., Bilevel Optimization with a
@@ -166,11 +167,9 @@ class _Iteration:
     def report(self, problem: str) -> SolveReport:
         """The report on the steps."""
         residual = float(torch.stack(self._residuals).mean(0).norm()) / (self._scale or 1.0)
-        converged = residual <= self._engine.tol
         return self._engine.report(
             problem,
             iterations=self._made,
             residual=residual,
-            converged=converged,
-            advice="" if converged else ADVICE,
+            advice="" if residual <= self._engine.tol else ADVICE,
         )

@@ -23,7 +23,7 @@ from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number, scheduled_number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.hypergradient.step_size import persistent_step_size
-from mlo.records import SolveReport
+from mlo.records import CONVERGED, SolveReport
 from mlo.response import Cotangent, Stationary
 
 __all__ = ["Soba"]
@@ -70,7 +70,9 @@ class Soba(Engine):
         fresh_batches: whether each step, and the mixed product, uses fresh batches of the lower
             problem's `solve_data`.
         damping: added to the diagonal of A.
-        tol: relative residual above which it counts as not converged, after `PATIENCE` updates.
+        tol: relative residual above which the solve counts as failed, after `PATIENCE` updates. Up
+            to it q follows the solution, and is reported as truncated; as converged if the residual
+            is at most `mlo.records.CONVERGED`.
 
     Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and
     global variance reduction algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6; with
@@ -246,7 +248,7 @@ class Soba(Engine):
             iterations: products with Aᵀ.
             lost: the relative residual of a q that starts again; None: q is kept.
         """
-        # A young q cannot have converged, and gets no advice.
+        # A young q cannot follow yet, and gets no advice.
         restart = lost is not None
         made = system.recall("updates")
         count = torch.tensor(1) if made is None or restart else made + 1
@@ -257,12 +259,13 @@ class Soba(Engine):
         mean_residual = self._mean(system, "mean residual", residual, restart=restart)
         mean_v = self._mean(system, "mean cotangent", v, restart=restart)
         followed = float(mean_residual.norm()) / (float(mean_v.norm()) or 1.0)
+        behind = updates > PATIENCE and not followed <= self.tol
         return self.report(
             system.problem,
             iterations=iterations,
             residual=followed if lost is None else lost,
-            converged=lost is None and followed <= self.tol,
-            advice=ADVICE_LOST if restart else ADVICE_BEHIND if updates > PATIENCE else "",
+            converged=lost is None and followed <= CONVERGED,
+            advice=ADVICE_LOST if restart else ADVICE_BEHIND if behind else "",
         )
 
     @staticmethod

@@ -72,13 +72,13 @@ def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
         (evaluate, ["--resume", whole, "--set=search.weights.lr=0.1"], "has no search"),
         (evaluate, ["--resume", whole, "--set=on_nonfinite=skip"], "is complete"),
         (evaluate, ["--resume", search.path], f"python -m lfmcw_app.run --resume {search.path}"),
-        (evaluate, ["--resume", tmp_path / "nowhere"], "it holds no run"),
+        (evaluate, ["--resume", tmp_path / "nowhere"], "there is no such folder"),
         (
             evaluate,
             ["--resume", whole, "--max-steps", "2"],
             "--max-steps starts a separate trial",
         ),
-        (evaluate, ["random:1"], "Name a genotype and a data set"),
+        (evaluate, ["random:1"], "Name a data set after the genotype"),
         (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),
     ):
         code, printed = call(command, *arguments)

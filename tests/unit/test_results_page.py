@@ -160,7 +160,27 @@ def test_the_largest_experiment_leads_and_all_are_counted(data):
     made_runs(data / "runs" / "many.csv")
     assert "first order" in answer_row(data) and "lower error" in answer_row(data)
     first = block("answer", data).splitlines()[0]
-    assert first.endswith("all 2 comparisons of LFM-CW with plain search: 1 *better*, 1 *worse*.")
+    assert "all 2 comparisons of LFM-CW with plain search: 1 *better*, 1 *worse*." in first
+
+
+def test_the_answer_says_how_many_of_those_counted_it_shows(data):
+    """The verdicts are of all comparisons with plain search; the table has one for each question.
+
+    Rows of LFM-CW beside itself are none of them, though their figures may be the same.
+    """
+    same = dict.fromkeys(ABLATION, 0.0)
+    made_runs(data / "runs" / "a.csv", offsets=same, spread=0.0)
+    assert "Verdict of the only comparison" in block("answer", data)
+    made_runs(data / "runs" / "b.csv", generator="real")
+    assert "all 2 comparisons" in block("answer", data)
+    assert "The table has all of them." in block("answer", data)
+    made_runs(data / "runs" / "c.csv", seeds=10, order="second")
+    made_runs(data / "runs" / "d.csv", seeds=11, order="second")
+    said = block("answer", data)
+    assert "all 4 comparisons" in said
+    assert "So it has 2 of these 4; the others are in the sections below." in said
+    rows = [line for line in said.splitlines() if line.startswith("| plain search")]
+    assert sum("not run here" not in row for row in rows) == 2
 
 
 def test_the_leading_experiment_is_chosen_before_its_result(data):
@@ -505,7 +525,7 @@ def test_the_command_fills_pages_and_draws(data, tmp_path, capsys):
     (docs / "b.md").write_text("No block.\n")
     main(docs)
     text = (docs / "a.md").read_text("utf-8")
-    assert text.startswith("By hand.\n\n<!-- begin: answer -->\n\nVerdicts of all 1 comp")
+    assert text.startswith("By hand.\n\n<!-- begin: answer -->\n\nVerdict of the only comp")
     assert "earlier" not in text
     assert (docs / "results.svg").exists() and not (docs / "results_cells.svg").exists()
     main(docs)

@@ -1,7 +1,7 @@
 "use strict";
 // Values under the pointer, read back from the drawn lines by the chart's own scale.
 const tip = document.getElementById("tip");
-for (const svg of document.querySelectorAll(".chart svg")) {
+for (const svg of document.querySelectorAll(".chart > svg")) {
   const [x0, x1, y0, y1] = svg.dataset.domain.split(" ").map(Number);
   const [left, top, right, bottom] = svg.dataset.box.split(" ").map(Number);
   const log = svg.dataset.log === "1";
@@ -18,9 +18,10 @@ for (const svg of document.querySelectorAll(".chart svg")) {
   };
   let at = right;
   const read = (clientX, clientY) => {
-    const box = svg.getBoundingClientRect(), unit = svg.viewBox.baseVal.width / box.width;
+    const box = svg.getBoundingClientRect(), unit = (right - left) / box.width;
     const x = at = Math.min(Math.max((clientX - box.left) * unit, left), right);
-    hair.setAttribute("x1", x); hair.setAttribute("x2", x); hair.style.display = "";
+    for (const end of ["x1", "x2"]) hair.setAttribute(end, `${100 * x / right}%`);
+    hair.style.display = "";
     const rows = [`round ${Math.round(x0 + (x - left) / (right - left) * (x1 - x0)).toLocaleString("en")}`];
     tip.replaceChildren(document.createTextNode(rows[0]));
     for (const { label, colour, points } of lines) {
@@ -50,7 +51,7 @@ for (const svg of document.querySelectorAll(".chart svg")) {
     const steps = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!steps) return;
     event.preventDefault();
-    const box = svg.getBoundingClientRect(), unit = svg.viewBox.baseVal.width / box.width;
+    const box = svg.getBoundingClientRect(), unit = (right - left) / box.width;
     const width = Math.max((right - left) / 50, (right - left) / Math.max(x1 - x0, 1)); // a round, or more
     read(box.left + (tip.hidden ? at : at + steps * width) / unit, box.top + 40);
   });
@@ -65,16 +66,16 @@ if (frames) {
   const show = index => {
     const frame = data.frames[index];
     document.querySelector("[data-frame]").textContent = `round ${frame.round}${several ? `, ${frame.stage}` : ""}`;
-    for (const svg of document.querySelectorAll(".alpha")) {
-      const kind = svg.dataset.kind, [low, high] = data.ranges[kind], cells = svg.querySelectorAll("g");
+    for (const table of document.querySelectorAll(".alpha")) {
+      const kind = table.dataset.kind, [low, high] = data.ranges[kind], cells = table.querySelectorAll("td");
       const chosen = new Set(frame.chosen[kind].map(String));
       frame.weights[kind].forEach((row, edge) => row.forEach((weight, column) => {
         const cell = cells[edge * row.length + column];
-        cell.setAttribute("class", weight === null ? "w gone" : chosen.has(`${edge},${column}`) ? "w chosen" : "w");
+        cell.className = weight === null ? "w gone" : chosen.has(`${edge},${column}`) ? "w chosen" : "w";
         const relative = frame.relative[kind][edge][column];
         const share = weight === null || high <= low ? 0 : (relative / 1000 - low) / (high - low);
-        cell.firstChild.style.fillOpacity = Math.min(Math.max(share, 0), 1).toFixed(3);
-        cell.lastChild.textContent = weight === null ? "" : (weight / 10).toFixed(1);
+        cell.style.setProperty("--share", `${Math.round(100 * Math.min(Math.max(share, 0), 1))}%`);
+        cell.textContent = weight === null ? "" : (weight / 10).toFixed(1);
       }));
     }
   };

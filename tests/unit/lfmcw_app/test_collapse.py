@@ -18,6 +18,7 @@ from lfmcw_app.collapse import (
     doubts_about_pictures,
     last_quality,
     observe,
+    what_is_known,
 )
 from lfmcw_app.data import search_split
 from lfmcw_app.generator_quality import Judge, Quality, QualityByClass
@@ -197,9 +198,9 @@ def test_marks_are_what_w2_knows_and_a_judge_does_not():
     """Of a judge that knows 50% of real pictures, chance being 10%, a quarter is 20%."""
     assert doubts(0.87, gan_test=19.9) == {"marks"}
     assert doubts(0.87, gan_test=20.1) == set()
-    assert doubts(0.54, gan_test=9.0) == set()
+    assert doubts(0.54, gan_test=9.0) == {"unlike"}
     assert doubts(0.56, gan_test=9.0) == {"marks"}
-    assert doubts(None, gan_test=9.0) == set()
+    assert doubts(None, gan_test=9.0) == {"unlike"}
 
 
 def test_a_judge_that_knows_nothing_doubts_nothing():
@@ -214,7 +215,7 @@ def test_a_judge_that_knows_nothing_doubts_nothing():
         (drawn, set()),
         (one_per_class, {"alike"}),
         (marked_noise, {"marks"}),
-        (constant, {"alike"}),
+        (constant, {"alike", "unlike"}),
         (wrong_class, {"marks"}),
     ],
 )
@@ -222,6 +223,46 @@ def test_made_generators_are_doubted_as_they_should_be(draw, expected, bar_judge
     """W2 learns to name them all, but of a constant it can know no more than one class."""
     accuracy = 0.25 if draw is constant else 0.97
     assert set(doubts_about_pictures(bar_judge.measure(Made(draw)), accuracy)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {},
+            "A classifier trained on real pictures recognises 45% of the generated ones and 50% of "
+            "other real ones (chance is 10%).",
+        ),
+        (
+            {"gan_test": 12.0},
+            "The generated pictures do not show their classes: a classifier trained on real "
+            "pictures recognises only 12% of them (chance is 10%; it recognises 50% of other real "
+            "ones).",
+        ),
+        (
+            {"variety": 0.02},
+            "The generator has collapsed: its pictures of a class are all alike (their variety is "
+            "0.02, and that of real pictures is 1).",
+        ),
+        (
+            {"gan_test": 12.0, "real": 18.0},
+            "Whether the generated pictures show their classes is not known: a classifier trained "
+            "on real pictures recognises only 18% even of other real ones (chance is 10%).",
+        ),
+    ],
+)
+def test_what_was_measured_is_told_without_advice(changes, said):
+    """No more is said than was measured: a judge that knows nothing leaves it open."""
+    found = quality(**changes)
+    doubts = list(doubts_about_pictures(found, None).values())
+    assert what_is_known(found, doubts) == said
+    assert all("Train the generator longer" in doubt for doubt in doubts)
+
+
+def test_two_doubts_have_one_advice():
+    first, second = doubts_about_pictures(quality(gan_test=12.0, variety=0.02), None).values()
+    assert first.endswith("that of real pictures is 1).")
+    assert second.endswith("or choose another search.generator.name.")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +276,10 @@ def test_doubts_are_told_once_until_they_were_gone():
     for accuracy in (0.0, 0.9, 0.9, 0.9):  # the first one is out of the window
         detector.update(Observation(**HEALTHY, generated_accuracy=accuracy))
     (text,) = detector.measured(quality(gan_test=10.0))
-    assert "W2 recognises 90% of them, but a classifier trained on real pictures only 10%" in text
+    assert (
+        "W2 recognises 90% of them, but a classifier trained on real pictures recognises only"
+        in text
+    )
     assert detector.measured(quality(gan_test=11.0)) == []
     assert detector.measured(quality()) == []
     assert len(detector.measured(quality(gan_test=10.0))) == 1
@@ -257,7 +301,7 @@ def test_the_last_measures_are_found_in_the_lines_of_a_phase():
     assert (number, found) == (2, marked)
     assert "W2 recognises 90%" in texts[0]
     assert last_quality(lines, rounds=1) is None
-    assert last_quality([line(1, None, quality(variety=0.0))])[2][0].startswith("The generated")
+    assert last_quality([line(1, None, quality(variety=0.0))])[2][0].startswith("The generator has")
 
 
 def test_only_the_window_before_a_measurement_counts():

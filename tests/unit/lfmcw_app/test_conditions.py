@@ -173,10 +173,10 @@ def test_what_does_not_fit_the_classes_is_refused(data, words, tmp_path):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"class_shares": {"3": 1.5}}, r"data\.class_shares\.3.*less than or equal to 1"),
-        ({"class_shares": {"3": 0.0}}, r"data\.class_shares\.3.*greater than 0"),
-        ({"imbalance": -0.1}, r"data\.imbalance.*greater than 0"),
-        ({"wrong_labels": [HALF[0] | {"share": 2.0}]}, r"share.*less than or equal to 1"),
+        ({"class_shares": {"3": 1.5}}, r"data\.class_shares\.3.*at most 1"),
+        ({"class_shares": {"3": 0.0}}, r"data\.class_shares\.3.*more than 0"),
+        ({"imbalance": -0.1}, r"data\.imbalance.*more than 0"),
+        ({"wrong_labels": [HALF[0] | {"share": 2.0}]}, r"share.*at most 1"),
         ({"wrong_labels": [HALF[0] | {"as": []}]}, r"at least 1 item"),
         ({"wrong_labels": [*HALF, *HALF]}, r"one entry per class; 3 has several"),
         ({"wrong_labels": [HALF[0] | {"in": "test"}]}, r"'train' or 'both'"),

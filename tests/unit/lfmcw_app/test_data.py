@@ -147,6 +147,16 @@ def test_names_of_data_sets():
     assert short_name("folder:pictures/pets/") == "pets"
 
 
+def test_a_folder_without_its_prefix_is_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(InputError, match="To use the folder of that name, write folder:pets"):
+        check_dataset("pets")
+    with pytest.raises(InputError) as refused:
+        check_dataset("pest")
+    assert "To use the folder" not in str(refused.value)
+
+
 def test_imagenet_is_listed_without_reading_an_image(imagenet, opened, monkeypatch):
     monkeypatch.setattr("lfmcw_app.data.DEPTH", 0)
     data = load_dataset("imagenet", imagenet)

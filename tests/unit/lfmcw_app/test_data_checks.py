@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from lfmcw_app.data import Dataset, Images
-from lfmcw_app.data_checks import adaptations, fitted, read_data
+from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
 
@@ -89,9 +90,19 @@ def made(count):
 @pytest.mark.parametrize(
     ("count", "processes", "batches", "words"),
     [
-        (24, 1, (12, 24), ["search.batch_size is 12 instead of 32", "300 epochs instead of 6"]),
-        (31, 2, (14, 30), ["search.batch_size is 14 instead of 32", "300 epochs instead of 6"]),
-        (240, 1, (32, 64), ["100 epochs instead of 6, which would be only 18 rounds"]),
+        (
+            24,
+            1,
+            (12, 24),
+            ["search.batch_size is 12 instead of 32", "300 epochs instead of the"],
+        ),
+        (
+            31,
+            2,
+            (14, 30),
+            ["search.batch_size is 14 instead of 32", "300 epochs instead of the"],
+        ),
+        (240, 1, (32, 64), ["100 epochs instead of the recipe's 6. On so few", "only 18 rounds"]),
         (64 * 60, 1, (32, 64), []),
     ],
 )
@@ -137,7 +148,26 @@ def test_images_that_the_recipe_leaves_out_are_told():
     dataset = made(300)
     asked = load_recipe("small", overrides={"data.train_images": 200, "data.search_images": 100})
     said = " ".join(adaptations(asked, fitted(asked, dataset), dataset))
-    assert "does not use all images: 200 of 300 training images, searching on 50 + 50." in said
+    assert "does not use all images: 200 of 300 training images, 100 for the search." in said
+
+
+def test_what_each_part_of_the_images_is_for_is_said():
+    dataset = made(300)
+    asked = load_recipe("small", overrides={"data.train_images": 200, "data.search_images": 100})
+    search = "The search learns from 50 images (D_tr) and chooses the cell by 50 others (D_val)."
+    training = "is trained on 200 images and tested on 300 others."
+    assert parts_said(asked, dataset) == [f"{search} The network that it finds {training}"]
+    assert parts_said(asked, dataset, searches=False) == [f"The network {training}"]
+    at_random = load_recipe("small", overrides={"search.method": "random"})
+    assert "search" not in " ".join(parts_said(at_random, dataset))
+
+
+def test_the_advice_on_a_longer_training_is_right():
+    asked, dataset = load_recipe("small"), made(240)
+    (line,) = adaptations(asked, fitted(asked, dataset), dataset)
+    given = re.search(r"--set (evaluation\.min_steps=\d+)", line)[1]
+    kept = load_recipe("small", assignments=(given,))
+    assert adaptations(kept, fitted(kept, dataset), dataset) == []
 
 
 def test_the_memory_of_a_recipe_needs_no_data(tmp_path):

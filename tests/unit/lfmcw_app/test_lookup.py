@@ -252,10 +252,17 @@ def test_the_result_has_error_regret_and_rank(folder, table_file):
 
 
 def test_what_the_search_measured_is_in_the_result(folder, monkeypatch):
-    measured = {"gan_test_percent": 27.0}
-    end = {"generator": measured}
+    column = [27.0, 27.0]
+    by_class = dict.fromkeys(("gan_test", "gan_train", "real", "variety"), column)
+    measured = {
+        "gan_test": 90.0, "gan_train": 60.0, "real": 90.0, "variety": 0.05, "by_class": by_class,
+    }  # fmt: skip
+    end = {"stage": "search", "round": 3, "generator": measured}
     monkeypatch.setattr("lfmcw_app.search_end.read_search_end", lambda folder: end)
-    assert look_up(folder, CELL, table_of(folder.recipe))["generator"] == measured
+    found = look_up(folder, CELL, table_of(folder.recipe))["generator"]
+    (doubt,) = found.pop("doubts")
+    assert found == measured
+    assert doubt.startswith("The generator has collapsed")
 
 
 def test_a_complete_look_up_is_not_repeated(folder, monkeypatch):

@@ -117,6 +117,14 @@ def test_a_signal_stops_after_a_checkpoint(folder, monkeypatch):
     with pytest.raises(stopping.Stopped):
         run(phase)
     assert saved(folder) == 1
+    assert stopping.saved() == "the end of round 1 of 7 of the search"
+
+
+def test_where_a_resumed_phase_stands_is_known_at_once(folder):
+    run(begun(folder, bilevel_quadratic().optimizer("one_step")), stop_after=5)
+    stopping.record_saved("somewhere else")
+    begun(RunFolder.open(folder.path), bilevel_quadratic().optimizer("one_step"))
+    assert stopping.saved() == "the end of round 3 of 7 of the search"
 
 
 def test_parameters_that_are_lost_replace_no_checkpoint(folder):
@@ -139,7 +147,8 @@ def test_an_entry_is_plain_data_without_a_clock():
     entry = entry_of(optimizer.step())
     assert json.loads(json.dumps(entry)) == entry
     assert set(entry) == {"round", "losses", "metrics", "gradient_norms", "solves"}
-    assert set(entry["solves"]["w"]) == {"engine", "iterations", "residual", "converged"}
+    kept = {"engine", "iterations", "residual", "converged", "failed"}
+    assert set(entry["solves"]["w"]) == kept
 
 
 def test_an_entry_names_what_was_skipped():

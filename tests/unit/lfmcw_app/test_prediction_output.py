@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,25 @@ from rich.console import Console
 
 from lfmcw_app.classifier import load_network
 from lfmcw_app.prediction import ImageFile, Prediction, Predictions, find_images, predict
-from lfmcw_app.prediction_output import as_csv, as_data, draw, print_predictions
+from lfmcw_app.prediction_output import (
+    as_csv,
+    as_data,
+    draw,
+    print_predictions,
+    trained_on_said,
+)
 
 NAMES = ("cat", "[bold]dog", "cost $x^$")
 
 
-def made(*labels):
+def made(*labels, trained_on=None):
     done = tuple(
         Prediction(
-            image=ImageFile(path=Path(f"[red] {number}, a.png"), label=label),
+            image=ImageFile(
+                path=Path(f"[red] {number}, a.png"),
+                label=label,
+                trained_on=None if trained_on is None else number in trained_on,
+            ),
             probabilities=torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64),
         )
         for number, label in enumerate(labels)
@@ -69,11 +80,45 @@ def test_csv_has_the_same_columns_in_every_line():
     rows = list(csv.reader(as_csv(made(0, None), 5).splitlines()))
     assert rows[0] == [
         "path", "class", "class_1", "probability_1", "class_2", "probability_2", "class_3",
-        "probability_3",
+        "probability_3", "trained_on",
     ]  # fmt: skip
-    assert rows[1] == ["[red] 0, a.png", "cat", NAMES[1], "0.5", "cat", "0.25", NAMES[2], "0.25"]
-    assert rows[3] == ["bad.png", *[""] * 7]
-    assert {len(row) for row in rows} == {8}
+    best = [NAMES[1], "0.5", "cat", "0.25", NAMES[2], "0.25"]
+    assert rows[1] == ["[red] 0, a.png", "cat", *best, ""]
+    assert rows[3] == ["bad.png", *[""] * 8]
+    assert {len(row) for row in rows} == {9}
+
+
+def test_how_many_images_were_trained_on_is_said():
+    """With the error on the others, which is all that a test may count."""
+    some, held_out = trained_on_said(made(0, 1, 1, trained_on={1}), ""), "--held-out predicts"
+    assert "trained on 1 of these 3 images, so this error says little" in some
+    assert "On the 2 others it is 50.00%" in some
+    assert held_out in some
+    everything = trained_on_said(made(0, 1, trained_on={0, 1}), "")
+    assert "trained on 2 of these 2 images" in everything
+    assert held_out not in everything
+    assert "trained on none of these 1 images" in trained_on_said(made(0, trained_on=()), "")
+    assert trained_on_said(made(None, trained_on=()), "") == ""
+    assert "more certain" in trained_on_said(made(None, trained_on={0}), "")
+    assert "is unknown. The reason." in trained_on_said(made(0), "The reason.")
+
+
+def test_data_and_csv_say_which_images_were_trained_on():
+    predictions = made(0, 0, trained_on={1})
+    data = as_data(predictions, 1)["images"]
+    assert [entry["trained_on"] for entry in data] == [False, True]
+    rows = list(csv.reader(as_csv(predictions, 1).splitlines()))
+    assert [row[-1] for row in rows] == ["trained_on", "false", "true", ""]
+
+
+def test_a_row_is_one_line_where_there_is_no_terminal():
+    """Neither wrapped nor cut, however long its names are."""
+    predictions = replace(made(0, 1), class_names=("a a " * 30 + "a", "b" * 200, "c"))
+    output = io.StringIO()
+    print_predictions(predictions, 3, Console(file=output, width=80))
+    (line,) = (line for line in output.getvalue().splitlines() if "0, a.png" in line)
+    for name in predictions.class_names:
+        assert name in line
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
+from rich.table import Table
 
-from lfmcw_app.printing import say
+from lfmcw_app.printing import print_table, say
 
 
 def test_a_line_is_printed_as_it_is():
@@ -31,3 +32,18 @@ def test_no_character_steers_a_terminal():
     assert console.file.getvalue() == (
         f"a{shown}[2J{shown}31m{shown}gpj.exe{shown}{shown}\nline é 日本 👩\u200d🔬\n"
     )
+
+
+def test_only_a_terminal_wraps_a_table():
+    """A file has each row on one line, and the console keeps its width."""
+    table = Table("name")
+    table.add_row("word " * 30 + "end")
+    lines = {}
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), width=40, force_terminal=terminal)
+        print_table(console, table)
+        assert console.width == 40
+        lines[terminal] = console.file.getvalue().splitlines()
+    assert any("word " * 30 + "end" in line for line in lines[False])
+    assert max(map(len, lines[True])) < 100
+    assert len(lines[True]) > len(lines[False])

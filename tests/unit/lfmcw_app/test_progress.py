@@ -35,12 +35,14 @@ def show(
 
 def test_plain_lines_tell_losses_and_the_time_left(monkeypatch):
     """Plain lines tell losses, the time left, and the cell when it changes."""
-    begins, first, *cells, second = show(monkeypatch=monkeypatch).splitlines()
+    begins, *told, first, normal, reduction, second = show(monkeypatch=monkeypatch).splitlines()
+    cells = [normal, reduction]
     assert begins == "search: 4 rounds to come"  # the first may take long
     assert first.startswith(
-        "search 1/4  w1 1.250  gan generator 0.500, discriminator 1.500  w2 2.000  arch 3.000  "
-        "validation"
+        "search 1/4 rounds;  losses w1 1.250  gan generator 0.500, discriminator 1.500  w2 2.000  "
+        "arch 3.000;  validation error 40.0%;  "
     )
+    assert [line.split(":")[0] for line in told] == ["  w1", "  gan", "  w2", "  arch"]
     assert first.endswith("s left")
     assert [line.split(":")[0].strip() for line in cells] == [
         "normal cell now",
@@ -79,3 +81,20 @@ def test_lines_in_between_are_left_out_but_never_the_last(monkeypatch):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_quiet_is_quiet(terminal, monkeypatch):
     assert show(terminal=terminal, quiet=True, monkeypatch=monkeypatch) == ""
+
+
+def test_every_loss_of_a_run_is_explained_once(monkeypatch):
+    """When it first occurs: the architecture may rest in the first epochs."""
+    monkeypatch.setattr(module, "PLAIN_INTERVAL", 0.0)
+    output = io.StringIO()
+    with PhaseProgress(Console(file=output, width=80), "search", 4) as progress:
+        for number, losses in enumerate([{"w1": 1.0}, {"w1": 1.0, "arch": 2.0}, {"arch": 2.0}], 1):
+            progress.update(number, losses, {})
+    lines = output.getvalue().splitlines()
+    told = [line.split(":")[0].strip() for line in lines if "the loss of" in line]
+    assert told == ["w1", "arch"]
+    assert [line.split(";")[1].strip() for line in lines if "/4" in line] == [
+        "loss w1 1.000",
+        "losses w1 1.000  arch 2.000",
+        "loss arch 2.000",
+    ]

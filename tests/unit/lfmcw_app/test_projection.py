@@ -144,7 +144,13 @@ def test_a_rough_projection_counts_passes_and_images(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "preset", "words"),
     [
-        ("folder:pictures", "small", r"Preset small, chosen for 1,438 training images on a CPU: "),
+        (
+            "folder:pictures",
+            "small",
+            "Preset small, chosen because there is no GPU.",
+        ),
+        ("folder:pictures", "smoke", None),  # a file has named it
+        ("folder:pictures", "original", None),
         ("cifar10", "paper", "about 2.0 days. --preset small is a complete experiment"),
         ("digits", "smoke", None),
     ],

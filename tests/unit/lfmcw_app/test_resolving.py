@@ -27,7 +27,7 @@ def test_imagenet_is_searched_with_partial_channels():
     [
         (["search.space=darts"], "pdarts", "contradict each *other"),
         (["dataset=cifar10"], None, "drop --set dataset="),
-        (["search.chanels=8"], None, "Did you mean 'channels'"),
+        (["search.chanels=8"], None, "Did you mean 'search.channels'"),
     ],
 )
 def test_settings_that_contradict_are_refused(assign, space, words):

@@ -82,9 +82,16 @@ def test_the_worst_classes_are_named(tmp_path):
     """Three of them, as they are called; none that has no error, or no test image."""
     classes = [entry("[red]a", 10.0), entry("$b", 40.0), entry("c", 0.0), entry("猫", 30.0, 1234)]
     text = printed(tmp_path, classes=classes)
-    assert "largest errors by class: $b 40.0% of 10, 猫 30.0% of 1,234, [red]a 10.0% of 10" in text
+    assert (
+        "largest errors by class: $b (4 of 10 wrong), 猫 (370 of 1,234 wrong), "
+        "[red]a (1 of 10 wrong); chance alone can explain these"
+    ) in text
     more = [*classes, entry("d", 50.0), entry("e", None, 0)]
-    assert "by class: d 50.0% of 10, $b 40.0% of 10, 猫 30.0%" in printed(tmp_path, classes=more)
+    text = printed(tmp_path, classes=more)
+    assert "by class: d (5 of 10 wrong), $b (4 of 10 wrong), 猫 (370 of 1,234 wrong)" in text
+    hard = [entry("a", 60.0, 50), entry("b", 0.0, 50), entry("c", 2.0, 50)]
+    text = printed(tmp_path, classes=hard)
+    assert "largest errors by class: a (30 of 50 wrong), c (1 of 50 wrong)\n" in text
     assert "by class" not in printed(tmp_path, classes=[entry("a", 10.0), entry("b", 20.0)])
     assert "by class" not in printed(tmp_path, classes=[entry(name, 0.0) for name in "abc"])
 
@@ -92,6 +99,24 @@ def test_the_worst_classes_are_named(tmp_path):
 def test_a_doubt_is_told_with_the_result(tmp_path):
     assert "Doubtful: [bold]Why?" in printed(tmp_path, doubt="[bold]Why?")
     assert "Doubtful" not in printed(tmp_path)
+
+
+def test_a_collapsed_generator_is_told_with_the_result(tmp_path):
+    doubts = ["The generator has collapsed.", "[bold]No class."]
+    text = printed(tmp_path, generator={"gan_test": 10.0, "doubts": doubts})
+    assert "Generator: The generator has collapsed.\nGenerator: [bold]No class." in text
+    for found in ({"gan_test": 10.0}, None):
+        assert "Generator:" not in printed(tmp_path, generator=found)
+
+
+def test_an_error_of_one_training_is_no_mean(tmp_path):
+    found = {
+        "file": "t.csv", "dataset": "digits", "seeds": [0], "regret_percent": 1.0, "rank": 2,
+        "cells": 9, "best_cell": "|a|",
+    }  # fmt: skip
+    assert "looked up in t.csv (one training)" in printed(tmp_path, lookup=found)
+    found["seeds"] = [0, 1]
+    assert "looked up in t.csv (mean of 2 trainings)" in printed(tmp_path, lookup=found)
 
 
 def test_a_result_is_written_a_line_per_class():

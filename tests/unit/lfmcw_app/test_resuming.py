@@ -219,7 +219,7 @@ def test_a_search_after_a_warm_up_can_be_made_longer(tmp_path):
     [
         ('{"key": "search.none.x", "old": 1, "new": 2}', "there is no setting 'none'"),
         ('{"key": "seed.x", "old": 1, "new": 2}', "there is no setting 'seed'"),
-        ('{"key": "seed", "old": 1, "new": "x"}', "valid integer, got 'x'"),
+        ('{"key": "seed", "old": 1, "new": "x"}', "a whole number, got 'x'"),
         ('{"key": ["seed"], "old": 1, "new": 2}', "key of a change is"),
         ('{"key": "seed", "old": 1, "new": 2, "round": true}', "round of a change is True"),
         ('{"key": "seed", "old": 1}', "a line is no change"),

@@ -458,12 +458,15 @@ def test_what_can_be_no_file_of_a_run_is_refused_at_once(folder, name, make, wor
         pass
 
 
-def test_a_file_in_the_folders_place_is_no_run_to_resume(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError) as caught:
-        RunFolder.create(tmp_path / "notes.txt", RECIPE)
-    assert "is a file" in str(caught.value) and "--resume" not in str(caught.value)
-    (tmp_path / "a run").mkdir()
-    RunFolder.create(tmp_path / "a run", RECIPE)
-    with pytest.raises(InputError, match=f"--resume '{tmp_path / 'a run'}'"):
-        RunFolder.create(tmp_path / "a run", RECIPE)
+@pytest.mark.parametrize("kind", ["a run", "a folder", "a file"])
+def test_only_a_run_is_said_to_be_resumable(kind, tmp_path):
+    path = tmp_path / "out"
+    if kind == "a file":
+        path.write_text("")
+    else:
+        path.mkdir()
+        (path / ("config.yaml" if kind == "a run" else "notes.txt")).write_text("")
+    with pytest.raises(InputError, match="nothing there is overwritten") as refused:
+        RunFolder.create(path, load_recipe("smoke"))
+    assert ("--resume" in str(refused.value)) is (kind == "a run")
+    assert ("is a file" in str(refused.value)) is (kind == "a file")

@@ -104,7 +104,29 @@ def test_the_end_of_a_search_is_recorded_and_told(tmp_path):
     assert found["generator"] == entries(folder)[-1]["quality"]
     assert f"generator: {Quality.from_data(found['generator'])}" in printed
     assert [sum(row) for row in found["w1_confusion"]] == [30] * 4
-    assert generator_result(folder) == {"generator": found["generator"]}
+    measured = generator_result(folder)["generator"]
+    doubts = measured.pop("doubts")
+    assert measured == found["generator"]
+    assert [doubt[:44] for doubt in doubts] == ["The generated pictures do not show their cla"]
+
+
+@pytest.mark.parametrize(("lines", "mark"), [(None, True), ("", False), ("{\n[]\n", False)])
+def test_a_result_tells_doubts_of_its_generator(tmp_path, lines, mark):
+    """A mark is seen with W2's last rounds of metrics.jsonl; without these no mark is claimed."""
+    folder, _ = searched(tmp_path / "run")
+    found = read_search_end(folder)
+    measured = found["generator"] | {"gan_test": 25.0, "real": 100.0, "variety": 0.01}
+    (folder.path / SEARCH_END).write_text(json.dumps(found | {"generator": measured}))
+    logged = entries(folder)
+    for line in logged:
+        line["metrics"]["w2"]["generated_accuracy"] = 0.95
+    logged[-1]["quality"] = measured
+    text = "".join(json.dumps(line) + "\n" for line in logged)
+    folder.metrics.write_text(text if lines is None else lines)
+    first, second = generator_result(folder)["generator"]["doubts"]
+    assert first.startswith("The generator has collapsed: its pictures of a class are all alike")
+    assert ("W2 recognises 95% of them" in second) == mark
+    assert "recognises only 25% of them (chance is 25%" in second
 
 
 def test_drawn_real_pictures_are_judged_at_the_end(tmp_path):
@@ -231,5 +253,8 @@ def test_a_collapsed_generator_is_warned_of_at_the_end(tmp_path, monkeypatch):
     with pytest.warns(NumbersWarning) as told:
         searched(tmp_path / "run", *settings)
     texts = [str(one.message) for one in told if one.category is NumbersWarning]
-    assert [text[:49] for text in texts] == ["Round 3: The generated pictures of a class are al"]
+    assert [text[:44] for text in texts] == [
+        "Round 3: The generator has collapsed: its pi",
+        "Round 3: The generated pictures do not show ",
+    ]
     searched(tmp_path / "unasked", "search.generator.quality=snapshots")

@@ -8,7 +8,15 @@ import threading
 
 import pytest
 
-from lfmcw_app.stopping import GRACE, Stopped, requested, settled, stop_signals
+from lfmcw_app.stopping import (
+    GRACE,
+    Stopped,
+    record_saved,
+    requested,
+    saved,
+    settled,
+    stop_signals,
+)
 
 
 def receive(number):
@@ -90,3 +98,12 @@ def test_a_run_under_nohup_ignores_a_closed_terminal():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_saved_is_told_of_this_run_only():
+    with stop_signals():
+        assert saved() == "its beginning"
+        record_saved("the end of round 3 of 9 of the search")
+        assert saved() == "the end of round 3 of 9 of the search"
+    with stop_signals():
+        assert saved() == "its beginning"

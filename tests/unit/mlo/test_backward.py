@@ -71,7 +71,21 @@ def test_a_pytorch_without_that_function_gives_the_same(monkeypatch):
     a, b, unused, y, z = case()
     v = [torch.randn(3), torch.randn(3)]
     expected = grad([y, z], [a, b, unused], v, retain_graph=True)
-    monkeypatch.setattr(backward, "_run_backward", None)
+    monkeypatch.setattr(backward, "_HOLDER", None)
     found = grad([y, z], [a, b, unused], v)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     assert found[2] is None
+
+
+def test_a_wrapped_engine_sees_the_pass(monkeypatch):
+    engine, passes = torch.autograd.Variable._execution_engine, []
+
+    class Counting:
+        def run_backward(self, *args, **kwargs):
+            passes.append(args)
+            return engine.run_backward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd.Variable, "_execution_engine", Counting())
+    a, _, _, y, _ = case()
+    grad([y], [a], [torch.ones(3)])
+    assert len(passes) == 1

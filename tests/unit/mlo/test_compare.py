@@ -23,6 +23,7 @@ from mlo.testing import (
     identical,
     relative_error,
     snapshot,
+    trilevel_quadratic,
 )
 
 
@@ -517,3 +518,32 @@ def test_time_is_the_processors_on_a_cpu():
     optimizer = diamond().optimizer("one_step")
     (row,) = mlo.compare_engines(optimizer, "arch", ["direct"], repetitions=5).rows
     assert 0.0 < row.seconds < 1.0
+
+
+def test_a_choice_that_drops_a_solution_is_not_the_reference():
+    """Its only solve may have the smallest residual, but the path through m has none."""
+    optimizer = trilevel_quadratic().optimizer({"w": "cg", "m": "one_step"})
+    optimizer.step()
+    choices = {
+        "m dropped": {"w": "direct", "m": "first_order"},
+        "both solved": "direct",
+        "both dropped": "first_order",
+    }
+    found = mlo.compare_engines(optimizer, "x", choices)
+    assert found.reference == "both solved"
+    by_label = {row.label: row for row in found.rows}
+    assert by_label["both solved"].error == 0.0 < by_label["m dropped"].error
+    left = mlo.compare_engines(
+        optimizer, "x", {key: choices[key] for key in ("both dropped", "m dropped")}
+    )
+    assert left.reference == "m dropped"
+
+
+def test_a_truncated_solve_has_a_note_with_its_residual():
+    optimizer = bilevel_quadratic().optimizer("cg")
+    optimizer.step()
+    found = mlo.compare_engines(optimizer, "x", ["cg", {"name": "neumann", "num_terms": 20}])
+    cg, neumann = found.rows
+    assert cg.notes == ()
+    (note,) = neumann.notes
+    assert note.startswith("the solve of 'w' is truncated at a relative residual of ")

@@ -17,6 +17,23 @@ def test_the_nearest_name_is_offered_with_all_others():
     assert found == "Did you mean 'neumann'? Valid names: cg, neumann."
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("Neumann", "neumann"),
+        ("mnist", "fashion-mnist"),
+        ("w3", "w2"),
+        ("epochs", None),
+        ("search", None),
+    ],
+)
+def test_only_a_related_name_is_offered(given, meant):
+    """In any case of letters, or as a part; half of the letters in common are no relation."""
+    found = nearest(given, ["neumann", "fashion-mnist", "w2", "seed", "dataset"])
+    assert ("Did you mean" in found) is (meant is not None)
+    assert meant is None or f"Did you mean {meant!r}?" in found
+
+
 def test_a_name_like_no_other_gets_the_list_only():
     assert nearest("xyz", ["neumann", "cg"]) == "Valid names: cg, neumann."
     assert nearest("xyz", []) == "Valid names: (none)."

@@ -17,6 +17,7 @@ def levels_of(optimizer, *, ahead=False):
     return optimizer._ahead if ahead else optimizer._now
 
 
+@pytest.mark.filterwarnings("ignore:A gradient goes through 1 of the 5 steps")
 @pytest.mark.parametrize(
     ("engine", "kind"),
     [

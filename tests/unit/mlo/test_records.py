@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 import xml.etree.ElementTree as ET
 
 import pytest
 import torch
+from quadratics import POSITIVE, quadratic, symmetric
 
 import mlo
+from mlo.hypergradient import registry
+from mlo.records import CONVERGED
+
+STEPS_OF = {
+    "neumann": lambda steps: {"num_terms": steps},
+    "cg": lambda steps: {"max_steps": steps},
+    "minres": lambda steps: {"max_steps": steps},
+    "gmres": lambda steps: {"max_steps": steps},
+    "normal_cg": lambda steps: {"max_steps": steps},
+    "nystrom": lambda steps: {"rank": min(steps, 8), "max_steps": 0 if steps == 2 else steps},
+    "penalty": lambda steps: {"steps": steps},
+    "sid": lambda steps: {"steps": steps},
+}
+"""Engine → its option for a number of steps, of each engine that solves a system in one call."""
+
+UNTRIED = ("first_order", "outer_product", "zeroth_order")
+"""They solve no system; of the first one there is no report."""
 
 
 def test_the_record_of_a_game_and_of_a_failed_solve_says_so():
@@ -18,8 +37,12 @@ def test_the_record_of_a_game_and_of_a_failed_solve_says_so():
         metrics={},
         gradient_norm=torch.tensor(1.0),
     )
-    record.solves["gan"] = mlo.SolveReport(problem="gan", engine="gmres", converged=False)
-    assert repr(record) == "Record(round=2: gan=(g=0.5, d=1.25); solved: gan; not converged: gan)"
+    for name, converged, advice in (("gan", False, "Damp."), ("w", False, ""), ("m", True, "")):
+        record.solves[name] = mlo.SolveReport(
+            problem=name, engine="gmres", converged=converged, advice=advice
+        )
+    shown = "gan=(g=0.5, d=1.25); converged: m; truncated: w; failed: gan"
+    assert repr(record) == f"Record(round=2: {shown})"
 
 
 def test_tensors_are_read_as_numbers():
@@ -64,6 +87,45 @@ def test_a_solve_report_has_what_engines_leave_out():
         report.converged = False
 
 
+def solved_by(engine):
+    """The report on the first solve of a well-conditioned problem, without its warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mlo.SolveWarning)
+        optimizer, *_ = quadratic(POSITIVE, engine)
+        return optimizer.step().solves["w"]
+
+
+@pytest.mark.parametrize("steps", [2, 400])
+@pytest.mark.parametrize("engine", STEPS_OF)
+def test_converged_means_a_residual_below_the_tolerance(engine, steps):
+    report = solved_by({"name": engine, **STEPS_OF[engine](steps)})
+    assert report.converged == (report.residual <= CONVERGED) == (steps == 400)
+    assert report.outcome in ("truncated", "failed") or report.converged
+
+
+def test_every_engine_that_solves_has_a_case_above():
+    reports = {name: solved_by(name) for name in registry._FACTORIES if name not in UNTRIED}
+    solving = {name for name, report in reports.items() if report.residual is not None}
+    assert solving == {*STEPS_OF, "direct", "soba"}
+    assert all(report.converged for name, report in reports.items() if name not in solving)
+    assert reports["soba"].outcome == "truncated" and reports["direct"].converged
+
+
+def test_a_series_at_a_residual_of_a_tenth_is_truncated():
+    report = solved_by({"name": "neumann", "num_terms": 3, "step_size": 0.6})
+    assert 0.01 < report.residual < 0.5
+    assert (report.outcome, report.advice) == ("truncated", "")
+    alone = solved_by({"name": "neumann", "num_terms": 1})  # leaves the whole cotangent, as meant
+    assert (alone.residual, alone.outcome) == (1.0, "truncated")
+
+
+def test_soba_converges_where_the_problems_rest():
+    optimizer, *_ = quadratic(symmetric([1.0, 1.2] * 4), {"name": "soba"})
+    reports = [record.solves["w"] for record in optimizer.run(400)]
+    assert reports[0].outcome == "truncated"
+    assert reports[-1].converged and reports[-1].residual <= CONVERGED
+
+
 def test_records_are_equal_whatever_time_they_took():
     assert mlo.Record(round=1, seconds={"w": 1.0}) == mlo.Record(round=1, seconds={"w": 2.0})
     assert mlo.Record(round=1) != mlo.Record(round=2)
@@ -97,7 +159,7 @@ def test_a_notebook_shows_a_row_for_each_problem():
     title, rows = shown_rows(record)
     assert title == "Round 2"
     assert list(rows) == ["problem", "w", "gan"]
-    solve = "cg, 7 products, residual 2.5e-01, not converged. Damp <it>."
+    solve = "cg, 7 products, residual 2.5e-01, failed. Damp <it>."
     assert rows["w"] == ["0.5", "2", "12.5", solve]
     assert rows["gan"] == ["(g=0.5, d=1.25)", "1", None, None]
 

@@ -30,7 +30,7 @@ def test_a_chart_without_values_is_empty():
 
 def test_a_chart_is_well_formed_and_names_what_it_shows():
     html = line_chart("Loss <of> W1", [line([1.0, 2.0], "W1 & W2")], unit="%")
-    root = ET.fromstring(html)
+    root = ET.fromstring(str(html))
     assert root.find("svg").attrib["aria-label"] == ("Loss <of> W1 (%); last values: W1 & W2 2")
     (entry,) = root.iter("li")
     assert entry.attrib["data-label"] == "W1 & W2"
@@ -103,8 +103,8 @@ def test_a_line_that_ends_before_another_is_marked_and_named():
     assert html.count("<circle") == 1
     assert "ends earlier: short &amp; sweet at round 12" in html
     end = places(str(line_chart("Loss", [short_one, long], mark_ends=True)))[-1]
-    circle = re.search(r'cx="([^"]*)" cy="([^"]*)"', html)
-    assert tuple(map(float, circle.groups())) == pytest.approx(end, abs=0.11)
+    across, down = re.search(r'cx="([^"]*)%" cy="([^"]*)"', html).groups()
+    assert (10 * float(across), float(down)) == pytest.approx(end, abs=0.11)  # of thousandths
     assert "<circle" not in line_chart("Loss", [long, line([2.0] * 30, "equal")], mark_ends=True)
     assert "ends earlier" not in line_chart("Loss", [long, short_one])
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lfmcw_app.drawing import drawing
 from lfmcw_app.errors import InputError
-from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, draw_class_weights
+from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, as_lines, draw_class_weights
 
 NAMES = ("cat $", "ship", "dog", "car", "frog", "猫")
 LAST = (2.0, 0.5, 1.8, 0.7, 1.5, 1.2)
@@ -77,6 +81,68 @@ def test_names_at_the_ends_do_not_cover_each_other(tmp_path, figures):
     low, high = lines.get_ylim()
     places = sorted(text.xy[1] for text in lines.texts)
     assert min(np.diff(places)) > 0.04 * (high - low)
+
+
+LONG = (
+    "Rhododendron ferrugineum subsp. alpinum with an exceptionally long descriptive suffix",
+    "pneumonoultramicroscopicsilicovolcanoconiosis_and_more_without_any_space_at_all",
+    "狸猫（たぬき）と柴犬の見分けにくい長い長い名前のクラスその一",
+    "cat",
+)
+
+
+def test_a_name_in_lines_is_whole():
+    assert as_lines("cat", 10) == "cat"
+    assert as_lines("a long name of a class", 10) == "a long\nname of a\nclass"
+    assert as_lines("one_two_three", 8) == "one_two_\nthree"
+    assert as_lines("x" * 12, 5) == "xxxxx\nxxxxx\nxx"
+    assert as_lines("狸猫狸猫", 4) == "狸猫\n狸猫"
+    assert as_lines("a\nb\u200b", 9) == "a�b"
+
+
+def drawn_boxes(figure, groups):
+    """Where the texts of each group are in the picture."""
+    canvas = FigureCanvasAgg(figure)
+    with drawing():
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        return [[text.get_window_extent(renderer) for text in texts] for texts in groups]
+
+
+@pytest.mark.parametrize("names", [LONG, [f"Fashion class {k}" for k in range(17)]])
+def test_names_are_whole_and_inside_of_the_picture(tmp_path, figures, names):
+    """However long they are, and in whatever script; no two of one side meet."""
+    count = len(names)
+    values = np.full((count, 30), 1.0) + 0.001 * np.arange(count)[:, None]
+    draw_class_weights(values, np.eye(count).tolist(), names, tmp_path / "f.png")
+    figure = figures[-1]
+    lines, matrix = figure.axes
+    groups = (lines.texts, matrix.get_yticklabels(), matrix.get_xticklabels())
+    for texts in groups:
+        shown = ["".join(text.get_text().split()) for text in texts]
+        assert sorted(shown) == sorted("".join(name.split()) for name in names)
+    found = drawn_boxes(figure, groups)
+    for box in chain.from_iterable(found):
+        assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+    for boxes in found[:2]:
+        for low, high in pairwise(sorted(boxes, key=lambda box: box.y0)):
+            assert low.y1 <= high.y0 + 1
+
+
+def test_every_cell_has_its_number(tmp_path, figures):
+    """Also a zero, which is grey."""
+    _, matrix = drawn(tmp_path, figures)
+    assert len(matrix.texts) == len(NAMES) ** 2
+    zeros = [text for text in matrix.texts if text.get_text() == "0"]
+    assert len(zeros) == 5  # the first row: 10 right of 10
+    assert {text.get_color() for text in zeros} == {"#8b95a1"}
+
+
+def test_weights_of_single_rounds_are_called_no_mean(tmp_path, figures):
+    for rounds, label in ((3, "class weight"), (40, "class weight (mean of 4 rounds)")):
+        draw_class_weights(weights(rounds), CONFUSION, NAMES, tmp_path / "f.png")
+        assert figures[-1].axes[0].get_ylabel() == label
 
 
 def test_one_round_and_equal_weights_can_be_drawn(tmp_path):

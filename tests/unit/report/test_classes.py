@@ -34,7 +34,7 @@ def test_classes_stand_beside_their_weights_the_worst_first(tmp_path):
         ("cow", 10.0, 2.5),
         ("dog", 0.0, 0.5),
     ]
-    assert found.correlation == pytest.approx(1.0)
+    assert found.relation.correlation == pytest.approx(1.0)
     assert found.balanced == pytest.approx(40 / 3)
     assert found.confusion is None
 
@@ -44,6 +44,58 @@ def test_ranks_are_correlated():
     assert rank_correlation([(1, 1), (1, 2), (2, 3), (4, 9)]) == pytest.approx(0.9486832980505138)
     assert rank_correlation([(1, 1), (2, 2)]) is None
     assert rank_correlation([(1, 1), (1, 2), (1, 3)]) is None
+
+
+def test_a_correlation_says_how_often_chance_gives_it(tmp_path):
+    """Of three classes in the same order, two of the six orders are as far from 0."""
+    few = folder_of(tmp_path / "few", [30.0, 0.0, 10.0])
+    relation = class_errors(read_run(few)).relation
+    assert (relation.classes, relation.is_seen) == (3, False)
+    assert relation.chance == pytest.approx(1 / 3, abs=0.05)
+    page = run_page(read_run(few))
+    assert "<b data-correlation>1.00</b>" in page
+    assert f"in {relation.how_often} of 100 cases, so it is no evidence of a relation." in page
+    many = folder_of(tmp_path / "many", list(map(float, range(12))), names=list("abcdefghijkl"))
+    lines = [json.loads(line) for line in (many / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["phase"] == "search":
+            line["metrics"]["w2"]["class_weights"] = [1.0 + k / 10 for k in range(12)]
+    (many / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    relation = class_errors(read_run(many)).relation
+    assert (relation.is_seen, relation.how_often) == (True, "fewer than 1")
+    assert "in fewer than 1 of 100 cases, so chance hardly explains it." in run_page(read_run(many))
+
+
+def test_zeros_stand_in_a_confusion_table_as_zeros(tmp_path):
+    confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
+    page = run_page(read_run(folder_of(tmp_path, [30.0, 0.0, 10.0], confusion=confusion)))
+    table = page[page.index('<table class="confusion"') :].split("</table>")[0]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", table) == [
+        "7",
+        "3",
+        "0",
+        "0",
+        "10",
+        "0",
+        "1",
+        "0",
+        "9",
+    ]
+    assert table.count(" zero") == 4
+
+
+def test_columns_without_any_value_are_left_out(tmp_path):
+    """Here nothing is taken for another class, and the weights are of other classes."""
+    plain = folder_of(tmp_path / "plain", [30.0, 0.0, 10.0])
+    assert "most often taken for" not in run_page(read_run(plain))
+    assert "class weight l<sub>c</sub></th>" in run_page(read_run(plain))
+    confusion = [[7, 3, 0, 0], [0, 10, 0, 0], [1, 0, 9, 0], [0, 0, 0, 10]]
+    other = folder_of(
+        tmp_path / "other", [30.0, 0.0, 10.0, 0.0], names=("a", "b", "c", "d"), confusion=confusion
+    )
+    page = run_page(read_run(other))
+    assert "most often taken for" in page
+    assert "class weight l<sub>c</sub></th>" not in page
 
 
 def test_confusion_has_numbers_or_is_a_picture(tmp_path):

@@ -67,7 +67,7 @@ def test_random_cells_have_no_search_to_show(tmp_path):
 def test_an_evaluated_genotype_has_cells_and_training_only(tmp_path):
     html = run_page(read_run(make_folder(tmp_path / "run", {}, evaluated=True)))
     assert "Given cells" in html
-    assert html.count("<svg") == 2 + 2
+    assert html.count('<svg class="cell"') == html.count('<figure class="chart">') == 2
     assert 'id="losses"' not in html
     assert "lfmcw_app.evaluate" in html
 

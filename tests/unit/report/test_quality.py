@@ -13,7 +13,7 @@ from lfmcw_app.report.quality import MOST_ROWS, generator_quality
 from lfmcw_app.report.reading import read_run
 
 
-def measured(gan_test=30.0, variety=0.75, classes=3):
+def measured(gan_test=50.0, variety=0.75, classes=3):
     column = [gan_test] * (classes - 1) + [None]
     by_class = {"gan_test": column, "gan_train": column, "real": column, "variety": column}
     return {
@@ -39,15 +39,15 @@ def found_in(folder):
 
 
 def test_the_last_measures_stand_class_by_class(tmp_path):
-    folder = folder_of(tmp_path, {("search", 2): measured(10.0), ("search", 4): measured(30.0)})
+    folder = folder_of(tmp_path, {("search", 2): measured(10.0), ("search", 4): measured(50.0)})
     found = found_in(folder)
-    assert (found.phase, found.round, found.last.gan_test) == ("search", 4, 30.0)
+    assert (found.phase, found.round, found.last.gan_test) == ("search", 4, 50.0)
     assert [(row.name, row.gan_test, row.variety) for row in found.rows] == [
-        ("cat", "30.0", "30.00"), ("dog", "30.0", "30.00"), ("cow", "–", "–"),
+        ("cat", "50.0", "50.00"), ("dog", "50.0", "50.00"), ("cow", "–", "–"),
     ]  # fmt: skip
     assert len(found.charts) == 2
     html = run_page(read_run(folder))
-    assert 'data-label="GAN-test" data-value="30"' in html
+    assert 'data-label="GAN-test" data-value="50"' in html
     assert 'data-label="variety" data-value="0.75"' in html
     assert "After round 4 of search" in html
     assert 'data-class-quality="dog"' in html
@@ -61,6 +61,8 @@ def test_a_collapsed_generator_is_told_of(tmp_path):
     html = run_page(read_run(folder))
     assert html.count("data-collapsed") == 1
     assert text in html
+    head = html[html.index("<header>") : html.index("</header>")]
+    assert "images). The generator has collapsed: its pictures of a class are all alike" in head
 
 
 def test_one_measurement_has_no_curve(tmp_path):
@@ -99,6 +101,14 @@ def test_what_only_the_end_of_the_search_has_is_shown(tmp_path, logged):
     html = run_page(read_run(folder))
     assert "After round 4 of search" in html
     assert 'data-class-quality="dog"' in html
+
+
+def test_a_variety_that_no_class_has_is_no_column(tmp_path):
+    none = measured(variety=None)
+    none["by_class"] = none["by_class"] | {"variety": [None] * 3}
+    html = run_page(read_run(folder_of(tmp_path, {("search", 4): none})))
+    assert 'data-class-quality="dog"' in html
+    assert ">variety</th>" not in html
 
 
 @pytest.mark.parametrize("value", [None, 0.5])

@@ -42,8 +42,10 @@ def test_a_complete_run_says_what_it_found(tmp_path):
     assert sentences(folder) == (
         "LFM-CW searched the DARTS space on digits for 4 rounds. "
         "The test error of the derived network is 12.50% (8 images). "
-        "The search's own network, W2, reached an error of 75.0% on validation images (mean of "
-        "the last round). The hardest classes are “cat” (30.0%) and “cow” (10.0%)."
+        "Whether the generated images show their classes was not measured. "
+        "The search's own network, W2, reached an error of 75.0% on validation images (in "
+        "the last round). No class is clearly harder than the others. “cat” has the largest error "
+        "(3 of 10 test images wrong), but chance alone can explain that."
     )
 
 
@@ -61,20 +63,60 @@ def test_the_classes_that_weigh_most_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("errors", "said"),
+    ("images", "errors", "said"),
     [
-        ([0.0, 0.0, 0.0], "No class has an error."),
-        ([0.0, 0.0, 5.0], "The hardest class is “cow” (5.0%)."),
-        ([None, 2.0, 5.0], "The hardest classes are “cow” (5.0%) and “dog” (2.0%)."),
+        (10, [0.0, 0.0, 0.0], "No test image of any class is wrong."),
+        (100, [0.0, 0.0, 12.0], "The hardest class is “cow” (12 of 100 test images wrong)."),
+        (
+            1000, [1.0, 8.0, 12.0],
+            "The hardest class is “cow” (120 of 1,000 test images wrong).",
+        ),
+        (
+            1, [0.0, 0.0, 100.0],
+            "No class is clearly harder than the others. “cow” has the largest error (1 of 1 test "
+            "image wrong), but chance alone can explain that.",
+        ),
+        (
+            100, [None, 2.0, 5.0],
+            "No class is clearly harder than the others. “cow” has the largest error (5 of 100 "
+            "test images wrong), but chance alone can explain that.",
+        ),
     ],
-)
-def test_the_hardest_classes_are_those_with_errors(tmp_path, errors, said):
+)  # fmt: skip
+def test_a_class_is_hard_if_chance_does_not_explain_it(tmp_path, images, errors, said):
     folder = add_classes(make_folder(tmp_path / "run", SEARCH), [1.0, 1.0, 1.0])
     result = json.loads((folder / "result.json").read_text())
     for entry, error in zip(result["classes"], errors, strict=True):
         entry["error_percent"] = error
+        entry["images"] = 0 if error is None else images
     (folder / "result.json").write_text(json.dumps(result))
     assert said in sentences(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "finished", "said"),
+    [
+        ((), True, True),
+        ((), False, False),
+        (("search.generator.name=real",), True, False),
+        (("search.method=darts",), True, False),
+    ],
+)
+def test_a_generator_that_was_not_measured_is_not_judged(tmp_path, settings, finished, said):
+    """It is said of a search that has ended with a generator."""
+    folder = make_folder(tmp_path / "run", SEARCH, settings=settings, finished=finished)
+    assert ("show their classes was not measured" in sentences(folder)) == said
+
+
+def test_a_mean_says_of_how_many_rounds_it_is(tmp_path):
+    """Of one round there is no mean, in the sentences and in the strips of class weights."""
+    for rounds, own, end in (
+        (4, "(in the last round)", "End: the last round."),
+        (30, "(mean of the last 3 rounds)", "End: mean of the last 3 rounds."),
+    ):
+        folder = make_folder(tmp_path / f"{rounds}", {"search": (8, rounds)})
+        assert own in sentences(folder)
+        assert end in run_page(read_run(folder))
 
 
 def test_a_search_without_the_method_is_a_baseline(tmp_path):
@@ -229,7 +271,7 @@ def test_the_sentences_stand_at_the_head_of_the_page(tmp_path):
     page = run_page(read_run(folder))
     head = page[page.index("<header>") : page.index("</header>")]
     assert "data-summary>LFM-CW searched" in head
-    assert "“&lt;b&gt;” (30.0%)" in head
+    assert "“&lt;b&gt;” has the largest error (3 of 10" in head
 
 
 # ------------------------------ several runs

@@ -87,6 +87,78 @@ def test_solves_are_told_by_problem_and_engine(tmp_path):
     assert (identity.engine, identity.count, identity.residual) == ("identity", 1, None)
 
 
+def test_a_truncated_solve_has_not_failed(tmp_path):
+    """A truncated series has not converged either; older entries say only that."""
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 4)}))
+    entries = [entry["solves"]["w2"] for entry in run.searched[0].entries]
+    entries[0] |= {"converged": False, "failed": False}
+    entries[2] |= {"converged": False, "failed": True}
+    (row,) = solves(run)
+    assert row.failed == 2  # of rounds 2, an old entry, and 3
+
+
 def test_the_command_has_a_place_of_its_own():
     rows = environment_rows({"command": "python", "cpu_threads": 2, "gpu": None})
     assert list(rows) == [("cpu threads", "2")]
+
+
+def test_what_has_parts_has_a_row_for_each_of_them(tmp_path):
+    """No raw dict, list or None of Python is on the page."""
+    environment = {
+        "numerics": {"search": {"autocast": None, "tf32": False}, "evaluation": {"tf32": True}},
+        "gpus": ["A", "B"], "completed": {"time": "12:00", "device": None},
+    }  # fmt: skip
+    assert environment_rows(environment) == [
+        ("numerics, search, tf32", "no"), ("numerics, evaluation, tf32", "yes"),
+        ("gpus", "A, B"), ("completed, time", "12:00"),
+    ]  # fmt: skip
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "changes.jsonl").write_text(
+        '{"phase": "search", "round": 1, "key": "search.steps", "time": "12:00", '
+        '"old": null, "new": {"name": "cg", "steps": [1, true]}}\n'
+    )
+    page = run_page(read_run(folder))
+    assert "<td>null</td><td>name: cg, steps: 1, true</td>" in page
+    texts = re.sub(r"<(style|script|pre)[^>]*>.*?</\1>", "", page, flags=re.DOTALL)
+    texts = re.sub(r"<[^>]*>", " ", texts)
+    assert not re.search(r"\bNone\b|\bnan\b|\{[\'\"&]|\[[\'\"\d]|\bTrue\b|\bFalse\b", texts)
+
+
+def logged_solves(folder, solve):
+    """The page of a run whose engines' solves were all like this."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "solves" in line:
+            line["solves"] = {"w2": solve}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = run_page(read_run(folder))
+    return page[page.index('id="gradients"') :].split("</section>")[0]
+
+
+def test_columns_of_what_no_engine_has_are_left_out(tmp_path):
+    """Of an engine that solves no system there is no residual, and nothing that converges."""
+    folder = make_folder(tmp_path / "run", {"search": (8, 3)})
+    plain = {"engine": "one_step", "iterations": 0, "residual": None, "converged": True}
+    part = logged_solves(folder, plain)
+    assert re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", part) == ["problem", "engine", "solves"]
+    assert "No system is solved by this engine" in part
+    neumann = plain | {"engine": "neumann", "iterations": 7}
+    part = logged_solves(folder, neumann)
+    assert "Hessian products each" in part
+    assert "residual" not in part
+    part = logged_solves(folder, neumann | {"residual": 0.5, "converged": False})
+    assert part.count("<th scope") == 7 + 1
+    assert '<td class="n bad">3</td>' in part
+
+
+def test_memory_that_was_not_measured_has_no_column(tmp_path):
+    entry = {"seconds": 1.0, "updates": 2, "peak_bytes": None, "held_bytes": 10}
+    line = {"phase": "search", "rounds": [1, 2], "seconds": 2.0, "problems": {"w2": entry}}
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    for peak, shown in ((None, False), (10_000, True)):
+        entry["peak_bytes"] = peak
+        (folder / "timings.jsonl").write_text(json.dumps(line) + "\n")
+        page = run_page(read_run(folder))
+        assert ("peak memory</th>" in page) == shown
+        assert ("Peak: of the" in page) == shown

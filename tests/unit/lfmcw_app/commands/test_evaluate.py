@@ -61,7 +61,10 @@ def test_a_genotype_is_read_from_a_file(call, tmp_path):
         (("random:x", *SMOKE), "random:N with a whole number N"),
         ((f"random:{2**62}", *SMOKE), "below 2**62"),
         (("PDART", *SMOKE), "Did you mean 'PDARTS'"),
-        (("random:0",), "Name a genotype and a data set"),
+        ((), "Name a genotype and a data set"),
+        (("random:0",), "Name a data set after the genotype 'random:0'"),
+        (("random",), "Name a data set after"),
+        (("random", *SMOKE), "A random one is random:N"),
     ],
 )
 def test_what_is_no_genotype_is_refused(call, arguments, words):

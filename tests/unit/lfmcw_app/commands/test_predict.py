@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,46 @@ def test_the_error_on_a_test_folder_is_the_runs(trained):
     error = json.loads((trained.path / "result.json").read_text("utf-8"))["test_error_percent"]
     assert f"error {error:.2f}% on 12 images" in words(result.stdout)
     assert result.stderr == ""
+
+
+def test_images_that_were_trained_on_are_told(trained, tmp_path):
+    """Under whatever name, and only by their contents."""
+    copies = tmp_path / "cat"
+    copies.mkdir()
+    for place, file in enumerate(sorted((trained.pictures / "train" / "cat").iterdir())[:3]):
+        shutil.copy(file, copies / f"renamed {place}.png")
+    for file in sorted((trained.pictures / "test" / "cat").iterdir()):
+        shutil.copy(file, copies / file.name)
+    result = invoke(trained.path, tmp_path)
+    assert "trained on 3 of these 7 images" in result.stdout
+    assert "On the 4 others it is " in result.stdout
+    alone = invoke(trained.path, tmp_path, "--held-out", "--json")
+    found = json.loads(alone.stdout)["images"]
+    assert [entry["trained_on"] for entry in found] == [False] * 4
+    assert all("renamed" not in entry["path"] for entry in found)
+
+
+def test_held_out_alone_is_the_runs_own_test(trained):
+    result = invoke(trained.path, "--held-out")
+    error = json.loads((trained.path / "result.json").read_text("utf-8"))["test_error_percent"]
+    assert f"error {error:.2f}% on 12 images" in words(result.stdout)
+    assert "trained on none of these 12 images" in result.stdout
+
+
+def test_nothing_held_out_is_said(trained):
+    result = invoke(trained.path, trained.pictures / "train", "--held-out")
+    assert result.exit_code == 2
+    assert "trained on all of these 27 images" in words(result.stderr)
+
+
+def test_a_network_without_its_run_cannot_tell(trained, tmp_path):
+    network = shutil.copy(trained.path / "network.pt", tmp_path)
+    told = invoke(network, trained.pictures / "test")
+    assert told.exit_code == 0
+    assert "Whether the network was trained on these images is unknown." in told.stdout
+    refused = invoke(network, trained.pictures / "test", "--held-out")
+    assert refused.exit_code == 2
+    assert "it is unknown which images the network was trained on" in words(refused.stderr)
 
 
 def test_json_is_alone_on_standard_output(trained, broken):

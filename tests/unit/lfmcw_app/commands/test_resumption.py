@@ -60,7 +60,7 @@ def test_options_beside_resume_change_the_recipe(path, tmp_path):
         ({"seed": 1}, "seed 0 → 1"),
         ({"preset": "small"}, "preset 'smoke' → 'small'"),
         ({"order": "first"}, "search.order 'second' → 'first'"),
-        ({"assign": ["search.chanels=8"]}, "Did you mean 'channels'"),
+        ({"assign": ["search.chanels=8"]}, "Did you mean 'search.channels'"),
         ({"dataset": "cifar10"}, "dataset 'digits' → 'cifar10'"),
         ({"dataset": "cifar11"}, "Unknown data set"),
         ({"searches": False}, "python -m lfmcw_app.run --resume"),

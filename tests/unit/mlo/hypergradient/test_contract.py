@@ -67,6 +67,7 @@ class TestOneStepThatKeepsItsGraph(OneStepOfSgd):
         return mlo.OneStep(keep_graph=True)
 
 
+@pytest.mark.filterwarnings("ignore:A gradient goes through 1 of the")  # before a round
 class TestUnroll(OneStepOfSgd):
     def make_engine(self):
         return mlo.Unroll()

@@ -55,9 +55,7 @@ def test_neumann_detects_divergence_and_auto_prevents_it():
     assert not report.converged
     assert report.iterations < 200
     auto, *_ = quadratic(POSITIVE, mlo.Neumann(num_terms=200))
-    report = auto.step().solves["w"]
-    assert report.converged
-    assert report.residual < 1e-3
+    assert auto.step().solves["w"].residual < 1e-3
 
 
 def test_a_series_that_has_hardly_begun_to_converge_is_said():

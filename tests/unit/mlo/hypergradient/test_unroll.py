@@ -54,3 +54,36 @@ def test_the_last_steps_are_differentiated(kept):
 def test_finite_differences_are_refused():
     with pytest.raises(mlo.EngineError, match="'unroll' does not take these options"):
         mlo.engine_from({"name": "unroll", "products": "finite_difference"})
+
+
+def test_before_the_first_round_missing_steps_are_said():
+    """It is that of one step ahead; after a round the steps are there, and nothing is said."""
+    optimizer = bilevel_quadratic().optimizer(mlo.Unroll(steps=4))
+    with pytest.warns(
+        mlo.SolveWarning,
+        match=r"through 1 of the 4 steps.*'unroll' of problem 'w'.*one step ahead.*optimizer.step",
+    ):
+        early = optimizer.gradient("x", report=True)
+    assert [report.iterations for report in early.reports] == [1]
+    ahead = bilevel_quadratic().optimizer("one_step").gradient("x")
+    assert identical(early.gradient, ahead)
+    optimizer.gradient("x")  # said once
+    optimizer.step()
+    assert optimizer.gradient("x").keys() == ahead.keys()
+
+
+@pytest.mark.parametrize("engine", ["one_step", {"name": "unroll", "steps": 1}])
+def test_one_step_ahead_is_all_that_an_engine_of_one_step_has(engine):
+    bilevel_quadratic().optimizer(engine).gradient("x")  # a warning would be an error
+
+
+def test_parameters_set_from_outside_leave_no_steps():
+    problem = bilevel_quadratic()
+    problem.problems[0].steps = 3
+    optimizer = problem.optimizer(mlo.Unroll(steps=3))
+    optimizer.step()
+    optimizer.gradient("x")
+    with torch.no_grad():
+        problem.problems[0].parameters["v"].add_(1.0)
+    with pytest.warns(mlo.SolveWarning, match="through 1 of the 3 steps"):
+        optimizer.gradient("x")
