@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from crash_points import die
@@ -166,10 +166,12 @@ def signals_of_terminals(
         process = subprocess.Popen(
             [sys.executable, program, path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        time.sleep(rng.uniform(STARTS / 2, STARTS + seconds))
+        after = rng.uniform(STARTS / 2, STARTS + seconds)
         for kind in kinds:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(after)
             process.send_signal(kind)
-            time.sleep(rng.uniform(0.0, 0.3))
+            after = rng.uniform(0.0, 0.3)
         told = process.communicate()[1]
         # Before the run has begun, and after its end, signals end it as any process.
         code = process.returncode

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
-import time
 
 import pytest
 import typer
 from modes_obeyed import with_mode
 from rich.console import Console
-from started_processes import PATIENCE
 
 from lfmcw_app.commands.execution import reported_errors, stoppable
 from lfmcw_app.errors import InputError
@@ -81,10 +78,9 @@ def test_a_second_interrupt_ends_at_once_whatever_becomes_of_it(capsys, turned_i
     """It may strike in an import, which then fails in another way."""
     console = Console(file=io.StringIO())
     with pytest.raises(typer.Exit) as caught, stoppable(console, "resume"):  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(PATIENCE)
+            signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             raise turned_into from None
     assert caught.value.exit_code == 130
