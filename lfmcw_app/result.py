@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -93,7 +94,8 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     found = ", ".join([*present, "result.json"])
     say(console, f"In {folder.path}: {found}")
     if "network.pt" in present:
-        say(console, f"Predict images with it: python -m lfmcw_app.predict {folder.path} IMAGE...")
+        run = shlex.quote(str(folder.path))
+        say(console, f"Predict images with it: python -m lfmcw_app.predict {run} IMAGE...")
 
 
 def _source(result: dict[str, Any]) -> str:
