@@ -73,6 +73,8 @@ def write_report(folder: Path) -> Path:
         InputError: if there is no run in the folder, or one of its files is damaged.
     """
     target = folder / REPORT
+    for left in folder.glob(f".{target.stem}.*.part{target.suffix}"):  # of a writer that was killed
+        left.unlink(missing_ok=True)
     write_page(run_page(read_run(folder)), target)
     return target
 

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from made_run_folders import entry, make_folder
 
+from lfmcw_app.output_files import leftovers
 from lfmcw_app.report import read_run, run_page, write_report
 
 
@@ -112,3 +113,10 @@ def test_a_page_replaces_whatever_has_its_name(tmp_path):
     folder = make_folder(tmp_path / "run", {"search": (8, 2)})
     os.mkfifo(folder / "report.html")
     assert write_report(folder).is_file()
+
+
+def test_a_page_leaves_nothing_of_a_writer_that_was_killed(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    (folder / ".report.17.part.html").touch()
+    write_report(folder)
+    assert leftovers(folder) == []
