@@ -12,6 +12,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -23,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mlo import MultilevelOptimizer
-from mlo.backward import grad
 
 __all__ = ["Launches", "launches_of_step", "print_launches"]
 
@@ -112,7 +113,10 @@ PARTS = (
 
 BACKWARD, OTHER, BETWEEN = "backward passes", "other", "between"
 
-AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__, grad.__code__)
+OWN = import_module("mlo.backward").grad if find_spec("mlo.backward") else _engine_run_backward
+"""mlo's way into autograd; older revisions, which `before_after.py` runs, take PyTorch's."""
+
+AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__, OWN.__code__)
 """These frames call autograd, or are called by it for backward passes in Python."""
 
 

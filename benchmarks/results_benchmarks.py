@@ -77,7 +77,9 @@ def compared(results: Results) -> dict[str, list[Compared]]:
         ratio = ratio_of(row)
         if ratio is None or row["library"] == "mlo":
             continue
-        compiled = ", compiled" if row["method"].endswith(", jit") else ""
+        compiled = ""
+        if row["library"] == "JAXopt":
+            compiled = ", compiled" if row["method"].endswith(", jit") else ", not compiled"
         what = f"{TITLES.get(row['problem'], row['problem'])}, {row['method']}"
         pairs.append(Compared(against=f"{row['library']}{compiled}", what=what, ratio=ratio))
     for row in rows_of(results, "overhead"):

@@ -1,8 +1,8 @@
 """`python -m lfmcw_app COMMAND`: all commands; each is a module of its own too."""
 
-from lfmcw_app.commands.command_line import command_line
 from lfmcw_app.commands.draw import draw
 from lfmcw_app.commands.evaluate import evaluate
+from lfmcw_app.commands.execution import main_of
 from lfmcw_app.commands.export import export
 from lfmcw_app.commands.predict import predict
 from lfmcw_app.commands.report import report
@@ -15,7 +15,7 @@ COMMANDS = (run, evaluate, predict, export, sample, report, draw, table)
 
 def main() -> None:
     """Entry point."""
-    command_line(COMMANDS, help="LFM-CW: search a network cell, and use what is found.")()
+    main_of(*COMMANDS, help="LFM-CW: search a network cell, and use what is found.")
 
 
 if __name__ == "__main__":

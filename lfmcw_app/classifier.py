@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -149,7 +150,7 @@ def network_path(run: str | PathLike[str]) -> Path:
             f"folder of a run or an evaluation.{near_runs(path)}"
         )
     command = "evaluate" if (path / EVALUATED).exists() else "run"
-    resume = f"python -m lfmcw_app.{command} --resume {path}"
+    resume = f"python -m lfmcw_app.{command} --resume {shlex.quote(str(path))}"
     if not RunFolder.open(path).recipe.trains:
         raise InputError(
             f"The run in {path} has no trained network: its test error was looked up. Train what "

@@ -189,7 +189,7 @@ def load_dataset(
             f"images of a folder (folder:PATH), not {name}."
         )
     if name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER)).expanduser()
+        folder = Path(os.path.expanduser(name.removeprefix(FOLDER)))
         read = read_folder(folder, image_size, in_memory, groups, options)
     elif name.startswith(RANDOM):
         read = read_noise(name.removeprefix(RANDOM))

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from lfmcw_app.augmentation import crop_box
+from lfmcw_app.bounded_files import check_regular
 from lfmcw_app.deep_pixels import Depth, Values, deep_values, depth_of
 from lfmcw_app.errors import InputError, listed, shown
 from lfmcw_app.recipe import Channels
@@ -31,6 +32,9 @@ Fit = Literal["crop", "pad", "stretch"]
 Background = Literal["white", "black"]
 Source = Image.Image | str | Path
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+MOST_RESIZED = 2**24
+"""Pixels that an image may have after its shorter side has its size."""
 
 NAMED = 10
 """At most so many damaged files are named."""
@@ -203,6 +207,11 @@ def window(image: Image.Image, draws: Tensor, size: int) -> Image.Image:
 def _centre(image: Image.Image, size: int, shorter: int) -> Image.Image:
     """Resizes the shorter side to `shorter` pixels and crops the centre, as torchvision does."""
     width, height = (int(shorter * side / min(image.size)) for side in image.size)
+    if width * height > MOST_RESIZED:  # a line of pixels: only its centre is made
+        side = min(image.size) * size / shorter
+        left, top = ((whole - side) / 2 for whole in image.size)
+        box = (left, top, left + side, top + side)
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return _resized(image, (width, height)).crop((left, top, left + size, top + size))
 
@@ -276,6 +285,7 @@ def opened(source: Source) -> Iterator[Image.Image]:
             return
         # Pillow maps files that it opens by name into memory. For an uncompressed TIFF that lies on
         # its side, it then confuses height and width. So files are opened here.
+        check_regular(Path(source))
         with open(source, "rb") as file, Image.open(file) as image:
             yield image
     except InputError:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lfmcw_app.errors import InputError, listed
 from lfmcw_app.near_paths import near_paths
+from lfmcw_app.printing import printable
 
 __all__ = [
     "FolderListing", "Listing", "image_suffixes", "images_below", "list_folder", "list_parts",
@@ -36,6 +37,8 @@ SYSTEM_FOLDERS = {
     "system volume information",
 }  # fmt: skip
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+
+BREAKS = dict.fromkeys(map(ord, "\t\n\u2028\u2029"), "\N{REPLACEMENT CHARACTER}")
 
 NEEDS_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows by name, but decodes only with other programs, if at all."""
@@ -338,11 +341,13 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _text(name: str) -> str:
-    """A file's name as text: one spelling on all systems, and always printable.
+    """A file's name as text: one spelling on all systems, on one line, and always printable.
 
-    Some systems write é as e with an accent. Names that are not UTF-8 get replacement characters.
+    Some systems write é as e with an accent. What is not UTF-8, or would steer a terminal, becomes
+    a replacement character.
     """
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+    text = printable(os.fsencode(name).decode("utf-8", "replace"))
+    return unicodedata.normalize("NFC", text.translate(BREAKS))
 
 
 # ------------------------------ reading folders
@@ -398,7 +403,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def _files(
-    folder: str | Path, seen: set[tuple[int, int]], found: _Skipped, prefix: str = ""
+    folder: str | Path, seen: set[tuple[int, int]], found: _Skipped
 ) -> Iterator[tuple[str, str, int]]:
     """Yields the images below a folder: name relative to it, path, size in bytes.
 
@@ -407,15 +412,21 @@ def _files(
         seen: folders that are not entered: those that were read already, or hold this one. A link
             may lead back.
         found: gets what is left out.
-        prefix: of the names.
     """
-    for entry in _entries(folder):
-        if _leads(entry.is_dir):
+    # Folders that are being read, outermost first: each with its prefix and what is left of it.
+    # (A folder may be deeper than functions may call themselves.)
+    reading = [("", iter(_entries(folder)))]
+    while reading:
+        prefix, left = reading[-1]
+        entry = next(left, None)
+        if entry is None:
+            reading.pop()
+        elif _leads(entry.is_dir):
             if _is_ignored(entry.name) or _identity(entry.path) in seen:
                 found.folders.append(_text(entry.name))
                 continue
             seen.add(_identity(entry.path))
-            yield from _files(entry.path, seen, found, f"{prefix}{_text(entry.name)}/")
+            reading.append((f"{prefix}{_text(entry.name)}/", iter(_entries(entry.path))))
         elif _is_image(entry):
             yield f"{prefix}{_text(entry.name)}", entry.path, entry.stat().st_size
         else:
@@ -442,6 +453,7 @@ def _list_classes(
                 f"The class folders {same} and {path} are one folder under two names. Remove one "
                 "of them."
             )
+    _check_names(classes)
     # A link may lead to another class, or to what holds this folder: neither is in the class.
     above = {place for root in roots.values() for place in (root, *root.resolve().parents)}
     outside = {*places, *map(_identity, above)}
@@ -485,6 +497,19 @@ def _check_number(folder: Path, classes: Sequence[Path]) -> None:
         f"{folder} needs at least two folders of images, one per class, and has {len(classes)}. "
         f"For example: {folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}.{instead}"
     )
+
+
+def _check_names(classes: Mapping[str, Sequence[Path]]) -> None:
+    """Checks that the classes of each part still differ in what is shown of their names."""
+    for paths in classes.values():
+        named: dict[str, Path] = {}
+        for path in paths:
+            other = named.setdefault(_text(path.name), path)
+            if other is not path:
+                raise InputError(
+                    f"The class folders {str(other)!r} and {str(path)!r} have one name in text, "
+                    f"{_text(path.name)!r}. Rename one of them."
+                )
 
 
 def _check_not_empty(empty: Mapping[Path, _Skipped]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lfmcw_app.commands.execution import conclude
-from lfmcw_app.commands.options import pick_device
+from lfmcw_app.commands.options import check_outside, pick_device
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_and_tell
@@ -72,6 +72,7 @@ def run_search(
     else:
         cuda = target.type == "cuda"
         recipe = resolve_recipe(dataset, preset, None, assign, seed, cuda=cuda)
+        check_outside(dataset, path)
 
     recipe, images = read_and_tell(console, recipe, Path(data), device=target)
     held = opened or RunFolder.create(path, recipe)

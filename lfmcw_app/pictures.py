@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)
     if dataset.name.startswith(FOLDER):  # a relative name means something else in another folder
-        place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
+        place = Path(os.path.expanduser(dataset.name.removeprefix(FOLDER)))
         described["path"] = str(place.resolve())
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
     if not folder.draws:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lfmcw_app.classifier import Preprocess
 from lfmcw_app.prediction import Prediction, Predictions
-from lfmcw_app.printing import print_table, say
+from lfmcw_app.printing import print_table, printable, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,17 +44,22 @@ def print_predictions(predictions: Predictions, count: int, console: Console) ->
         table.add_column("prediction" if rank == 1 else f"{rank}.")
     for prediction in predictions.done:
         label = prediction.image.label
-        row = [Text(str(prediction.image.path))]
+        row = [_cell(str(prediction.image.path))]
         best = prediction.top(count)
         if known:
             wrong = label is not None and best[0][0] != label
-            row.append(Text("" if label is None else names[label], style="red" if wrong else ""))
-        row += [Text(f"{names[label]} {100 * share:.1f}%") for label, share in best]
+            row.append(_cell("" if label is None else names[label], "red" if wrong else ""))
+        row += [_cell(f"{names[label]} {100 * share:.1f}%") for label, share in best]
         table.add_row(*row)
     if predictions.done:
         print_table(console, table)
     if known:
         _print_scores(predictions, console)
+
+
+def _cell(text: str, style: str = "") -> Text:
+    """The text of a cell: names of files and classes may hold anything."""
+    return Text(printable(text), style=style)
 
 
 def _print_scores(predictions: Predictions, console: Console) -> None:
@@ -64,7 +69,7 @@ def _print_scores(predictions: Predictions, console: Console) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for score in scores:
         table.add_row(
-            Text(predictions.class_names[score.label]),
+            _cell(predictions.class_names[score.label]),
             f"{score.images:,}",
             f"{score.wrong:,}",
             f"{score.error_percent:.2f}%",

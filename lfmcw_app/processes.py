@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stages import WARMUP, phases_of
@@ -21,8 +21,19 @@ from mlo import DataParallel, NonFiniteError
 from mlo.distributed import rank_and_size
 
 __all__ = [
-    "BACKENDS", "FollowerFolder", "all_gathered", "check_batches", "from_main", "is_main", "joined",
-    "main_first", "parallelism", "quiet_unless_main", "shared_folder", "wait_for_all",
+    "BACKENDS",
+    "FollowerFolder",
+    "all_gathered",
+    "check_batches",
+    "check_launch",
+    "from_main",
+    "is_main",
+    "joined",
+    "main_first",
+    "parallelism",
+    "quiet_unless_main",
+    "shared_folder",
+    "wait_for_all",
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
@@ -38,6 +49,28 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 WAITED = ("Timed out waiting", "collective operation timeout")
 """What gloo and NCCL say when another process does not arrive."""
+
+
+def check_launch() -> None:
+    """Checks the variables that `torchrun` sets, which others may have set too.
+
+    Raises:
+        InputError: naming one that is no number, or is missing.
+    """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal() or len(value) > 6:
+            raise InputError(
+                f"The environment has {name}={shown(value)}, which is no number of processes. "
+                "Start several processes by torchrun, or unset it."
+            )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise InputError(
+                    f"The environment has WORLD_SIZE={os.environ['WORLD_SIZE']}, but no {name}. "
+                    "Start several processes by torchrun, or unset it."
+                )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -258,7 +259,7 @@ def split_folder(
         listing = without_damaged(listing)
     of_group = None
     if groups is not None:
-        of_group = read_groups(Path(groups).expanduser(), folder, listing)
+        of_group = read_groups(Path(os.path.expanduser(groups)), folder, listing)
     return (listing, of_group) if TEST in listing.parts else _with_test_part(listing, of_group)
 
 

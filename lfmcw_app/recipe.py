@@ -938,10 +938,32 @@ def validate_recipe(tree: Any) -> Recipe:
     Raises:
         InputError: naming the first key that is wrong.
     """
+    _check_text(tree, ())
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error, Recipe)) from None
+
+
+def _check_text(value: Any, path: tuple[str, ...]) -> None:
+    """Refuses what no file of text can hold: half a character, or the name of a file with one.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if isinstance(value, (dict, list, tuple)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            _check_text(key, path)
+            _check_text(entry, (*path, str(key)))
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"Configuration key {'.'.join(path)!r}: {shown(value)} is no text in UTF-8, which "
+                "a recipe must be. If it is the name of a file or a folder, rename that."
+            ) from None
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:

@@ -39,7 +39,7 @@ def default_preset(dataset: str, *, cuda: bool | None = None) -> str:
 
 def _is_large(folder: str) -> bool:
     files = 0
-    for _, _, names in os.walk(Path(folder).expanduser(), followlinks=True):
+    for _, _, names in os.walk(os.path.expanduser(folder), followlinks=True):
         files += len(names)
         if files >= LARGE_FOLDER:
             return True

@@ -85,6 +85,10 @@ KEEP = {
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
 """What a run folder may hold without a recipe: the run was killed in its first moment."""
 
+FILES = (".json", ".jsonl", ".pt", ".txt", ".yaml", ".png", ".svg", ".html")
+FOLDERS = ("samples", "tensorboard")
+"""Endings of the files of a run, and names of its folders."""
+
 DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processes")
 """Entries of environment.json that affect the last bits of a run."""
 
@@ -179,7 +183,8 @@ class RunFolder:
             return
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
             holds_run = os.path.isfile(path / "config.yaml")
-            resume = f", or resume that run with --resume {path}" if holds_run else ""
+            again = shlex.quote(str(path))
+            resume = f", or resume that run with --resume {again}" if holds_run else ""
             what = "already holds another run" if holds_run else "already holds something else"
             raise InputError(
                 f"--out {path} {what if path.is_dir() else 'is a file'}, and nothing there is "
@@ -211,10 +216,31 @@ class RunFolder:
                 "the permissions, then start again."
             ) from None
         try:
+            self._check_places()
             self._tidy()
             yield
         finally:
             lock.release()
+
+    def _check_places(self) -> None:
+        """Refuses what can be no file of a run, before anything is computed: a pipe may hang it.
+
+        Raises:
+            InputError: naming it.
+        """
+        for path in sorted(self.path.iterdir()):
+            what = ""
+            if not (path.is_file() or path.is_dir()) and path.exists():
+                what = "a pipe, a socket or a device"
+            elif path.is_dir() and path.suffix in FILES:
+                what = "a folder"
+            elif path.is_file() and path.name in FOLDERS:
+                what = "a file"
+            if what:
+                wanted = "folder" if path.name in FOLDERS else "file"
+                raise InputError(
+                    f"{path} is {what}, where the run keeps a {wanted}. Move it away, then resume."
+                )
 
     def _tidy(self) -> None:
         """Removes leftovers of killed writers, and writes environment.json if it is missing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -89,7 +90,7 @@ class Run:
             command = "evaluate" if (self.path / EVALUATED).exists() else "run"
             raise InputError(
                 f"The run in {self.path} has no result yet. Wait for it, or resume it: python -m "
-                f"lfmcw_app.{command} --resume {self.path}"
+                f"lfmcw_app.{command} --resume {shlex.quote(str(self.path))}"
             )
         path = self.path / RESULT
         with _damaged(path, "it"):

@@ -10,6 +10,7 @@ so a run is still a function of its recipe.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ def _warmed_up(run: str) -> tuple[dict[str, Tensor], Recipe]:
     if done < rounds:
         raise InputError(
             f"The warm-up in {run} has made {done} of its {rounds} rounds. Finish it first: "
-            f"python -m lfmcw_app.run --resume {run}"
+            f"python -m lfmcw_app.run --resume {shlex.quote(str(run))}"
         )
     return weights, recipe
 

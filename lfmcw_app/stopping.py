@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run after its round and a checkpoint; a long round is abandoned."""
+"""Signals end a run after its round and a checkpoint; a round that takes long is abandoned."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 __all__ = [
+    "ENDS",
     "GRACE",
     "Stopped",
+    "interrupted_at_once",
     "record_saved",
     "requested",
     "saved",
@@ -23,7 +25,11 @@ __all__ = [
 GRACE = 8.0
 """Seconds that a round may take after SIGTERM; schedulers kill after 10 to 30."""
 
+ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What systems send before they kill, and what a terminal sends that is closed."""
+
 _received: int | None = None
+_at_once = False
 _saved: str | None = None
 _settled = threading.Event()
 
@@ -33,18 +39,32 @@ class Stopped(Exception):
 
     Attributes:
         signal: which.
-        exit_code: 0 for SIGTERM, which requests exactly this; 130 for SIGINT, as shells expect.
+        exit_code: 0 for SIGTERM, which requests exactly this; otherwise as shells expect: 130 for
+            SIGINT, 129 for SIGHUP.
     """
 
     def __init__(self, received: int) -> None:
         super().__init__(f"stopped by {signal.Signals(received).name}")
         self.signal = received
-        self.exit_code = 0 if received == signal.SIGTERM else 128 + received
+        self.exit_code = _exit_code(received)
+
+
+def _exit_code(received: int) -> int:
+    return 0 if received == signal.SIGTERM else 128 + received
 
 
 def requested() -> int | None:
     """The signal that asked this process to stop at the end of its round; None without one."""
     return _received
+
+
+def interrupted_at_once() -> bool:
+    """Whether the last body of `stop_signals` had a second SIGINT.
+
+    The KeyboardInterrupt may have struck in the middle of an import, or in a library that turned it
+    into another error.
+    """
+    return _at_once
 
 
 def record_saved(where: str) -> None:
@@ -65,11 +85,12 @@ def settled() -> None:
 
 @contextmanager
 def stop_signals(advice: str = "") -> Iterator[None]:
-    """While the body runs, the first SIGTERM or SIGINT only asks it to stop (see `requested`).
+    """While the body runs, the first SIGTERM, SIGHUP or SIGINT only asks it to stop.
 
-    A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a
-    SIGTERM, the process exits with code 0 in the middle of it. There is a complete checkpoint at
-    every moment, so only the rounds since then are lost.
+    See `requested`. A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE`
+    seconds after a SIGTERM or SIGHUP, the process exits in the middle of it. There is a complete
+    checkpoint at every moment, so only the rounds since then are lost. SIGHUP stays ignored where
+    it was, as under nohup.
 
     A Python signal handler runs only between two instructions of the interpreter, and one
     instruction can be a backward pass of minutes. So a thread waits for the signal, which the
@@ -78,7 +99,7 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     Args:
         advice: what to do next, printed if a round is given up.
     """
-    global _received, _saved
+    global _received, _at_once, _saved
     _saved = None
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread handles signals
@@ -86,12 +107,13 @@ def stop_signals(advice: str = "") -> Iterator[None]:
 
     # The system writes the numbers of signals into the pipe, whatever it interrupts, so the writer
     # must not block.
-    _received = None
+    _received, _at_once = None, False
     _settled.clear()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    handled = [end for end in ENDS if signal.getsignal(end) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _ask) for number in (*handled, signal.SIGINT)}
     watcher = threading.Thread(target=_watch, args=(reader, advice), daemon=True)
     watcher.start()
     try:
@@ -108,8 +130,9 @@ def stop_signals(advice: str = "") -> Iterator[None]:
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _at_once
     if number == signal.SIGINT and _received is not None:
+        _at_once = True
         raise KeyboardInterrupt
     if _received is None:
         _received = number
@@ -123,11 +146,13 @@ def _ask(number: int, frame: FrameType | None) -> None:
 
 def _watch(reader: int, advice: str) -> None:
     while received := os.read(reader, 64):
-        if signal.SIGTERM in received and not _settled.wait(GRACE):
+        found = [number for number in ENDS if number in received]
+        if found and not _settled.wait(GRACE):
             print(
-                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up. The "
-                f"last checkpoint is kept: the run resumes from {saved()}. {advice}",
+                f"{signal.Signals(found[0]).name}: the round did not end within {GRACE:.0f} s, so "
+                f"it is given up. The last checkpoint is kept: the run resumes from {saved()}. "
+                f"{advice}",
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(0)
+            os._exit(_exit_code(found[0]))

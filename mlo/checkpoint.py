@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             checkpoint.
     """
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             version = _checked_version(file, os.fspath(path))
             _check_archive(file, os.fspath(path))
             file.seek(0)
@@ -322,6 +323,19 @@ def _copy(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file, but no pipe, whose other end may never be opened, and no device.
+
+    Raises:
+        CheckpointError: if it is one.
+        OSError: if it cannot be opened.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # (what opens a folder says so)
+        raise _unreadable(path, "(it is a pipe, a socket or a device)")
+    return open(path, "rb")
+
+
 def _checked_version(file: BinaryIO, name: str) -> int:
     """Returns the version of a checkpoint's format, 0 for one without a checksum.
 
@@ -378,7 +392,7 @@ def _check_archive(file: BinaryIO, name: str) -> None:
 def _is_sound(path: Path) -> bool:
     """Whether a file is as it was written."""
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             _checked_version(file, path.name)
     except (OSError, CheckpointError):
         return False

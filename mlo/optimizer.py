@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from time import perf_counter
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, NoReturn, get_args, overload
 
 import torch
 
@@ -15,6 +16,7 @@ from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import (
     CheckpointError,
+    CheckpointWarning,
     GraphError,
     NonFiniteError,
     ProblemError,
@@ -24,7 +26,7 @@ from mlo.errors import (
 )
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
-from mlo.lazy_rounds import LazyRounds
+from mlo.lazy_rounds import LazyRounds, check_count
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
@@ -216,7 +218,12 @@ class MultilevelOptimizer:
         Returns:
             An iterator over the record of each round, and of those that are made again after a
             rollback.
+
+        Raises:
+            ConfigurationError: if `steps` is no number of rounds.
         """
+
+        check_count("run", "steps", steps)
 
         def rounds() -> Iterator[Record]:
             last = self.round + steps
@@ -244,7 +251,8 @@ class MultilevelOptimizer:
 
         Between two updates the caller may log, validate, save, average weights elsewhere, or leave
         the loop. An interrupted round stays as it is. The next `updates`, `step` or `run` first
-        makes the rest of it, which counts as one of `rounds`. A state saved there resumes there.
+        makes the rest of it, which counts as one of `rounds`. A state saved there resumes there,
+        though not with the same numbers (see `state_dict`).
 
         Args:
             rounds: number of rounds, after which the iterator ends.
@@ -256,6 +264,8 @@ class MultilevelOptimizer:
         Raises:
             NonFiniteError: as `step`.
         """
+
+        check_count("updates", "rounds", rounds)
 
         def updates() -> Iterator[Update]:
             last = self.round + rounds
@@ -470,13 +480,27 @@ class MultilevelOptimizer:
 
     # ------------------------------ state
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuses to be copied or pickled: steps, functions and open data are no plain values.
+
+        Raises:
+            ProblemError: in any case.
+        """
+        raise ProblemError(
+            "A MultilevelOptimizer cannot be copied or pickled, because it holds functions, graphs "
+            "and data that are being read. Make another one as this one was made, and give it "
+            "this one's state: other.load_state_dict(optimizer.state_dict())."
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a run needs to resume, as tensors and plain values.
 
         It holds copies of parameters, buffers, optimizers, schedulers, positions in the data and in
         the round, and the random state. It can be loaded with `weights_only=True`. It does not hold
         the last steps: until each problem has moved again, `gradient` looks ahead as it does before
-        the first round.
+        the first round. So does the rest of a round inside which the state was saved, of which a
+        `CheckpointWarning` tells: its numbers are not those of an uninterrupted run. Between rounds
+        they are.
 
         All processes of a data-parallel run that were seeded alike have the same state (except for
         what `sync="final"` leaves in engines' memories). So one process saves it, and any number of
@@ -492,6 +516,21 @@ class MultilevelOptimizer:
             )
         # If nothing is waiting, the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
+        history = self._history
+        steps = {
+            name
+            for name in self._moving()[:made]
+            if history.solved[name] or history.step_engines[name] is not None
+        }
+        if steps:
+            warnings.warn(
+                f"This state is saved inside round {self.round + 1}, and it does not hold the "
+                f"steps that {', '.join(sorted(steps))} made in it. If it is loaded, the rest of "
+                "the round looks one step ahead instead, and its numbers may differ. Save "
+                "between rounds: at an update with `ends_round`, or after step().",
+                CheckpointWarning,
+                stacklevel=2,
+            )
         return state_of(
             self._history, skips_in_a_row=self._updater.skips_in_a_row, within_round=made
         )

@@ -117,6 +117,7 @@ def evaluate(
                 space=space,
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
+            options.check_outside(dataset, out or options.RUNS)
             cells = _given(genotype, recipe)
             given = tuple(assign or ())
             for told in idle_settings(recipe, config=config, assignments=given, searches=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from rich.console import Console
 from lfmcw_app.commands.command_line import command_line
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
-from lfmcw_app.printing import say
-from lfmcw_app.stopping import Stopped, saved, stop_signals
+from lfmcw_app.printing import printable, say
+from lfmcw_app.steady_output import steady_output
+from lfmcw_app.stopping import Stopped, interrupted_at_once, saved, stop_signals
 
 if TYPE_CHECKING:
     from lfmcw_app.run_folder import RunFolder
 
-__all__ = ["carry_out", "conclude", "main_of", "reported_errors"]
+__all__ = ["carry_out", "conclude", "main_of", "reported_errors", "stoppable"]
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def carry_out(
             f"It began elsewhere ({', '.join(changed)}). It resumes, but its numbers may differ "
             "from those of an uninterrupted run in their last bits.",
         )
-    go_on = f"python -m {module} --resume {folder.path}"
+    go_on = f"python -m {module} --resume {shlex.quote(str(folder.path))}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
     conclude(folder, result, console)
@@ -86,11 +88,13 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
 def reported_errors(console: Console) -> Iterator[None]:
     """Shows a user's error as one paragraph and exits with code 2, or 75 if a folder is held.
 
-    So is a file that this process may not use, wherever that is noticed. Other errors are bugs and
-    keep their traceback. Warnings are shown as one paragraph too.
+    So is whatever the system refuses (a file without permission, a name that is too long, a full
+    disk), wherever that is noticed. Other errors are bugs and keep their traceback. Warnings are
+    shown as one paragraph too.
     """
     # This imports torch, which `--help` does not need.
     import mlo as core
+    from lfmcw_app.processes import check_launch
 
     user_errors = (
         InputError,
@@ -101,12 +105,13 @@ def reported_errors(console: Console) -> Iterator[None]:
         core.NonFiniteError,
         core.ProblemError,
     )
-    number = int(os.environ.get("RANK", "0"))  # of this process, under torchrun
+    rank = os.environ.get("RANK", "0")  # of this process, under torchrun
+    number = int(rank) if rank.isdecimal() else 0
 
     def paragraph(kind: str, text: object) -> None:
         console.print(kind, end=" ")
         console.print(
-            " ".join(str(text).split()),
+            printable(" ".join(str(text).split())),
             highlight=False,
             markup=False,
             soft_wrap=not console.is_terminal,
@@ -123,21 +128,27 @@ def reported_errors(console: Console) -> Iterator[None]:
         warnings.showwarning = shown
         begins = f"[bold red]Error{f' in process {number}' if number else ''}:[/]"
         try:
+            check_launch()
             yield
         except user_errors as error:
             paragraph(begins, error)
             code = error.exit_code if isinstance(error, InputError) else InputError.exit_code
             raise typer.Exit(code) from None
-        except PermissionError as error:
-            paragraph(begins, _not_allowed(error))
+        except OSError as error:
+            if error.strerror is None:  # raised by a library, not by the system
+                raise
+            paragraph(begins, _refused(error))
             raise typer.Exit(InputError.exit_code) from None
 
 
-def _not_allowed(error: PermissionError) -> str:
-    what = error.filename or "A file that is needed"
+def _refused(error: OSError) -> str:
+    what = "A file that is needed" if error.filename is None else os.fsdecode(error.filename)
+    remedy = "Mend that"
+    if isinstance(error, PermissionError):
+        remedy = "Give this process the permission"
     return (
-        f"{what} cannot be used ({error.strerror or error}). Nothing of it is lost. Give this "
-        "process the permission, then repeat the command."
+        f"{what} cannot be used ({error.strerror}). Nothing of it is lost. {remedy}, then repeat "
+        "the command."
     )
 
 
@@ -160,16 +171,26 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
         what = "Interrupted" if stop.exit_code else "Stopped"
         go_on(f"{what}; the state is saved. The run resumes from {saved()}.")
         raise typer.Exit(stop.exit_code) from None
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        if not (isinstance(error, KeyboardInterrupt) or interrupted_at_once()):
+            raise
         go_on(f"Interrupted at once; the last checkpoint is kept. The run resumes from {saved()}.")
         raise typer.Exit(130) from None
 
 
-def main_of(command: Callable[..., None]) -> None:
-    """Runs a function as a command line, with `--install-completion` for the shell."""
-    app = command_line([command])
+def main_of(*commands: Callable[..., None], help: str | None = None) -> None:
+    """Runs functions as a command line, with `--install-completion` for the shell.
+
+    Args:
+        commands: one, or several by their names.
+        help: about several.
+    """
+    app = command_line(commands, help=help)
     end_with_parent()
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if os.environ.get("COLUMNS") == "0":  # unknown, as in some containers: tables would be empty
+        del os.environ["COLUMNS"]
+    with steady_output():
+        try:
+            app()
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -33,6 +33,7 @@ DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts", "s1", "s2", "s3", "s4", "nasbench201")
 KEPT = ("all", "metrics", "results")
+RUNS = Path("runs")
 
 
 def all_spaces() -> list[str]:
@@ -205,6 +206,29 @@ def check_keep(name: str) -> None:
         raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEPT)}")
 
 
+def check_outside(dataset: str, *places: Path) -> None:
+    """Checks that runs are not made among the images: these would have one more class.
+
+    Args:
+        dataset: name of the data set, such as folder:PATH.
+        places: folders that will be written.
+
+    Raises:
+        InputError: naming one that is in the folder of the images.
+    """
+    from lfmcw_app.data import FOLDER
+
+    if not dataset.startswith(FOLDER):
+        return
+    images = Path(os.path.expanduser(dataset.removeprefix(FOLDER))).resolve()
+    for path in places:
+        if path.resolve().is_relative_to(images):
+            raise InputError(
+                f"{path} is in the folder of the images ({images}), where it would be read as one "
+                "more class. Name a folder outside of it with --out, or start in another folder."
+            )
+
+
 def place(out: Path | None, name: str) -> Callable[[], Path]:
     """Where a new run folder is made: as --out says, or under runs/."""
     return partial(fresh_folder, name) if out is None else lambda: out
@@ -218,7 +242,7 @@ def fresh_folder(name: str) -> Path:
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for count in itertools.count(1):
-        path = Path("runs") / (f"{name}-{stamp}-{count}" if count > 1 else f"{name}-{stamp}")
+        path = RUNS / (f"{name}-{stamp}-{count}" if count > 1 else f"{name}-{stamp}")
         try:
             path.mkdir(parents=True)
         except FileExistsError:  # several runs may start in one second

@@ -16,7 +16,7 @@ from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
 from lfmcw_app.near_paths import near_paths
-from lfmcw_app.printing import say
+from lfmcw_app.printing import printable, say
 
 if TYPE_CHECKING:
     from lfmcw_app.prediction import ImageFile
@@ -108,11 +108,14 @@ def predict(
             if not made.done:
                 raise InputError(f"None of the {len(chosen):,} images can be read: {told}.")
             errors.print("[bold red]Not predicted:[/]", end=" ")
-            errors.print(told, highlight=False, markup=False, soft_wrap=not errors.is_terminal)
+            errors.print(
+                printable(told), highlight=False, markup=False, soft_wrap=not errors.is_terminal
+            )
 
         if csv is not None:
             with new_file(csv) as path:
-                path.write_text(prediction_output.as_csv(made, top), encoding="utf-8")
+                text = prediction_output.as_csv(made, top)
+                path.write_bytes(text.encode("utf-8", "surrogateescape"))  # names as they are
         if picture is not None:
             with new_file(picture) as path:
                 prediction_output.draw(made, preprocess, top, path)

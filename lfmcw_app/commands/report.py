@@ -31,7 +31,7 @@ def report(
 ) -> None:
     """Writes the report of each run as one HTML file that needs no network."""
     # Not needed for `--help`, and slow to import: matplotlib.
-    from lfmcw_app.report import comparison_page, read_run, run_page
+    from lfmcw_app.report import comparison_page, read_run, run_page, write_page
 
     console = Console()
     with reported_errors(Console(stderr=True)):
@@ -49,10 +49,11 @@ def report(
             pages = {out or run.path / REPORT: run_page(run) for run in read}
         for path, page in pages.items():
             try:
-                path.write_text(page, encoding="utf-8")
+                write_page(page, path)
             except OSError as error:
                 raise InputError(
-                    f"{path} cannot be written ({error}). Name another file with --out."
+                    f"{path} cannot be written ({error.strerror or error}). Name another file with "
+                    "--out."
                 ) from None
             say(console, f"{path}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,12 @@ def resumed_folder(
     if searches and evaluated:
         raise InputError(
             f"{path} holds the evaluation of a given genotype, which has no search to resume. "
-            f"Resume it with python -m lfmcw_app.evaluate --resume {path}"
+            f"Resume it with python -m lfmcw_app.evaluate --resume {shlex.quote(str(path))}"
         )
     if not searches and not evaluated:
         raise InputError(
             f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
-            f"resume it with python -m lfmcw_app.run --resume {path}"
+            f"resume it with python -m lfmcw_app.run --resume {shlex.quote(str(path))}"
         )
     if out is not None and out.resolve() != path.resolve():
         raise InputError(f"--resume {path} resumes in its own folder; drop --out {out}.")
@@ -78,7 +80,7 @@ def _place(folder: RunFolder) -> str | None:
         began = Path(described["path"])
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder
-    here = Path(name.removeprefix(FOLDER)).expanduser().resolve()
+    here = Path(os.path.expanduser(name.removeprefix(FOLDER))).resolve()
     if not name.startswith(FOLDER) or began == here:
         return None
     if began.is_dir():

@@ -115,6 +115,7 @@ def run(
                 method=method,
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
+            options.check_outside(dataset, out or options.RUNS)
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return

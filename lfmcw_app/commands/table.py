@@ -36,6 +36,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
 from lfmcw_app.recipe import key_value
+from lfmcw_app.stopping import ENDS
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from mlo.errors import nearest
 
@@ -98,6 +99,7 @@ def table(
         if name not in TABLES:
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         options.check_keep(keep)
+        options.check_outside(dataset, out or Path("tables"), runs)
         settings = options.with_lookup(assign, lookup) or []
         check_settings(name, settings)
 
@@ -168,7 +170,9 @@ def table(
             keep=keep,
             lookup=lookup,
         )
-        signal.signal(signal.SIGTERM, _stop)
+        for end in ENDS:
+            if signal.getsignal(end) != signal.SIG_IGN:
+                signal.signal(end, _stop)
         failures = []
         with place as where:
             for outcome in sweep(missing, command, where, retries=retries):
@@ -194,8 +198,8 @@ def table(
             )
 
 
-def _stop(*_: Any) -> NoReturn:
-    raise SystemExit(143)  # leaves through the launcher's end, which stops the runs
+def _stop(number: int, *_: Any) -> NoReturn:
+    raise SystemExit(128 + number)  # leaves through the launcher's end, which stops the runs
 
 
 def main() -> None:

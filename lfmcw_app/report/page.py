@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lfmcw_app.data import short_name
+from lfmcw_app.output_files import replacing
 from lfmcw_app.report.architecture import evolution
 from lfmcw_app.report.charts import Series, line_chart, short
 from lfmcw_app.report.classes import class_errors, w1_confusion
@@ -50,7 +51,7 @@ from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
 from lfmcw_app.units import duration, size
 
-__all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
+__all__ = ["REPORT", "comparison_page", "run_page", "write_page", "write_report"]
 
 
 SHAPES = (
@@ -72,8 +73,21 @@ def write_report(folder: Path) -> Path:
         InputError: if there is no run in the folder, or one of its files is damaged.
     """
     target = folder / REPORT
-    target.write_text(run_page(read_run(folder)), encoding="utf-8")
+    for left in folder.glob(f".{target.stem}.*.part{target.suffix}"):  # of a writer that was killed
+        left.unlink(missing_ok=True)
+    write_page(run_page(read_run(folder)), target)
     return target
+
+
+def write_page(page: str, path: Path) -> None:
+    """Writes a page, completely or not at all; half characters become question marks.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    # (The name of a folder may be no text, and paths are shown.)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def run_page(run: RunData) -> str:

@@ -327,3 +327,8 @@ def test_a_channel_that_is_empty_in_all_images_is_left_at_zero(tmp_path):
     assert data.mean[2] == 0.0
     images, _ = next(in_order(data.train, data, 4))
     assert bool((images[:, 2] == 0.0).all())
+
+
+def test_a_home_that_nobody_has_is_no_folder():
+    with pytest.raises(InputError, match="There is no folder ~nobody-of-this-name/pictures"):
+        load_dataset("folder:~nobody-of-this-name/pictures")

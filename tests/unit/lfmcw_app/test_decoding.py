@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from small_pictures import write
 from torchvision.transforms import functional as TF
 
+from lfmcw_app import decoding
 from lfmcw_app.augmentation import CROP_DRAWS, crop_box
 from lfmcw_app.decoding import (
     NAMED,
@@ -317,3 +319,26 @@ def test_data_that_are_no_decoding_are_refused(change, named):
         Decoding.from_data([change])
     with pytest.raises(InputError, match="decoded is damaged: size"):
         Decoding.from_data({})
+
+
+@pytest.mark.parametrize("size", [(3, 500), (500, 3)])
+def test_a_line_of_pixels_takes_little_memory(tmp_path, monkeypatch, size):
+    """Only the centre is made, and it is that of the whole up to rounding."""
+    write(tmp_path / "a.png", size)
+    how = Decoding(size=16, margin=256 / 224)
+    whole = how.decode(tmp_path / "a.png").int()
+    monkeypatch.setattr(decoding, "MOST_RESIZED", 1000)
+    made = []
+    resized = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda *a, **k: made.append(resized(*a, **k)) or made[-1]
+    )
+    centre = how.decode(tmp_path / "a.png").int()
+    assert (centre - whole).abs().max() <= 16  # a place of half a pixel
+    assert [image.size for image in made] == [(16, 16)]
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DamagedImage, match="it is a pipe"):
+        Decoding(size=8).decode(tmp_path / "a.png")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
+import sys
 import unicodedata
 
 import numpy as np
@@ -244,3 +246,30 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match=r"locked cannot be read \(Permission denied\)"):
         load(tmp_path)
+
+
+def test_folders_may_be_deeper_than_functions_may_call(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    deep = tmp_path / "a" / "/".join("d" * 300)
+    deep.mkdir(parents=True)
+    write(deep / "deep.png")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        found = list_folder(tmp_path)
+    finally:
+        sys.setrecursionlimit(before)
+    assert found.parts["train"].names[-3].endswith("d/d/deep.png")
+
+
+def test_names_of_classes_are_one_printable_line(tmp_path):
+    write_classes(tmp_path, {"a\nb\x1b[2J": 2, "c": 2})
+    shown = "\N{REPLACEMENT CHARACTER}"
+    assert list_folder(tmp_path).parts["train"].class_names == (f"a{shown}b{shown}[2J", "c")
+
+
+def test_classes_that_look_alike_are_refused(tmp_path):
+    for name in (b"x\xff", b"x\xfe"):
+        write_classes(tmp_path, {os.fsdecode(name): 2})
+    with pytest.raises(InputError, match="have one name in text"):
+        list_folder(tmp_path)

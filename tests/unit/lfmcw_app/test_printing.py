@@ -24,6 +24,16 @@ def test_a_quiet_console_shows_nothing():
     assert console.file.getvalue() == ""
 
 
+def test_no_character_steers_a_terminal():
+    """Names of files may hold escape sequences, and others turn the direction of writing."""
+    console = Console(file=io.StringIO())
+    say(console, "a\x1b[2J\x9b31m\u202egpj.exe\r\x7f\nline é 日本 👩\u200d🔬")
+    shown = "\N{REPLACEMENT CHARACTER}"
+    assert console.file.getvalue() == (
+        f"a{shown}[2J{shown}31m{shown}gpj.exe{shown}{shown}\nline é 日本 👩\u200d🔬\n"
+    )
+
+
 def test_only_a_terminal_wraps_a_table():
     """A file has each row on one line, and the console keeps its width."""
     table = Table("name")

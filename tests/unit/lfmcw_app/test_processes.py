@@ -15,6 +15,7 @@ from lfmcw_app.processes import (
     FollowerFolder,
     all_gathered,
     check_batches,
+    check_launch,
     from_main,
     is_main,
     joined,
@@ -123,3 +124,21 @@ def test_a_follower_writes_nothing(tmp_path):
 def test_what_other_processes_did_is_told(error, words):
     told = processes._what_happened(error, 1)
     assert told is None if words is None else words in told
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "x"}, "RANK='x', which is no number"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2', which is no number"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but no RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}, "but no MASTER_PORT"),
+    ],
+)
+def test_variables_of_torchrun_that_are_half_set(monkeypatch, variables, words):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        check_launch()

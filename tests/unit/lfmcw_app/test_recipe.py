@@ -7,7 +7,7 @@ import yaml
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe, validate_recipe
 
 
 def test_a_second_order_search_in_bfloat16_is_refused():
@@ -191,3 +191,9 @@ def test_no_package_takes_the_name_of_real_images():
             load_recipe("smoke", overrides={"search.generator.name": "real"})
     finally:
         del GAMES._entries["real"]
+
+
+@pytest.mark.parametrize("tree", [{"dataset": "folder:a\udcff"}, {"data": {"groups": "\ud800"}}])
+def test_what_no_file_of_text_holds_is_refused(tree):
+    with pytest.raises(InputError, match="is no text in UTF-8"):
+        validate_recipe(tree)

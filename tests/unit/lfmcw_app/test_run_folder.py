@@ -440,6 +440,24 @@ def test_a_run_that_says_no_known_thing_to_keep_keeps_all(folder, completed):
     assert names_of(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("timings.jsonl", os.mkfifo, "a pipe, a socket or a device, where the run keeps a file"),
+        ("metrics.jsonl", os.mkdir, "a folder, where the run keeps a file"),
+        ("search.pt", os.mkdir, "a folder, where the run keeps a file"),
+        ("samples", lambda path: path.touch(), "a file, where the run keeps a folder"),
+    ],
+)
+def test_what_can_be_no_file_of_a_run_is_refused_at_once(folder, name, make, words):
+    make(folder.path / name)
+    with pytest.raises(InputError, match=f"{name} is {words}"), folder.locked():
+        raise AssertionError
+    (folder.path / name).rename(folder.path.parent / name)
+    with folder.locked():
+        pass
+
+
 @pytest.mark.parametrize("kind", ["a run", "a folder", "a file"])
 def test_only_a_run_is_said_to_be_resumable(kind, tmp_path):
     path = tmp_path / "out"

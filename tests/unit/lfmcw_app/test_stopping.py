@@ -81,6 +81,25 @@ def test_a_round_is_given_less_time_than_schedulers_give():
     assert 0 < GRACE < 10
 
 
+def test_a_closed_terminal_asks_too():
+    with stop_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        settled()
+        assert requested() == signal.SIGHUP
+    assert Stopped(signal.SIGHUP).exit_code == 129
+
+
+def test_a_run_under_nohup_ignores_a_closed_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requested() is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_what_is_saved_is_told_of_this_run_only():
     with stop_signals():
         assert saved() == "its beginning"

@@ -350,3 +350,11 @@ def test_a_checkpoint_that_unpacks_to_more_is_refused(tmp_path, kind):
             zip_.filelist.append(copy.copy(largest))
     with pytest.raises(mlo.CheckpointError, match="unpacks to more bytes than it has"):
         mlo.load_checkpoint(bomb)
+
+
+def test_a_pipe_is_no_checkpoint(store):
+    os.mkfifo(store.last)
+    with pytest.raises(mlo.CheckpointError, match="it is a pipe"):
+        store.load()
+    store.save(state(1))
+    assert store.load()["number"] == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -178,3 +180,29 @@ def test_an_update_that_fails_leaves_everything_as_it_was():
     failing = False
     optimizer.step()
     assert identical(expected, optimizer.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_optimizer_is_copied_by_its_state_only(copied):
+    optimizer = regression()
+    optimizer.step()
+    with pytest.raises(mlo.ProblemError, match=r"other.load_state_dict\(optimizer.state_dict"):
+        copied(optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:The gradient of problem")
+@pytest.mark.parametrize("engine", ["first_order", "one_step"])
+def test_a_state_inside_a_round_warns_where_numbers_differ(engine):
+    """The rest of the round is the same only where no step of it is differentiated."""
+    optimizer = regression(hypergradient=engine)
+    optimizer.step()
+    next(optimizer.updates(1))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        saved = optimizer.state_dict()
+    optimizer.step()
+    other = regression(hypergradient=engine)
+    other.load_state_dict(saved)
+    other.step()
+    decays = [o.problems["decay"].module.v for o in (optimizer, other)]
+    assert torch.equal(*decays) == (not told) == (engine == "first_order")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from statistics import fmean
 
 from made_run_folders import entry, make_folder
 
-from lfmcw_app.report import read_run, run_page
+from lfmcw_app.output_files import leftovers
+from lfmcw_app.report import read_run, run_page, write_report
 
 
 def test_a_search_in_stages_shows_what_was_dropped(tmp_path):
@@ -98,3 +100,23 @@ def test_an_unfinished_run_says_how_far_it_came(tmp_path):
     assert 'data-figure="test_error"' not in html
     (folder / "metrics.jsonl").unlink()
     assert "no round yet" in run_page(read_run(folder))
+
+
+def test_a_folder_whose_name_is_no_text_has_a_page(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    folder = folder.rename(os.fsdecode(bytes(tmp_path / "a") + b"\xff"))
+    assert "a?" in write_report(folder).read_text("utf-8")
+
+
+def test_a_page_replaces_whatever_has_its_name(tmp_path):
+    """A page is written whole or not at all, and never into a pipe."""
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    os.mkfifo(folder / "report.html")
+    assert write_report(folder).is_file()
+
+
+def test_a_page_leaves_nothing_of_a_writer_that_was_killed(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)})
+    (folder / ".report.17.part.html").touch()
+    write_report(folder)
+    assert leftovers(folder) == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import signal
 
 import pytest
 import typer
 from modes_obeyed import with_mode
 from rich.console import Console
 
-from lfmcw_app.commands.execution import reported_errors
+from lfmcw_app.commands.execution import reported_errors, stoppable
 from lfmcw_app.errors import InputError
 
 
@@ -42,3 +43,50 @@ def test_a_file_that_may_not_be_used_is_one_paragraph(tmp_path):
     assert output.getvalue().startswith(
         f"Error: {tmp_path / 'file'} cannot be used (Permission denied). Nothing of it is lost."
     )
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (lambda folder: (folder / ("x" * 5000)).exists(), "xxx cannot be used (File name too long"),
+        (lambda folder: (folder / "gone").read_text(), "gone cannot be used (No such file"),
+        (lambda folder: folder.read_text(), "cannot be used (Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_paragraph(tmp_path, cause, words):
+    output = io.StringIO()
+    with pytest.raises(typer.Exit) as caught, reported_errors(Console(file=output, width=40)):
+        cause(tmp_path)
+    assert caught.value.exit_code == 2
+    assert words in output.getvalue()
+
+
+def test_an_error_that_only_looks_like_the_systems_is_a_bug():
+    with pytest.raises(OSError, match="in words"), reported_errors(Console(file=io.StringIO())):
+        raise OSError("in words")
+
+
+def test_a_name_in_an_error_steers_no_terminal():
+    output = io.StringIO()
+    with pytest.raises(typer.Exit), reported_errors(Console(file=output)):
+        raise InputError("The file a\x1b[2J.png is empty.")
+    assert output.getvalue() == "Error: The file a\N{REPLACEMENT CHARACTER}[2J.png is empty.\n"
+
+
+@pytest.mark.parametrize("turned_into", [KeyboardInterrupt, AttributeError])
+def test_a_second_interrupt_ends_at_once_whatever_becomes_of_it(capsys, turned_into):
+    """It may strike in an import, which then fails in another way."""
+    console = Console(file=io.StringIO())
+    with pytest.raises(typer.Exit) as caught, stoppable(console, "resume"):  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise turned_into from None
+    assert caught.value.exit_code == 130
+    assert "Interrupted at once; the last checkpoint is kept." in console.file.getvalue()
+
+
+def test_an_error_without_an_interrupt_is_none():
+    with pytest.raises(AttributeError), stoppable(Console(file=io.StringIO()), "resume"):
+        raise AttributeError

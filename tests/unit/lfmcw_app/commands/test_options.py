@@ -119,3 +119,18 @@ def test_what_a_run_keeps_is_one_of_a_few_names():
         options.check_keep(name)
     with pytest.raises(InputError, match="Did you mean 'results'"):
         options.check_keep("result")
+
+
+@pytest.mark.parametrize("name", ["pictures", "pictures/run", "link/run", "pictures/../pictures/x"])
+def test_runs_are_not_made_among_the_images(tmp_path, name):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").symlink_to("pictures")
+    with pytest.raises(InputError, match="is in the folder of the images"):
+        options.check_outside(
+            f"folder:{tmp_path / 'pictures'}", tmp_path / "other", tmp_path / name
+        )
+
+
+def test_runs_may_be_made_beside_the_images(tmp_path):
+    options.check_outside(f"folder:{tmp_path / 'pictures'}", tmp_path / "pictures-2")
+    options.check_outside("digits", tmp_path)

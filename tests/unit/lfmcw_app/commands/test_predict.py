@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import typer
@@ -138,3 +140,24 @@ def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained):
     assert result.stdout == ""
     assert said in words(result.stderr)
     assert "Traceback" not in result.stderr
+
+
+def test_names_of_files_steer_no_terminal(trained, tmp_path, broken):
+    image = tmp_path / "a\x1b[2J.png"
+    bad = tmp_path / "b\x1b[2J.png"
+    good = sorted((trained.pictures / "test" / "cat").iterdir())[0]
+    image.write_bytes(good.read_bytes())
+    bad.write_bytes(broken.read_bytes())
+    result = invoke(trained.path, image, bad)
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_table_has_the_names_of_files_as_they_are(trained, tmp_path):
+    """Also those that are no text: each byte of a name is in the table."""
+    image = Path(os.fsdecode(bytes(tmp_path / "x") + b"\xff.png"))
+    good = sorted((trained.pictures / "test" / "cat").iterdir())[0]
+    image.write_bytes(good.read_bytes())
+    result = invoke(trained.path, image, "--json", "--csv", tmp_path / "table.csv")
+    assert result.exit_code == 0
+    assert bytes(image) in (tmp_path / "table.csv").read_bytes()
