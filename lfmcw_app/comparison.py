@@ -407,6 +407,8 @@ def summarise(
     """
     found = findings(arms, contrasts)
     parts = [power_said(found, len(contrasts)), _arms_table(arms, measure)]
+    if found and measure == REGRET:
+        parts[0] += f" {_largest_gain_said(arms, found[0].against)}"
     if found:
         parts.append(_findings_table(found))
         if ranked := by_rank(arms):
@@ -417,6 +419,14 @@ def summarise(
             ]
         parts.append(_notes(len(contrasts)))
     return "\n\n".join(parts) + "\n"
+
+
+def _largest_gain_said(arms: Sequence[Summary], baseline: str) -> str:
+    (mean,) = (arm.mean for arm in arms if arm.label == baseline)
+    return (
+        "No arm can gain more than the mean regret of the arm that it is compared with: "
+        f"{mean:.2f} points in comparisons with {baseline}."
+    )
 
 
 def power_planned(pairs: int, tests: int) -> str:

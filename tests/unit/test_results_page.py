@@ -244,6 +244,8 @@ def test_comparisons_in_the_other_order_turn_sign_and_verdict(data):
     (turned,) = read_all(data).effects(METHOD, BASELINE)
     (straight,) = read_all(data).effects(BASELINE, METHOD)
     assert turned.found.difference == -straight.found.difference < -0.5
+    assert turned.found.low == -straight.found.high < turned.found.difference
+    assert turned.found.high == -straight.found.low < 0
     assert (turned.verdict, straight.verdict) == ("better", "worse")
     assert turned.error == straight.error_against < turned.error_against
     assert turned.design.source == path.name

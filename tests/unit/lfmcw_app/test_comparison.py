@@ -277,6 +277,8 @@ def test_rows_that_were_looked_up_are_compared_by_regret():
     assert second.ranks == {1: 3, 0: 3}
     text = summarise([first, second], [("random", "LFM-CW")], REGRET)
     assert "| LFM-CW | 0.50 ± 0.00 | 0.50 | 2 | 3 | 10,165 |" in text
+    assert "it is compared with: 0.50 points in comparisons with LFM-CW." in text
+    assert "No arm can gain" not in summarise([first, second], [("random", "LFM-CW")])
     mixed = [*rows, result_row()]
     assert looked_up(rows)
     assert not looked_up(mixed) and not looked_up([])
