@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--emphasise", nargs="+", default=[], help="classes drawn in colour")
     parser.add_argument("--csv", type=Path, help="file to append a row for each class to")
     parser.add_argument("--data", default="", help="name of the data in that file")
-    parser.add_argument("--labels", default="right", help="what is said of the labels there")
+    parser.add_argument("--labels", help="what is said of the labels there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if (args.hard is None) != (args.look_alikes is None):
@@ -176,7 +176,8 @@ def main() -> None:
         title = f"half of the images of '{hard}' have a wrong label"
     print_table(found, hard)
     if args.csv is not None:
-        append_rows(found, args.data or args.dataset, args.labels, args.csv)
+        labels = args.labels or (f"half of {hard} are wrong" if hard else "right")
+        append_rows(found, args.data or args.dataset, labels, args.csv)
     if args.picture is not None:
         draw_class_weights(
             found.weights,

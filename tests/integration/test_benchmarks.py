@@ -98,7 +98,7 @@ def test_the_class_weights_find_the_class_that_cannot_be_learned(tmp_path):
     assert "half mislabelled" in ranked[0]
     head, *lines = file.read_text("utf-8").splitlines()
     assert head == "data,labels,rounds,seed,class,weight,wrong_percent" and len(lines) == 10
-    assert lines[0].startswith("digits,right,40,0,0,")
+    assert lines[0].startswith("digits,half of 0 are wrong,40,0,0,")
 
 
 @pytest.mark.slow
