@@ -569,7 +569,7 @@ def test_power_says_which_gains_are_possible(data):
     assert re.search(r"\|  \| 7\.\d\d \| \d+ \|$", block("power", data).splitlines()[-3])
 
 
-def test_our_own_table_of_cells_has_another_name_than_the_public_one(data):
+def test_our_own_table_of_cells_is_not_called_the_public_one(data):
     ranks, settings = {BASELINE: [3] * 6, METHOD: [4] * 6}, "search.nodes=4 lookup.file=cells.csv"
     path = data / "runs" / "a.csv"
     for dataset, preset, words in (
