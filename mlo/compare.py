@@ -271,7 +271,11 @@ def _row(
             warnings.simplefilter("always")
             looks_ahead = optimizer._history.looks_ahead
             check_engines(
-                optimizer.graph, engines, looks_ahead=looks_ahead, parallel=optimizer.parallel
+                optimizer.graph,
+                engines,
+                looks_ahead=looks_ahead,
+                parallel=optimizer.parallel,
+                simultaneous=optimizer.order == "simultaneous",
             )
             check_restarts(
                 optimizer.graph, engines, optimizer._history.starts, looks_ahead=looks_ahead
@@ -408,14 +412,14 @@ def _missing_steps(history: History, name: str) -> list[str]:
 def _checks_restored(optimizer: MultilevelOptimizer) -> Iterator[None]:
     """Lets losses be checked again in the body, for the notes, without the run's own checks."""
     losses = optimizer._history.losses.values()
-    before = [(loss.checks, loss.repeats) for loss in losses]
+    before = [(loss.checks, loss.repeats, loss.advice) for loss in losses]
     try:
         for loss in losses:
             loss.checks, loss.repeats = CheckSchedule(), False
         yield
     finally:
-        for loss, (checks, repeats) in zip(losses, before, strict=True):
-            loss.checks, loss.repeats = checks, repeats
+        for loss, (checks, repeats, advice) in zip(losses, before, strict=True):
+            loss.checks, loss.repeats, loss.advice = checks, repeats, advice
 
 
 def _now(optimizer: MultilevelOptimizer) -> float:
