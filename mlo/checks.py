@@ -795,13 +795,17 @@ class LossChecks:
             )
         if name not in self._warned:
             self._warned.add(name)
-            cause = f"warm-up of {', '.join(still)}"
+            cause, advice = f"warm-up of {', '.join(still)}", ""
             if dropped:
                 cause = f"'first_order' of {', '.join(dropped)}"
+                others = engine_advice(self._graph, self._engines, dropped[-1])
+                advice = " Choose an engine that keeps it" + others.phrase(
+                    ", such as {}", "one_step", *OF_NO_STEP
+                )
+                advice += "."
             warn_user(
                 f"The gradient of problem {name!r} is zero: its loss depends only on the solutions "
-                f"of other problems, and the {cause} drops their derivative. Choose an engine that "
-                "keeps it, such as 'one_step'."
+                f"of other problems, and the {cause} drops their derivative.{advice}"
             )
 
 

@@ -544,7 +544,7 @@ class Engine(PullbackEngine):
                 f"by about {min(float(bias / size), 10.0):.0%} of the implicit term (estimated "
                 f"from the halves of the batch). Give the engine {self.label!r} larger batches or "
                 "several: Problem(solve_data=..., solve_batches=...), or accumulate=; or "
-                f"damping{system.advice.phrase(AVERAGING, 'soba', 'sid')}."
+                f"damping{system.advice.phrase(AVERAGING, 'soba')}."
             )
 
 
