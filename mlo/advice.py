@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 
 __all__ = ["EngineAdvice"]
 
@@ -23,11 +24,16 @@ class EngineAdvice:
 
     Attributes:
         serves: whether an engine, given by its name, could differentiate the problem's solution.
-        third: what takes third derivatives of the problem's loss, in words; empty: nothing does.
+        find_third: finds `third`.
     """
 
     serves: Callable[[str], bool] = _any_engine
-    third: str = ""
+    find_third: Callable[[], str] = str
+
+    @cached_property
+    def third(self) -> str:
+        """What takes third derivatives of the problem's loss, in words; empty: nothing does."""
+        return self.find_third()
 
     def phrase(self, text: str, *names: str) -> str:
         """The text with those of the engines that serve in place of its `{}`; empty if none does.

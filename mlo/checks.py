@@ -203,7 +203,7 @@ def engine_advice(
             return False
         return not (simultaneous and isinstance(engine, StepEngine))
 
-    advice = EngineAdvice(serves=serves, third=third_derivative(graph, engines, name))
+    advice = EngineAdvice(serves=serves, find_third=partial(third_derivative, graph, engines, name))
     return advice
 
 

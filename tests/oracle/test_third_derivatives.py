@@ -121,7 +121,7 @@ def test_a_wrong_third_derivative_would_be_silent(monkeypatch):
     monkeypatch.setattr(double_backward, "NO_THIRD_DERIVATIVES", {})
     gradients = []
     for norm in (NORMS["LayerNorm"], OTHERS["GroupNorm"]):
-        optimizer = three_levels(norm, NEED_THIRD[0])
+        optimizer = three_levels(norm, NEED_THIRD[1])
         list(optimizer.run(2))
         gradients.append(optimizer.gradient("reg")["v"])
-    assert not torch.allclose(*gradients, rtol=1e-3)
+    assert not torch.allclose(*gradients, rtol=1e-2)
