@@ -158,7 +158,8 @@ class LossFunction:
 
         Args:
             tensors: problem → name → tensor. A tied tensor is replaced in all its places.
-            modes: the training flags, as `modes` returned them; None leaves them alone.
+            modes: the training flags, as `modes` returned them; None leaves them alone. Otherwise
+                the flags are restored at the end, so that a loss may call `eval()` on a module.
         """
         where = []
         for problem, named in tensors.items():
@@ -555,7 +556,8 @@ class _Placed:
     Args:
         where: pairs of the places of tensors by name, and tensors to put there.
         modules: whose training flags are set.
-        modes: the flags; None leaves them alone.
+        modes: the flags; None leaves them alone. Otherwise they are restored, also if the body
+            changes them.
     """
 
     __slots__ = ("_before", "_flags", "_modes", "_modules", "_where")
@@ -584,17 +586,17 @@ class _Placed:
                             tensor._is_param = True
                         registry[key] = tensor
             if self._modes is not None:
-                flags = list(map(TRAINING, self._modules))
-                if flags != list(self._modes):
-                    self._flags = flags
+                flags = self._flags = list(map(TRAINING, self._modules))
+                if flags != self._modes:
                     _set_modes(self._modules, self._modes)
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        if self._flags is not None:
-            _set_modes(self._modules, self._flags)
+        flags = self._flags
+        if flags is not None and flags != list(map(TRAINING, self._modules)):
+            _set_modes(self._modules, flags)
         # Backwards: a place that was replaced twice gets its first tensor back last.
         for registry, key, tensor in reversed(self._before):
             registry[key] = tensor
