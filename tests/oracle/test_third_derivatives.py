@@ -80,9 +80,10 @@ def test_other_norms_have_one(norm, engines):
     three_levels(OTHERS[norm], engines).step()
 
 
+@pytest.mark.parametrize("lowest", ["one_step", {"name": "unroll", "steps": 2}, "gmres"], ids=str)
 @pytest.mark.parametrize("norm", sorted(NORMS))
-def test_one_step_in_the_middle_needs_no_third_derivative(norm):
-    three_levels(NORMS[norm], "one_step").step()
+def test_one_step_in_the_middle_needs_no_third_derivative(norm, lowest):
+    three_levels(NORMS[norm], {"net": lowest, "aug": "one_step"}).step()
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
