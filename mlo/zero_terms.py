@@ -54,8 +54,9 @@ class ZeroTerms:
         """
         name = evaluation.loss.problem.name
         lower: Lower = {}
-        for other in evaluation.dependent:
-            solution = evaluation.solutions[other]
+        for other, solution in evaluation.solutions.items():
+            if other not in evaluation.dependent:
+                continue
             if not isinstance(solution, (Started, Stationary, Stepped)):
                 return  # a problem in its warm-up
             lower[other] = solution
