@@ -36,6 +36,7 @@ from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
 from mlo.restart import starts_of
 from mlo.state import load_state, state_of
+from mlo.stationarity import stationarities
 from mlo.update import Update, Updater
 
 __all__ = ["MultilevelOptimizer"]
@@ -445,9 +446,12 @@ class MultilevelOptimizer:
         with ONE_AT_A_TIME, levels.unchanged():
             batches = levels.batches(name)
             found = levels.differentiate(name, batches, held_constant=held)
-        if report:
-            return GradientReport(gradient=found.gradient, reports=tuple(found.reports))
-        return found.gradient
+            if not report:
+                return found.gradient
+            solved = stationarities(found.evaluation, held)
+        return GradientReport(
+            gradient=found.gradient, reports=tuple(found.reports), stationarity=solved
+        )
 
     # ------------------------------ averages
 

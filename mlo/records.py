@@ -43,7 +43,8 @@ class SolveReport:
         iterations: what the solve took: products with the Jacobian, or the number of steps that
             were differentiated or made (`unroll`, `zeroth_order`, `penalty`); 0 where none is
             needed.
-        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A. `neumann`,
+        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A. It says nothing
+            of whether the lower problem is solved (`GradientReport.stationarity` does). `neumann`,
             `penalty` and `soba` give that before their last step, which bounds it while they
             converge. `soba` averages it over updates, and `sid` over steps. None where no system
             is solved, or its residual is not known.
@@ -82,10 +83,15 @@ class GradientReport:
             three levels, where differentiating the middle response repeats the solves below it,
             or where several players of a game read it. Empty if the gradient flows through no
             solution, or through none with an engine other than `first_order`.
+        stationarity: lower problem with an implicit engine → ‖F‖ relative to the terms that cancel
+            in it, on the batches of its solve. It is 0 at a solution, and about 1 where nothing
+            cancels. A solve's residual does not show it. The relative error of the gradient is of
+            that order or larger.
     """
 
     gradient: dict[str, Tensor]
     reports: tuple[SolveReport, ...]
+    stationarity: dict[str, float] = field(default_factory=dict)
 
 
 def _as_number(value: Any) -> Any:

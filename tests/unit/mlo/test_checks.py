@@ -218,7 +218,7 @@ def test_every_problem_that_is_listed_too_late_is_named():
 
 
 def test_no_order_is_advised_where_none_helps():
-    with pytest.raises(mlo.ProblemError, match="or reads none.$"):
+    with pytest.raises(mlo.ProblemError, match=r"or reads none\.$"):
         three_vectors(
             ["net", "aug", "reg"], reg_loss=lambda reg, _, *, net: net.v.detach().square().sum()
         ).step()
