@@ -142,10 +142,8 @@ def test_a_term_without_a_lower_parameter_is_told_after_three_updates():
     assert warned(optimizer, rounds=5) == []
 
 
-def test_a_loss_that_is_flat_in_a_solution_is_told_so():
-    optimizer = trilevel(reg_sees=lambda net: (net.v - 100.0).relu())
-    assert warned(optimizer, rounds=2) == []
-    assert "The derivative of its loss in net was exactly zero" in warned(optimizer, rounds=1)[0]
+def test_a_loss_that_is_flat_in_a_solution_is_silent():
+    assert warned(trilevel(reg_sees=lambda net: (net.v - 100.0).relu()), rounds=5) == []
 
 
 def test_first_order_drops_its_term_in_silence():
