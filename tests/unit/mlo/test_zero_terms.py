@@ -11,7 +11,8 @@ from torch.optim import SGD, lr_scheduler
 import mlo
 from mlo.testing import Vector
 
-ENGINES = ["one_step", {"name": "unroll", "steps": 2}, "direct", "identity"]
+UNROLLED = {"net": {"name": "unroll", "steps": 2}, "aug": {"name": "unroll", "steps": 1}}
+ENGINES = ["one_step", UNROLLED, "direct", "identity"]
 
 
 def trilevel(
@@ -87,7 +88,7 @@ def test_a_gradient_that_reaches_every_level_is_silent(engine):
     assert warned(trilevel(engine), rounds=5) == []
 
 
-@pytest.mark.parametrize("engine", ["one_step", {"name": "unroll", "steps": 2}])
+@pytest.mark.parametrize("engine", ["one_step", UNROLLED])
 def test_a_step_of_length_zero_is_named(engine):
     found = warned(trilevel(engine, rates=(0.0, 0.1, 0.1)), rounds=2)
     assert [message.split("'")[1] for message in found] == ["aug", "reg"]
