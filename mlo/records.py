@@ -136,6 +136,10 @@ class Record:
 
     Attributes:
         round: number of the round, counted from 1.
+        losses: problem → its loss, a number; of a game player → number.
+        metrics: problem → what its loss returned beside it.
+        gradient_norms: problem → Euclidean norm of its total gradient, before clipping.
+        player_gradient_norms: game → player → the norm of the gradient of its own parameters.
         solves: lower problem → the report on the last solve of its response in this round.
         skipped: problem → why its update was left out (`on_nonfinite="skip"`); it then has no loss
             in this record. With `accumulate_solves` the mean is over the solves whose gradients
