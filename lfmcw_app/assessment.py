@@ -17,11 +17,12 @@ from torch import Tensor
 from lfmcw_app.batchnorm import recompute_statistics
 from lfmcw_app.data import Batches, Dataset, Images, in_order, subset
 from lfmcw_app.processes import all_gathered
+from lfmcw_app.proportions import interval
 from lfmcw_app.recipe import Augmentation
 from lfmcw_app.search_space.network import ImageNetwork
 from mlo.distributed import rank_and_size
 
-__all__ = ["MOST_CLASSES", "Answers", "answers_of", "assessed", "interval"]
+__all__ = ["MOST_CLASSES", "Answers", "answers_of", "assessed"]
 
 BATCH = 256
 STATISTICS_IMAGES = 10_000
@@ -93,6 +94,7 @@ def assessed(
 
     tested = answers_of(network, test, dataset, device)
     training_error = answers_of(network, some, dataset, device).error
+    wrong = int((tested.ranks >= 1).sum())
     by_class = _by_class(tested, dataset.class_names)
     known = [entry["error_percent"] for entry in by_class if entry["images"]]
     top5_error = None  # of five guesses: meaningless for fewer classes
@@ -100,6 +102,7 @@ def assessed(
         top5_error = 100.0 * float((tested.ranks >= 5).double().mean())
     result = {
         "test_error_percent": tested.error,
+        "test_error_interval_percent": [round(end, 3) for end in interval(wrong, len(test))],
         "test_top5_error_percent": top5_error,
         "test_images": len(test),
         "balanced_error_percent": sum(known) / len(known),
@@ -198,20 +201,6 @@ def _pairs(answers: Answers, classes: int) -> Tensor:
     """Right class and predicted class as one number, [N]; answers that are no numbers left out."""
     given = answers.predictions >= 0
     return answers.labels[given] * classes + answers.predictions[given]
-
-
-def interval(errors: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of an error rate, in %, from `errors` wrong answers of `count`.
-
-    Reference: Wilson, Probable Inference, the Law of Succession (1927).
-    """
-    if count == 0:
-        return 0.0, 100.0
-    share, square = errors / count, z * z
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    half /= 1 + square / count
-    return 100.0 * max(0.0, centre - half), 100.0 * min(1.0, centre + half)
 
 
 # ------------------------------ doubt

@@ -35,12 +35,13 @@ from typing import Any
 
 from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import GAMES, REAL
+from lfmcw_app.recipe import Recipe
 from lfmcw_app.search_space.genotype import Cells
 from mlo import Record
 
 __all__ = [
-    "WINDOW", "CollapseDetector", "Observation", "doubts_about_pictures", "last_quality", "observe",
-    "what_is_known",
+    "WINDOW", "CollapseDetector", "Observation", "advised", "doubts_about_pictures", "last_quality",
+    "observe", "what_is_known",
 ]  # fmt: skip
 
 WINDOW = 50
@@ -64,13 +65,13 @@ ALIKE = 0.1
 MARKED, SHOWN, ABLE = 0.5, 0.25, 0.1
 """Pictures are marked if W2 covers at least this share of the way from chance to 100%, and the
 classifier of real pictures less than `SHOWN` of its own way on real ones. Its own way must be
-`ABLE` of the way to 100%, because otherwise it can tell nothing.
+`ABLE` of the way to 100%, because otherwise it can tell nothing. The classifier's accuracies are
+means over the classes, of which chance is one over their number. W2's is that over its batches, of
+which chance is the share of the largest class.
 """
 
-ADVICE = (
-    "Such pictures teach W2 nothing about the classes. Train the generator longer before the "
-    "search (search.generator.warmup_rounds), or choose another search.generator.name."
-)
+ENOUGH = 2000
+"""Rounds of warm-up to try first, as in preset small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,49 +109,13 @@ def observe(record: Record, genotype: Cells) -> Observation:
 
 
 def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) -> dict[str, str]:
-    """Rule → warning, for the rules that a generator's pictures meet; the last one has advice.
+    """Rule → what is wrong, for the rules that a generator's pictures meet; see `advised`.
 
     Args:
         quality: as it was measured.
         generated_accuracy: W2's share of right answers on generated pictures, over some rounds;
             None where there is no W2.
     """
-    found = _findings(quality, generated_accuracy)
-    last = next(reversed(found), None)
-    return {
-        rule: f"{finding} {ADVICE}" if rule == last else finding for rule, finding in found.items()
-    }
-
-
-def what_is_known(quality: Quality, doubts: Sequence[str]) -> str:
-    """What was measured of a generator's pictures, in a sentence or two without advice.
-
-    Args:
-        quality: as it was measured.
-        doubts: the warnings of `doubts_about_pictures`.
-    """
-    if doubts:
-        return " ".join(text.removesuffix(ADVICE).strip() for text in doubts)
-    if not _is_able(quality):
-        return (
-            "Whether the generated pictures show their classes is not known: a classifier trained "
-            f"on real pictures recognises only {_share(quality.real)} even of other real ones "
-            f"(chance is {_share(quality.chance)})."
-        )
-    return (
-        f"A classifier trained on real pictures recognises {_share(quality.gan_test)} of the "
-        f"generated ones and {_share(quality.real)} of other real ones (chance is "
-        f"{_share(quality.chance)})."
-    )
-
-
-def _is_able(quality: Quality) -> bool:
-    """Whether the classifier of real pictures knows enough to judge others."""
-    return quality.real - quality.chance > ABLE * (100.0 - quality.chance)
-
-
-def _findings(quality: Quality, generated_accuracy: float | None) -> dict[str, str]:
-    """Rule → what is wrong with the pictures."""
     met = {}
     if quality.variety is not None and quality.variety < ALIKE:
         met["alike"] = (
@@ -162,10 +127,11 @@ def _findings(quality: Quality, generated_accuracy: float | None) -> dict[str, s
         return met
     known = (
         f"a classifier trained on real pictures recognises only {_share(quality.gan_test)} of them "
-        f"(chance is {_share(chance)}; it recognises {_share(quality.real)} of other real ones)."
+        f"and {_share(quality.real)} of other real ones ({_read_beside(quality)})."
     )
     accuracy = 0.0 if generated_accuracy is None else 100.0 * generated_accuracy
-    if accuracy - chance > MARKED * (100.0 - chance):
+    constant = chance if quality.largest is None else quality.largest
+    if accuracy - constant > MARKED * (100.0 - constant):
         met["marks"] = (
             "The generated pictures carry a mark of their class instead of showing it. W2 "
             f"recognises {accuracy:.0f}% of them, but {known}"
@@ -173,6 +139,63 @@ def _findings(quality: Quality, generated_accuracy: float | None) -> dict[str, s
     else:
         met["unlike"] = f"The generated pictures do not show their classes: {known}"
     return met
+
+
+def advised(doubts: Sequence[str], recipe: Recipe) -> list[str]:
+    """The doubts of `doubts_about_pictures`, the last one with advice on what to do.
+
+    Args:
+        doubts: what is wrong with a generator's pictures.
+        recipe: of the run.
+    """
+    return [*doubts[:-1], f"{doubts[-1]} {_advice(recipe)}"] if doubts else []
+
+
+def _advice(recipe: Recipe) -> str:
+    how = recipe.search.generator
+    if recipe.preset == "smoke" and not how.begins_warm:
+        return (
+            "Preset smoke is too short to train a generator, so this is to be expected. For "
+            "pictures that show their classes, leave out --preset."
+        )
+    others = ", ".join(name for name in GAMES if name != how.name)
+    rounds = max(ENOUGH, 2 * how.warmup_rounds)
+    return (
+        "Such pictures teach W2 nothing about the classes. Train the generator longer before the "
+        f"search (search.generator.warmup_rounds={rounds}; this run has {how.warmup_rounds}), or "
+        f"choose another search.generator.name ({others})."
+    )
+
+
+def what_is_known(quality: Quality, doubts: Sequence[str]) -> str:
+    """What was measured of a generator's pictures, in a sentence or two without advice.
+
+    Args:
+        quality: as it was measured.
+        doubts: those of `doubts_about_pictures`.
+    """
+    if doubts:
+        return " ".join(doubts)
+    if not _is_able(quality):
+        return (
+            "Whether the generated pictures show their classes is not known: a classifier trained "
+            f"on real pictures recognises only {_share(quality.real)} even of other real ones "
+            f"({_read_beside(quality)})."
+        )
+    return (
+        f"A classifier trained on real pictures recognises {_share(quality.gan_test)} of the "
+        f"generated ones and {_share(quality.real)} of other real ones ({_read_beside(quality)})."
+    )
+
+
+def _read_beside(quality: Quality) -> str:
+    """What accuracies are read beside."""
+    return f"means over the classes; chance is {_share(quality.chance)}"
+
+
+def _is_able(quality: Quality) -> bool:
+    """Whether the classifier of real pictures knows enough to judge others."""
+    return quality.real - quality.chance > ABLE * (100.0 - quality.chance)
 
 
 def _share(percent: float) -> str:
@@ -194,7 +217,7 @@ def last_quality(
         rounds: those of later rounds are left out.
 
     Returns:
-        The round, the measures, and warnings of the pictures; None where nothing was measured.
+        The round, the measures, and doubts about the pictures; None where nothing was measured.
     """
     seen = [entry for entry in entries if rounds is None or entry["round"] <= rounds]
     places = [place for place, entry in enumerate(seen) if "quality" in entry]
@@ -218,10 +241,12 @@ class CollapseDetector:
         game: name of the generator's game, which decides what a discriminator's loss means; `REAL`
             where there is none.
         window: rounds that a rule looks back.
+        recipe: of the run, by which doubts about pictures give advice; without one they give none.
     """
 
     game: str = "dcgan"
     window: int = WINDOW
+    recipe: Recipe | None = None
     _seen: deque[Observation] = field(default_factory=deque, repr=False)
     _largest_norm: float = field(default=0.0, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
@@ -253,7 +278,7 @@ class CollapseDetector:
         met = doubts_about_pictures(quality, _mean(known))
         new = [text for rule, text in met.items() if rule not in self._told_of_pictures]
         self._told_of_pictures = set(met)
-        return new
+        return new if self.recipe is None else advised(new, self.recipe)
 
     def _met(self) -> Mapping[str, str]:
         """Rule → warning, for the rules that hold over the whole window."""

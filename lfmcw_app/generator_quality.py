@@ -7,6 +7,10 @@
     variety    the distance between two generated pictures of a class, relative to that of real
                ones: 0 for one picture per class, 1 for pictures as different as real ones.
 
+Each is the mean over the classes (for accuracies: balanced accuracy). So a classifier that always
+answers the largest class is at chance, which is one over the number of classes, however unequal
+the classes are.
+
 A network that learns from generated pictures can recognise a mark of their class that no real
 picture has. Its own accuracy on them is then high, while GAN-train is near chance.
 
@@ -26,7 +30,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +85,7 @@ class QualityByClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The measures of a generator, over all pictures; the variety is the mean over classes.
+    """The measures of a generator: means over the classes that have one.
 
     Attributes:
         gan_test: accuracy on generated pictures after training on real ones, %.
@@ -89,6 +93,8 @@ class Quality:
         real: accuracy on real held-out pictures after training on real ones, %.
         variety: None where no class has one.
         by_class: the same, class by class.
+        largest: share of the largest class among the generated pictures, %: what always answering
+            this class gives over all of them. None in files of earlier versions.
     """
 
     gan_test: float
@@ -96,34 +102,43 @@ class Quality:
     real: float
     variety: float | None
     by_class: QualityByClass
+    largest: float | None = None
 
     def to_data(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return {**asdict(self), "chance": round(self.chance, 3)}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Quality:
         """From plain data; see `to_data`.
+
+        Accuracies are averaged over the classes again, because earlier versions wrote those over
+        all pictures.
 
         Raises:
             ValueError: if they are none.
         """
         # (A list stands for a tuple in JSON, and there alone.)
         try:
-            found = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+            read = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the measures"
             raise ValueError(f"{where}: {first['msg'].lower()}") from None
-        by_class = found.by_class
+        by_class = read.by_class
         lengths = set(map(len, (by_class.gan_test, by_class.gan_train, by_class.real)))
         if len(lengths | {len(by_class.variety)}) > 1 or lengths == {0}:
             raise ValueError("by_class needs one value of each measure for each class")
-        return found
+        means = {
+            name: mean
+            for name in ("gan_test", "gan_train", "real")
+            if (mean := _mean(getattr(by_class, name))) is not None
+        }
+        return replace(read, **means)
 
     @property
     def chance(self) -> float:
-        """Accuracy of a guess, %."""
+        """Mean accuracy over the classes of a guess, or of one answer for all pictures, %."""
         return 100.0 / len(self.by_class.gan_test)
 
     def __str__(self) -> str:
@@ -131,7 +146,7 @@ class Quality:
         return (
             f"GAN-test {self.gan_test:.1f}%, GAN-train {self.gan_train:.1f}% (real pictures "
             f"{self.real:.1f}%, chance {self.chance:.1f}%), variety within a class {variety} (real "
-            "pictures 1)"
+            "pictures 1); means over the classes"
         )
 
 
@@ -197,13 +212,13 @@ class Judge:
             real=self._shares(known, self._others.labels),
             variety=self._variety(drawn),
         )
-        varieties = [value for value in by_class.variety if value is not None]
         return Quality(
-            gan_test=_percent(tested),
-            gan_train=_percent(learned),
-            real=_percent(known),
-            variety=round(sum(varieties) / len(varieties), 4) if varieties else None,
+            gan_test=_mean(by_class.gan_test) or 0.0,
+            gan_train=_mean(by_class.gan_train) or 0.0,
+            real=_mean(by_class.real) or 0.0,
+            variety=_mean(by_class.variety, digits=4),
             by_class=by_class,
+            largest=round(100.0 * int(drawn.labels.bincount().max()) / len(drawn.labels), 3),
         )
 
     # ------------------------------ pictures
@@ -336,6 +351,12 @@ def _reduced(images: Tensor) -> Tensor:
     if images.shape[-1] <= LARGEST_SIZE:
         return images
     return F.adaptive_avg_pool2d(images, LARGEST_SIZE)
+
+
+def _mean(values: Sequence[float | None], digits: int = 3) -> float | None:
+    """The mean of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), digits) if known else None
 
 
 def _percent(right: Tensor) -> float:

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lfmcw_app.build_modules import generator_for
-from lfmcw_app.collapse import doubts_about_pictures
+from lfmcw_app.collapse import advised, doubts_about_pictures
 from lfmcw_app.data import Batches, Dataset, Images, resident
 from lfmcw_app.errors import NumbersWarning
 from lfmcw_app.generator_quality import Judge, Quality
@@ -200,7 +200,7 @@ def warm_up(
                 quality = judge.measure(_averaged(players))
                 done.entry["quality"] = quality.to_data()
                 if recipe.detect_collapse and done.record.round == rounds:
-                    _warn_of_pictures(quality)
+                    _warn_of_pictures(quality, recipe)
     return averaged_generator(players.state_dict())
 
 
@@ -211,6 +211,6 @@ def _averaged(players: WarmupPlayers) -> ImageGenerator:
     return generator
 
 
-def _warn_of_pictures(quality: Quality) -> None:
-    for text in doubts_about_pictures(quality, None).values():
+def _warn_of_pictures(quality: Quality, recipe: Recipe) -> None:
+    for text in advised(list(doubts_about_pictures(quality, None).values()), recipe):
         warnings.warn(f"After the warm-up: {text}", NumbersWarning, stacklevel=2)

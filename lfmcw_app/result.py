@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.printing import print_table, say
-from lfmcw_app.result_file import check_complete, clearly_harder, worst_classes, wrong_images
+from lfmcw_app.proportions import interval
+from lfmcw_app.result_file import (
+    check_complete,
+    clearly_harder,
+    counted_errors,
+    worst_classes,
+    wrong_images,
+)
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
@@ -65,7 +72,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     print_table(console, table)
     say(
         console,
-        f"test error {result['test_error_percent']:.2f}% {_source(result)}, "
+        f"test error {result['test_error_percent']:.2f}% {_how_sure(result)}{_source(result)}, "
         f"{result['parameters']:,} parameters, "
         f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
     )
@@ -98,10 +105,19 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         say(console, f"Predict images with it: python -m lfmcw_app.predict {run} IMAGE...")
 
 
+def _how_sure(result: dict[str, Any]) -> str:
+    """How many answers are wrong, and the interval of the error; empty if it was looked up."""
+    counted = counted_errors(result)
+    if counted is None:
+        return ""
+    low, high = interval(*counted)
+    return f"({counted[0]:,} of {counted[1]:,}; 95% interval {low:.1f} to {high:.1f}%) "
+
+
 def _source(result: dict[str, Any]) -> str:
     """Where the test error comes from, in words."""
     if "lookup" not in result:
-        return f"on {result['test_images']:,} images of {result['dataset']}"
+        return f"on images of {result['dataset']}"
     found = result["lookup"]
     trainings = len(found["seeds"])
     of = "one training" if trainings == 1 else f"mean of {trainings} trainings"

@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import InputError, shown
 
-__all__ = ["check_complete", "clearly_harder", "read_result", "worst_classes", "wrong_images"]
+__all__ = [
+    "check_complete", "clearly_harder", "counted_errors", "read_result", "worst_classes",
+    "wrong_images",
+]  # fmt: skip
 
 WORST = 3
 """At most so many classes are named with a result."""
@@ -118,6 +121,14 @@ def check_complete(result: Mapping[str, Any], path: Path, entries: Sequence[str]
                 f"{path} is damaged: it lacks {entry}. Delete it and resume: the result is "
                 "computed again."
             )
+
+
+def counted_errors(result: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Wrong answers and number of test images; None where the error was looked up in a table."""
+    images = result.get("test_images")
+    if "lookup" in result or not images:
+        return None
+    return round(images * result["test_error_percent"] / 100.0), images
 
 
 def worst_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import make_generator
-from lfmcw_app.collapse import last_quality
+from lfmcw_app.collapse import advised, last_quality
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import ImageGenerator
@@ -181,12 +181,16 @@ def measured_quality(run: Path, trained: TrainedGenerator) -> tuple[int, Quality
         if phase.name == trained.stage
     ]
     try:
-        return last_quality(entries, trained.rounds)
+        last = last_quality(entries, trained.rounds)
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"What the run in {run} measured of its generator cannot be used ({error}): its "
             "metrics.jsonl was edited. Put it back, or delete it."
         ) from None
+    if last is None:
+        return None
+    number, quality, doubts = last
+    return number, quality, advised(doubts, read.recipe)
 
 
 def _described(path: Path) -> _Described:

@@ -153,7 +153,9 @@ def _run_stage(
         console=console,
         device=device,
     )
-    detector = CollapseDetector(game=how.generator.name) if recipe.detect_collapse else None
+    detector = (
+        CollapseDetector(game=how.generator.name, recipe=recipe) if recipe.detect_collapse else None
+    )
     source = _source(modules, parts)
     snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset({1})
     ends_search = stage.name == search_stages(how)[-1].name

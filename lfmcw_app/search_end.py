@@ -21,7 +21,7 @@ from lfmcw_app.assessment import MOST_CLASSES
 from lfmcw_app.batchnorm import give_statistics, recompute_statistics
 from lfmcw_app.bounded_files import lines_of, parse_object, read_object
 from lfmcw_app.build_modules import SearchModules
-from lfmcw_app.collapse import WINDOW, doubts_about_pictures, last_quality
+from lfmcw_app.collapse import WINDOW, advised, doubts_about_pictures, last_quality
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.generator_quality import Judge, Quality
@@ -146,11 +146,13 @@ def generator_result(folder: RunFolder) -> dict[str, Any]:
     end = read_search_end(folder) or {}
     if end.get("generator") is None:
         return {}
-    return {"generator": {**end["generator"], "doubts": _doubts(folder, end)}}
+    measured = Quality.from_data(end["generator"]).to_data()
+    doubts = advised(_doubts(folder, end), folder.recipe)
+    return {"generator": {**measured, "doubts": doubts}}
 
 
 def _doubts(folder: RunFolder, end: Mapping[str, Any]) -> list[str]:
-    """The warnings of the pictures that were measured at the end of the search.
+    """What is wrong with the pictures that were measured at the end of the search.
 
     W2's part in them is that of its last rounds in metrics.jsonl. Without these, which no run
     needs, it is not known.

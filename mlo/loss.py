@@ -220,9 +220,10 @@ class LossFunction:
         problem = self.problem
         try:
             result = problem.loss(problem.module, batch, **self._of_loss)
-        except TypeError as error:
-            if batch is None and problem.data is None:
+        except Exception as error:
+            if isinstance(error, TypeError) and batch is None and problem.data is None:
                 error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
+            _say_whose(error, problem.name)
             raise
         return _parse(problem, result, players)
 
@@ -347,7 +348,11 @@ class LossFunction:
                 remaining -= 1
                 own = list(map(parameters.__getitem__, problem.player_parameters[player]))
                 if examine is not None and first:
-                    examine(loss, own)
+                    try:
+                        examine(loss, own)
+                    except RuntimeError as error:
+                        _explain(error, problem.name)
+                        raise
                 # A game's players may share a graph, which the last one releases.
                 retain = create_graph or remaining > 0
                 found.add(player, loss, own, retain_graph=retain, create_graph=create_graph)
@@ -396,7 +401,11 @@ class GradientSums:
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
             # One backward pass for both: own parameters, and the other tensors to differentiate by.
-            found = grad([share], inputs, retain_graph=retain_graph, create_graph=create_graph)
+            try:
+                found = grad([share], inputs, retain_graph=retain_graph, create_graph=create_graph)
+            except RuntimeError as error:
+                _explain(error, self._problem.name)
+                raise
             for gradient in found:
                 if gradient is not None and gradient.layout != torch.strided:
                     raise ProblemError(
@@ -624,6 +633,30 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
                         places.append((registry, key, isinstance(tensor, nn.Parameter)))
                     found[member][f"{prefix}.{key}" if prefix else key] = places
     return found
+
+
+def _say_whose(error: Exception, problem: str) -> None:
+    """Adds to an error out of a user's loss whose loss it was: all losses may share one function."""
+    note = f"It was raised in the loss of problem {problem!r}."
+    if note not in getattr(error, "__notes__", ()) and repr(problem) not in str(error):
+        error.add_note(note)
+
+
+def _explain(error: RuntimeError, problem: str) -> None:
+    """Says whose loss PyTorch could not differentiate.
+
+    Raises:
+        ProblemError: if a part of the loss's graph is gone.
+    """
+    if "backward through the graph a second time" in str(error):
+        raise ProblemError(
+            f"Problem {problem!r}: a part of the graph of its loss was used up before the loss "
+            "could be differentiated. Either the loss calls backward() itself, or it contains a "
+            "tensor with the graph of an earlier call (a running mean, say). Return the loss, and "
+            "let mlo differentiate it. Inside it use torch.autograd.grad(..., create_graph=True); "
+            "detach() what is kept between calls."
+        ) from error
+    _say_whose(error, problem)
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:

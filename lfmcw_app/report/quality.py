@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
-from lfmcw_app.collapse import doubts_about_pictures, last_quality
+from lfmcw_app.collapse import advised, doubts_about_pictures, last_quality
 from lfmcw_app.generator_quality import Quality
 from lfmcw_app.report.charts import Point, Series, line_chart
-from lfmcw_app.report.curves import Pick, Rounds, at
+from lfmcw_app.report.curves import Pick, Rounds
 from lfmcw_app.report.images import class_names
 from lfmcw_app.report.reading import RunData
 
@@ -39,7 +40,7 @@ class MeasuredQuality:
         phase: in which it was last measured.
         round: of that phase.
         last: the last measures.
-        doubts: warnings of the pictures.
+        doubts: what is wrong with the pictures, with advice.
         charts: the measures over the rounds; empty where they were taken once.
         rows: the last measures of the first `MOST_ROWS` classes.
         classes: how many there are.
@@ -73,7 +74,7 @@ def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
         phase=phase,
         round=number,
         last=quality,
-        doubts=doubts,
+        doubts=advised(doubts, run.recipe),
         charts=quality_charts(rounds.points, rounds.boundaries),
         rows=rows[:MOST_ROWS],
         classes=len(rows),
@@ -81,7 +82,7 @@ def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
 
 
 def last_measured(run: RunData) -> tuple[str, int, Quality, Sequence[str]] | None:
-    """Phase, round, the measures there, and warnings of the pictures; None where there are none.
+    """Phase, round, the measures there, and doubts about the pictures; None where there are none.
 
     Those of metrics.jsonl, unless search.json alone has the end: of real images, which are no
     player whose rounds are logged.
@@ -110,7 +111,7 @@ def quality_charts(
     """
 
     def series(label: str, colour: int, key: str) -> Series:
-        return Series(label=label, points=points(at("quality", key)), colour=f"series-{colour}")
+        return Series(label=label, points=points(_measure(key)), colour=f"series-{colour}")
 
     tested, variety = series("GAN-test", 1, "gan_test"), series("variety", 3, "variety")
     if len(tested.points) < 2:
@@ -125,6 +126,18 @@ def quality_charts(
         chart("Variety within a class", [variety]),
     ]
     return [one for one in charts if one]
+
+
+def _measure(key: str) -> Pick:
+    """Reads a measure of a round, as means over the classes; None where there is none."""
+
+    def pick(entry: dict[str, Any]) -> float | None:
+        if "quality" not in entry:
+            return None
+        value: float | None = getattr(Quality.from_data(entry["quality"]), key)
+        return value
+
+    return pick
 
 
 def _text(value: float | None, digits: int) -> str:

@@ -7,10 +7,17 @@ from typing import Any
 
 from lfmcw_app.collapse import what_is_known
 from lfmcw_app.data import short_name
+from lfmcw_app.proportions import difference_by_chance, interval
 from lfmcw_app.report.images import class_names, last_class_weights
 from lfmcw_app.report.quality import last_measured
 from lfmcw_app.report.reading import LostNumbers, Phase, RunData
-from lfmcw_app.result_file import clearly_harder, worst_classes, wrong_images
+from lfmcw_app.result_file import (
+    LEVEL,
+    clearly_harder,
+    counted_errors,
+    worst_classes,
+    wrong_images,
+)
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 
@@ -117,8 +124,8 @@ def _state(run: RunData) -> str:
 def _test_error(result: dict[str, Any]) -> str:
     error = f"{result['test_error_percent']:.2f}%"
     if "lookup" not in result:
-        images = result.get("test_images")
-        of = "" if images is None else f" ({_count(images, 'image')})"
+        sure = _how_sure(result)
+        of = f" ({sure})" if sure else ""
         return f"The test error of the derived network is {error}{of}."
     found = result["lookup"]
     return (
@@ -127,6 +134,16 @@ def _test_error(result: dict[str, Any]) -> str:
         f"{found['rank']:,} of {found['cells']:,}, {found['regret_percent']:.2f} percentage points "
         "behind the best."
     )
+
+
+def _how_sure(result: dict[str, Any]) -> str:
+    """How many answers are wrong, and the interval of the error; empty if it was looked up."""
+    counted = counted_errors(result)
+    if counted is None:
+        return ""
+    wrong, images = counted
+    low, high = interval(wrong, images)
+    return f"{wrong:,} of {_count(images, 'image')}; 95% interval {low:.1f} to {high:.1f}%"
 
 
 def _trainings(number: int) -> str:
@@ -256,19 +273,58 @@ def comparison_summary(labels: Sequence[str], runs: Sequence[RunData]) -> str:
 def _ranking(labels: Sequence[str], runs: Sequence[RunData]) -> str:
     """The test errors, the lowest first, where they are of one kind."""
     found = [
-        (run.result["test_error_percent"], label, _kind_of_error(run))
+        (run.result["test_error_percent"], label, run)
         for label, run in zip(labels, runs, strict=True)
         if run.result is not None and not run.recipe.trial
     ]
     if not found:
         return ""
-    if len({kind for _, _, kind in found}) > 1:
+    if len({_kind_of_error(run) for *_, run in found}) > 1:
         return "The test errors are of different data sets or tables, so they cannot be compared."
     found.sort(key=lambda one: one[0])
-    named = [f"{error:.2f}% ({label})" for error, label, _ in found]
+    sure = {label: _how_sure(run.result or {}) for _, label, run in found}
+    named = [
+        f"{error:.2f}% ({label}{': ' if sure[label] else ''}{sure[label]})"
+        for error, label, _ in found
+    ]
     if len(named) == 1:
         return f"The only test error is {named[0]}."
-    return f"The test errors, the lowest first: {_listed(named)}."
+    ranked = f"The test errors, the lowest first: {_listed(named)}."
+    counted = {label: counted_errors(run.result or {}) for _, label, run in found}
+    known = {label: counts for label, counts in counted.items() if counts is not None}
+    return f"{ranked} {_told_apart(known)}" if len(known) == len(counted) else ranked
+
+
+def _told_apart(counted: Mapping[str, tuple[int, int]]) -> str:
+    """Whether chance explains that the lowest test error is below each other one.
+
+    Each pair is tested (Fisher, exact), corrected for the number of all pairs (Bonferroni).
+
+    Args:
+        counted: label → wrong answers and number of images, the lowest error first.
+    """
+    first, *others = counted
+    pairs = len(counted) * (len(counted) - 1) // 2
+    chances = {
+        label: min(1.0, pairs * difference_by_chance(counted[first], counted[label]))
+        for label in others
+    }
+    clear = [label for label, chance in chances.items() if chance < LEVEL]
+    p = f"Fisher's exact test, p = {_p(min(chances.values()))}"
+    p += ", corrected for all pairs" if pairs > 1 else ""
+    if not clear:
+        what = "difference" if pairs == 1 else "differences"
+        return f"Chance alone can explain the {what} ({p})."
+    behind = f"Chance hardly explains that {first} is lower than {_listed(clear)} ({p})"
+    rest = [label for label in others if label not in clear]
+    behind += f", but it can explain that {first} is lower than {_listed(rest)}" if rest else ""
+    seeds = "Each is one training: another seed gives another error."
+    return f"{behind}. {seeds}"
+
+
+def _p(value: float) -> str:
+    """A share of chance, for people."""
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"
 
 
 def _kind_of_error(run: RunData) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lfmcw_app.assessment import MOST_CLASSES, answers_of, assessed, interval
+from lfmcw_app.assessment import MOST_CLASSES, answers_of, assessed
 from lfmcw_app.data import Dataset, Images
 from lfmcw_app.recipe import Augmentation
 
@@ -174,10 +174,3 @@ def test_in_a_set_of_mostly_one_class_chance_is_small():
     assert "doubt" not in measure({10: 0, 11: 1}, test=test)
     one_class = pictures([10] * 4, [0] * 4)  # nothing can be told from it
     assert "doubt" not in measure({10: 1}, test=one_class)
-
-
-def test_intervals_are_those_of_wilson():
-    """10 wrong of 100: 5.523% to 17.437% (the formula in exact arithmetic)."""
-    assert interval(10, 100) == pytest.approx((5.5229, 17.4367), abs=1e-3)
-    assert interval(0, 50)[0] == 0.0
-    assert interval(50, 50)[1] == 100.0

@@ -15,6 +15,7 @@ from lfmcw_app.collapse import (
     WON,
     CollapseDetector,
     Observation,
+    advised,
     doubts_about_pictures,
     last_quality,
     observe,
@@ -23,6 +24,7 @@ from lfmcw_app.collapse import (
 from lfmcw_app.data import search_split
 from lfmcw_app.generator_quality import Judge, Quality, QualityByClass
 from lfmcw_app.generators import GAMES, REAL
+from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.genotype import Edge, Genotype
 from mlo import Record
 from mlo.testing import evaluated
@@ -231,13 +233,13 @@ def test_made_generators_are_doubted_as_they_should_be(draw, expected, bar_judge
         (
             {},
             "A classifier trained on real pictures recognises 45% of the generated ones and 50% of "
-            "other real ones (chance is 10%).",
+            "other real ones (means over the classes; chance is 10%).",
         ),
         (
             {"gan_test": 12.0},
             "The generated pictures do not show their classes: a classifier trained on real "
-            "pictures recognises only 12% of them (chance is 10%; it recognises 50% of other real "
-            "ones).",
+            "pictures recognises only 12% of them and 50% of other real ones (means over the "
+            "classes; chance is 10%).",
         ),
         (
             {"variety": 0.02},
@@ -247,7 +249,8 @@ def test_made_generators_are_doubted_as_they_should_be(draw, expected, bar_judge
         (
             {"gan_test": 12.0, "real": 18.0},
             "Whether the generated pictures show their classes is not known: a classifier trained "
-            "on real pictures recognises only 18% even of other real ones (chance is 10%).",
+            "on real pictures recognises only 18% even of other real ones (means over the classes; "
+            "chance is 10%).",
         ),
     ],
 )
@@ -256,13 +259,38 @@ def test_what_was_measured_is_told_without_advice(changes, said):
     found = quality(**changes)
     doubts = list(doubts_about_pictures(found, None).values())
     assert what_is_known(found, doubts) == said
-    assert all("Train the generator longer" in doubt for doubt in doubts)
+    told = advised(doubts, load_recipe("small"))
+    assert all("Train the generator longer" in doubt for doubt in told)
 
 
 def test_two_doubts_have_one_advice():
-    first, second = doubts_about_pictures(quality(gan_test=12.0, variety=0.02), None).values()
+    found = doubts_about_pictures(quality(gan_test=12.0, variety=0.02), None)
+    recipe = load_recipe("small", overrides={"search.generator.name": "biggan"})
+    first, second = advised(list(found.values()), recipe)
     assert first.endswith("that of real pictures is 1).")
-    assert second.endswith("or choose another search.generator.name.")
+    assert second.endswith(
+        "(search.generator.warmup_rounds=4000; this run has 2000), or choose another "
+        f"search.generator.name ({', '.join(name for name in GAMES if name != 'biggan')})."
+    )
+
+
+def test_the_advice_of_a_smoke_run_is_another_preset():
+    """It cannot train a generator; one that was warmed up there is advised as any other."""
+    short = load_recipe("smoke")
+    assert advised(["Bad."], short) == [
+        "Bad. Preset smoke is too short to train a generator, so this is to be expected. For "
+        "pictures that show their classes, leave out --preset."
+    ]
+    warm = load_recipe("smoke", overrides={"search.generator.warmup_rounds": 300})
+    assert "search.generator.warmup_rounds=2000; this run has 300)" in advised(["Bad."], warm)[0]
+    assert advised([], short) == []
+
+
+def test_one_answer_for_all_is_at_chance_of_unequal_classes():
+    """W2 that names the largest class alone knows no mark, however large that class is."""
+    mostly = {"classes": 4, "gan_test": 25.0, "real": 90.0, "largest": 80.0}
+    assert doubts(0.8, **mostly) == {"unlike"}
+    assert doubts(0.95, **mostly) == {"marks"}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,9 @@ from lfmcw_app.generators import GAMES
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.testing import noise_dataset
 
+UNEQUAL = (40, 8, 6, 6)
+"""Pictures of each class in a set of unequal classes."""
+
 
 @pytest.fixture(scope="module")
 def judge():
@@ -66,6 +69,27 @@ def test_a_constant_is_at_chance(judge):
     assert found.gan_test == 25.0
     assert sorted(found.by_class.gan_test) == [0.0, 0.0, 0.0, 100.0]
     assert found.variety == 0.0
+
+
+def test_a_constant_answer_is_at_chance_of_unequal_classes(quick):
+    """Not at the share of the largest class, which is two thirds here."""
+    dataset = bars()
+    few = torch.cat([(dataset.train.labels == k).nonzero()[:n, 0] for k, n in enumerate(UNEQUAL)])
+    judge = Judge(dataset.train[few], dataset.test, dataset)
+    found = judge.measure(Made(constant))
+    assert sorted(found.by_class.gan_test) == [0.0, 0.0, 0.0, 100.0]
+    assert found.gan_test == found.chance == 25.0
+    assert found.largest == pytest.approx(66.667)
+
+
+def test_measures_of_earlier_versions_become_means_over_classes():
+    """They were written over all pictures, without chance and the largest class."""
+    column = [90.0, 0.0, 0.0, None]
+    by_class = dict.fromkeys(("gan_test", "gan_train", "real", "variety"), column)
+    old = {"gan_test": 75.0, "gan_train": 75.0, "real": 75.0, "variety": 0.5}
+    found = Quality.from_data({**old, "by_class": by_class})
+    assert (found.gan_test, found.gan_train, found.real) == (30.0, 30.0, 30.0)
+    assert found.largest is None
 
 
 def test_pictures_of_another_class_are_wrong_both_ways(judge):

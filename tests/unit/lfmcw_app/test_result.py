@@ -42,7 +42,9 @@ def test_edges_are_told_in_words():
 
 def test_the_result_is_told_with_its_cells(tmp_path):
     text = printed(tmp_path)
-    assert "test error 12.35% on 1,000 images of digits" in text
+    assert (
+        "test error 12.35% (123 of 1,000; 95% interval 10.4 to 14.5%) on images of digits" in text
+    )
     assert "12,345 parameters, 1,234.5 M multiply-adds, seed 7" in text
     for node in RESULT["genotype"]["normal"] + RESULT["genotype"]["reduction"]:
         assert all(name in text for name in edge_names(node, Genotype))

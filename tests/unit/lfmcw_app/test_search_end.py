@@ -106,7 +106,7 @@ def test_the_end_of_a_search_is_recorded_and_told(tmp_path):
     assert [sum(row) for row in found["w1_confusion"]] == [30] * 4
     measured = generator_result(folder)["generator"]
     doubts = measured.pop("doubts")
-    assert measured == found["generator"]
+    assert measured == Quality.from_data(found["generator"]).to_data()
     assert [doubt[:44] for doubt in doubts] == ["The generated pictures do not show their cla"]
 
 
@@ -115,7 +115,8 @@ def test_a_result_tells_doubts_of_its_generator(tmp_path, lines, mark):
     """A mark is seen with W2's last rounds of metrics.jsonl; without these no mark is claimed."""
     folder, _ = searched(tmp_path / "run")
     found = read_search_end(folder)
-    measured = found["generator"] | {"gan_test": 25.0, "real": 100.0, "variety": 0.01}
+    by_class = found["generator"]["by_class"] | {"gan_test": [25.0] * 4, "real": [100.0] * 4}
+    measured = found["generator"] | {"by_class": by_class, "variety": 0.01}
     (folder.path / SEARCH_END).write_text(json.dumps(found | {"generator": measured}))
     logged = entries(folder)
     for line in logged:
@@ -126,7 +127,7 @@ def test_a_result_tells_doubts_of_its_generator(tmp_path, lines, mark):
     first, second = generator_result(folder)["generator"]["doubts"]
     assert first.startswith("The generator has collapsed: its pictures of a class are all alike")
     assert ("W2 recognises 95% of them" in second) == mark
-    assert "recognises only 25% of them (chance is 25%" in second
+    assert "recognises only 25% of them and 100% of other real ones" in second
 
 
 def test_drawn_real_pictures_are_judged_at_the_end(tmp_path):

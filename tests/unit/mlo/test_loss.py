@@ -237,6 +237,55 @@ def test_a_loss_that_is_a_parameter_is_reported_as_it_was():
     assert module["p"].item() == 1.5
 
 
+def upper_of(loss):
+    """An optimizer of a problem w with that loss, which reads x, and x above it."""
+    w, x = mlo.testing.Vector(torch.ones(2)), mlo.testing.Vector(torch.ones(2))
+    return mlo.MultilevelOptimizer(
+        [
+            mlo.Problem("w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, w: (w.v**2).sum(),
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts", "cg"])
+def test_a_loss_that_calls_backward_is_named(engine):
+    def loss(w, _, *, x):
+        value = ((w.v - x.v) ** 2).sum()
+        value.backward()
+        return value
+
+    problems = upper_of(loss).problems
+    with pytest.raises(mlo.ProblemError, match=r"Problem 'w'.*calls backward\(\) itself"):
+        mlo.MultilevelOptimizer(problems, engine).step()
+
+
+def test_a_loss_with_the_graph_of_an_earlier_call_is_named():
+    kept = []
+
+    def loss(w, _, *, x):
+        kept.append((w.v - x.v).exp().sum())
+        return torch.stack(kept[-2:]).sum()
+
+    problems = upper_of(loss).problems
+    optimizer = mlo.MultilevelOptimizer(problems, {"w": "first_order"})
+    with pytest.raises(mlo.ProblemError, match=r"Problem 'w'.*graph of an earlier call"):
+        with pytest.warns(mlo.SolveWarning):
+            list(optimizer.run(3))
+
+
+def test_an_error_in_a_loss_has_a_note_whose_loss_it_was():
+    optimizer = upper_of(lambda w, _, *, x: w.v @ torch.ones(3))
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.step()
+    assert caught.value.__notes__ == ["It was raised in the loss of problem 'w'."]
+
+
 def dropout_regression(engine, *, mode_set_by=(), lower_sets=None):
     """Dropout and BatchNorm below a decay; which losses set the mode, and the modes they found."""
     torch.manual_seed(0)

@@ -15,7 +15,8 @@ from lfmcw_app.report.reading import read_run
 
 def measured(gan_test=50.0, variety=0.75, classes=3):
     column = [gan_test] * (classes - 1) + [None]
-    by_class = {"gan_test": column, "gan_train": column, "real": column, "variety": column}
+    others = {"gan_train": [35.5] * classes, "real": [80.0] * classes, "variety": column}
+    by_class = {"gan_test": column, **others}
     return {
         "gan_test": gan_test, "gan_train": 35.5, "real": 80.0, "variety": variety,
         "by_class": by_class,

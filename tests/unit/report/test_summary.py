@@ -41,8 +41,8 @@ def test_a_complete_run_says_what_it_found(tmp_path):
     folder = add_classes(make_folder(tmp_path / "run", SEARCH), [30.0, 0.0, 10.0])
     assert sentences(folder) == (
         "LFM-CW searched the DARTS space on digits for 4 rounds. "
-        "The test error of the derived network is 12.50% (8 images). "
-        "Whether the generated images show their classes was not measured. "
+        "The test error of the derived network is 12.50% (1 of 8 images; 95% interval 2.2 "
+        "to 47.1%). Whether the generated images show their classes was not measured. "
         "The search's own network, W2, reached an error of 75.0% on validation images (in "
         "the last round). No class is clearly harder than the others. “cat” has the largest error "
         "(3 of 10 test images wrong), but chance alone can explain that."
@@ -196,7 +196,7 @@ def test_given_and_random_cells_had_no_search(tmp_path):
     given = sentences(make_folder(tmp_path / "given", {}, evaluated=True))
     assert given == (
         "There was no search: the cells were given. The test error of the derived network is "
-        "12.50% (8 images)."
+        "12.50% (1 of 8 images; 95% interval 2.2 to 47.1%)."
     )
     drawn = make_folder(tmp_path / "drawn", {}, settings=("search.method=random",))
     assert sentences(drawn).startswith("There was no search: the cells were drawn at random. The ")
@@ -281,18 +281,20 @@ def test_a_comparison_says_which_run_is_better_and_which_shorter(tmp_path):
     long = make_folder(tmp_path / "long", {"search": (8, 6)})
     short = make_folder(tmp_path / "short", SEARCH)
     open_run = make_folder(tmp_path / "open", {"search": (8, 6)}, finished=False)
-    result = json.loads((short / "result.json").read_text()) | {"test_error_percent": 11.0}
+    result = json.loads((short / "result.json").read_text()) | {"test_error_percent": 0.0}
     (short / "result.json").write_text(json.dumps(result))
     runs = [read_run(path) for path in (long, short, open_run)]
     assert list(map(searched_rounds, runs)) == [6, 4, 6]
     said = comparison_summary(["long", "short", "open"], runs)
     assert said == (
-        "The test errors, the lowest first: 11.00% (short) and 12.50% (long). open is without a "
-        "result. short (4 rounds) has a shorter search than the longest, which has 6 rounds: its "
-        "curves end earlier."
+        "The test errors, the lowest first: 0.00% (short: 0 of 8 images; 95% interval 0.0 to "
+        "32.4%) and 12.50% (long: 1 of 8 images; 95% interval 2.2 to 47.1%). Chance alone can "
+        "explain the difference (Fisher's exact test, p = 1.00). open is without a result. "
+        "short (4 rounds) has a shorter search than the longest, which has 6 rounds: "
+        "its curves end earlier."
     )
     page = comparison_page(runs)
-    assert said in page
+    assert said.replace("'", "&#39;") in page
     assert "ends earlier: short at round 4" in page
 
 
@@ -309,4 +311,35 @@ def test_trials_are_not_ranked(tmp_path):
     one = make_folder(tmp_path / "one", SEARCH)
     other = make_folder(tmp_path / "other", SEARCH, settings=("trial=true",))
     said = comparison_summary(["one", "other"], [read_run(one), read_run(other)])
-    assert said == "The only test error is 12.50% (one)."
+    assert said == "The only test error is 12.50% (one: 1 of 8 images; 95% interval 2.2 to 47.1%)."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((2, 3), "Chance alone can explain the difference (Fisher's exact test, p = 1.00)."),
+        (
+            (10, 60), "Chance hardly explains that run0 is lower than run1 (Fisher's exact test, "
+            "p = 5e-14). Each is one training: another seed gives another error.",
+        ),
+        (
+            (10, 14, 60), "Chance hardly explains that run0 is lower than run2 (Fisher's exact "
+            "test, p = 1.5e-13, corrected for all pairs), but it can explain that run0 is lower "
+            "than run1. Each is one training: another seed gives another error.",
+        ),
+        (
+            (8, 9, 18), "Chance alone can explain the differences (Fisher's exact test, p = 0.17, "
+            "corrected for all pairs).",
+        ),
+    ],
+)  # fmt: skip
+def test_a_ranking_says_whether_chance_explains_it(tmp_path, wrong, said):
+    """Of 100 images; a pair among three needs three times as small a p."""
+    runs = []
+    for index, errors in enumerate(wrong):
+        folder = make_folder(tmp_path / f"run{index}", SEARCH)
+        result = json.loads((folder / "result.json").read_text())
+        counts = {"test_error_percent": float(errors), "test_images": 100}
+        (folder / "result.json").write_text(json.dumps(result | counts))
+        runs.append(read_run(folder))
+    assert comparison_summary([run.name for run in runs], runs).endswith(said)
