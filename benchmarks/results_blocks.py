@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 import results_benchmarks
+import results_ends
 from measuring import PROVENANCE
 from results_cells import cell_lines
 from results_data import (
@@ -26,6 +27,7 @@ from results_data import (
     ORACLE,
     RANDOM,
     SYNTHETIC,
+    SYNTHETIC_ONLY,
     UNIFORM,
     Design,
     Effect,
@@ -35,7 +37,7 @@ from results_data import (
     distinct_titles,
     mean,
 )  # fmt: skip
-from results_markdown import NOT_RUN, NOTHING, table
+from results_markdown import NOT_RUN, NOTHING, folded, table
 
 from lfmcw_app.arms import contrasts
 from lfmcw_app.comparison import (
@@ -52,29 +54,25 @@ Pair = tuple[str, str]
 ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
 """The comparisons that isolate the class weights and the generated images."""
 
+WITHOUT_WEIGHTS = (*ISOLATING, (UNIFORM, BASELINE))
+"""These, and what the images do without class weights."""
+
 
 # ------------------------------ Markdown
 
 
 def points(effect: Effect) -> str:
     """The difference with its 95% interval, percentage points."""
-    found = effect.found
-    interval = "" if math.isnan(found.interval) else f" (± {found.interval:.2f})"
-    return f"{found.difference:+.2f}{interval}"
+    return effect.found.said()
 
 
 def verdict_said(effect: Effect) -> str:
-    """The verdict; if no difference is seen, also what is ruled out."""
-    if effect.verdict == "no difference seen":
-        return f"{effect.verdict}; {excluded(effect)}"
-    return effect.verdict
-
-
-def excluded(effect: Effect) -> str:
-    """Which gain is outside the 95% interval."""
-    if effect.excluded_gain == 0:
-        return "a gain is ruled out"
-    return f"a gain above {effect.excluded_gain:.2f} points is ruled out"
+    """The verdict; if no difference is seen, also which gain is ruled out, if any."""
+    gain = effect.excluded_gain
+    if effect.verdict != "no difference seen" or gain is None:
+        return effect.verdict
+    said = f"{effect.verdict}; a gain above {gain:.2f} points is ruled out"
+    return said if effect.largest_gain is None else f"{said}, of {effect.largest_gain:.2f} possible"
 
 
 def effects_table(effects: Sequence[Effect]) -> str:
@@ -165,27 +163,27 @@ def plain_search(results: Results) -> str:
 
 def class_weights_question(results: Results) -> str:
     """LFM-CW beside itself without class weights, and without generated images."""
-    return effects_table(chosen(results, ISOLATING, is_plain))
+    return effects_table(chosen(results, WITHOUT_WEIGHTS, is_plain))
 
 
 def oracle(results: Results) -> str:
     """The same with real images in the place of generated ones."""
-    return effects_table(chosen(results, [(METHOD, BASELINE), *ISOLATING], is_oracle))
+    return effects_table(chosen(results, [(METHOD, BASELINE), *WITHOUT_WEIGHTS], is_oracle))
 
 
 def hard(results: Results) -> str:
     """The same where a class is hard, or classes are unequal."""
-    return effects_table(chosen(results, [(METHOD, BASELINE), *ISOLATING], is_hard))
+    return effects_table(chosen(results, [(METHOD, BASELINE), *WITHOUT_WEIGHTS], is_hard))
 
 
 def random_cells(results: Results) -> str:
-    """Cells that were drawn beside those that were searched."""
-    return effects_table(chosen(results, [(RANDOM, BASELINE), (RANDOM, METHOD)], lambda _: True))
+    """Cells that were searched beside those that were drawn."""
+    return effects_table(chosen(results, [(BASELINE, RANDOM), (METHOD, RANDOM)], lambda _: True))
 
 
 def ablations(results: Results) -> str:
     """What the paper varies: images of W2, generator, λ."""
-    pairs = [(BOTH, SYNTHETIC), ("synthetic only", BASELINE)]
+    pairs = [(BOTH, SYNTHETIC), (SYNTHETIC_ONLY, BASELINE)]
     for name in ("table5", "fig3"):
         pairs += contrasts(name)
     return effects_table(chosen(results, pairs, lambda _: True))
@@ -227,13 +225,14 @@ def ranks(results: Results) -> str:
                     f"{statistics.fmean(regrets):.2f}{spread}",
                     f"{statistics.median(places):g} ({min(places)} to {max(places)})",
                     f"{within} of {len(places)}",
+                    f"{mean(row.parameters for row in runs):,.0f}",
                 )
             )  # fmt: skip
     head = (
         "experiment", "arm", "searches", "regret, points (mean ± SD)", "rank (median, range)",
-        "among the ten best cells (copies of a network count)",
+        "among the ten best cells (copies of a network count)", "parameters (mean)",
     )  # fmt: skip
-    return table(head, rows)
+    return folded("Every arm of every experiment", table(head, rows))
 
 
 def rank_differences(results: Results) -> str:
@@ -242,20 +241,19 @@ def rank_differences(results: Results) -> str:
     for title, experiment in results.looked_up():
         for found in experiment.findings_by_rank:
             of = found.comparison
-            interval = "" if math.isnan(of.interval) else f" (± {of.interval:.1f})"
             rows.append(
                 (
                     title, f"{found.arm} minus {found.against}",
                     of.seeds_said,
                     "" if math.isinf(of.detectable) else f"{of.detectable:.1f}",
-                    f"{of.difference:+.1f}{interval}", f"{found.p_value:.2g}", found.verdict,
+                    of.said(1), f"{found.p_value:.2g}", found.verdict,
                 )
             )  # fmt: skip
     head = (
         "experiment", "difference", "seeds", f"seen in {POWER:.0%}", "places (95% interval)",
         "p (Holm)", "verdict",
     )  # fmt: skip
-    return table(head, rows)
+    return folded("Every comparison by rank", table(head, rows))
 
 
 def cells(results: Results) -> str:
@@ -288,20 +286,24 @@ def power(results: Results) -> str:
         spread, planned = effect.found.deviation, len(contrasts(effect.design.table))
         if math.isnan(spread) or spread == 0 or claimed is None:
             continue
-        seen = effect.found.detectable
+        seen, largest = effect.found.detectable, effect.largest_gain
+        wanted = abs(claimed) / 100 * effect.error_against
+        possible = largest is None or wanted <= largest
         rows.append(
             (
                 titles[effect.design], f"{effect.error_against:.2f}", f"{spread:.2f}",
                 effect.found.seeds_said,
                 "none" if math.isinf(seen) else f"{seen:.2f}",
-                "" if math.isinf(seen) else f"{100 * seen / effect.error_against:.1f}",
-                seeds_needed(abs(claimed) / 100 * effect.error_against, spread, planned),
+                "" if largest is None else f"{largest:.2f}",
+                f"{wanted:.2f}",
+                seeds_needed(wanted, spread, planned) if possible else "not possible here",
             )
         )  # fmt: skip
     change = "" if claimed is None else f"{claimed:+.0f}%"
     head = (
         "experiment", "error of plain search, %", "SD of the paired differences", "seeds",
-        f"seen in {POWER:.0%}, points", "as % of the error", f"seeds to see the paper's {change}",
+        f"seen in {POWER:.0%}, points", "largest possible gain, points",
+        f"the paper's {change}, points", f"seeds to see the paper's {change}",
     )  # fmt: skip
     return f"{general}\n\n{table(head, rows)}\n\n{families(results)}"
 
@@ -482,8 +484,8 @@ def status_verdict(effect: Effect, claimed: float | None) -> str:
     """The verdict, and where the paper's change lies, as shares of the baselines' errors."""
     if claimed is None or effect.verdict in (TOO_FEW, TOO_FEW_DIFFER):
         return effect.verdict
-    inside = abs(effect.relative - claimed) <= effect.relative_interval
-    where = "inside" if inside else "outside"
+    low, high = (100 * end / effect.error_against for end in effect.ends)
+    where = "inside" if low <= claimed <= high else "outside"
     return f"{effect.verdict}; the paper's {claimed:+.0f}% is {where} the interval"
 
 
@@ -506,6 +508,17 @@ def answer(results: Results) -> str:
     effects = results.effects(METHOD, BASELINE)
     told = sum(_identity(effect) in shown for effect in effects)
     return f"{_counted(effects, told)}\n\n{table(head, rows)}"
+
+
+def in_common(results: Results) -> str:
+    """What shortened titles leave out, and how many runs the looked-up experiments have."""
+    found = [experiment for _, experiment in results.looked_up()]
+    if not found:
+        return NOTHING
+    rows = [row for experiment in found for row in experiment.rows]
+    runs = {row.run for row in rows}
+    said = f"{len(found)} experiments of {len(rows)} rows, which are {len(runs)} runs"
+    return f"*{results.in_common or found[0].design.title}*: {said}."
 
 
 def _identity(effect: Effect) -> tuple[Design, str, str]:
@@ -576,11 +589,17 @@ def _answers_on_other_data(results: Results) -> list[Answer]:
     rows: list[Answer] = [("plain search, with real images in place of generated ones", real)]
     harder = chosen(results, pairs, is_hard)
     for condition in dict.fromkeys(effect.design.condition for effect in harder):
-        of_it = [effect for effect in harder if effect.design.condition == condition]
-        learned = [effect for effect in of_it if effect.design.generator != ORACLE]
-        images = "" if learned else " and real images"
-        question = f"plain search, with {condition_said(condition or '')}{images}"
-        rows.append((question, leading(learned or of_it)))
+        for with_real, images in ((False, ""), (True, " and real images")):
+            found = leading(
+                [
+                    effect for effect in harder
+                    if effect.design.condition == condition
+                    and (effect.design.generator == ORACLE) == with_real
+                ]
+            )  # fmt: skip
+            if found is not None:
+                said = condition_said(condition or "")
+                rows.append((f"plain search, with {said}{images}", found))
     if not harder:
         rows.append(("plain search, on harder data", None))
     return rows
@@ -589,17 +608,9 @@ def _answers_on_other_data(results: Results) -> list[Answer]:
 def _answer_row(question: str, effect: Effect | None) -> tuple[str, str, str, str, str]:
     if effect is None:
         return (question, "", "", "", NOT_RUN)
-    found = effect.found
-    low, high = found.difference - found.interval, found.difference + found.interval
-    interval = "" if math.isnan(found.interval) else f" ({low:+.2f} to {high:+.2f})"
-    difference = "0" if found.identical else f"{_signed(found.difference)}{interval}"
-    return (question, effect.design.title, difference, found.seeds_said, _concluded(effect))
-
-
-def _signed(difference: float) -> str:
-    """A difference, without a sign if it rounds to zero."""
-    said = f"{difference:+.2f}"
-    return "0.00" if float(said) == 0 else said
+    difference = "0" if effect.found.identical else points(effect)
+    row = (question, effect.design.title, difference, effect.found.seeds_said)
+    return (*row, _concluded(effect))
 
 
 def _concluded(effect: Effect) -> str:
@@ -610,7 +621,7 @@ def _concluded(effect: Effect) -> str:
         "identical": "the same error for every seed",
         TOO_FEW: f"open: {effect.found.pairs} seeds are too few",
         TOO_FEW_DIFFER: "open: too few seeds differ",
-    }.get(effect.verdict, f"{effect.verdict}; {excluded(effect)}")
+    }.get(effect.verdict, verdict_said(effect))
 
 
 def _at_the_papers_sizes(results: Results) -> str:
@@ -664,7 +675,7 @@ def sources(results: Results) -> str:
             )
         )  # fmt: skip
     head = ("file", "experiment", "table", "runs", "seeds", "settings", "machine", "date", "commit")
-    return table(head, rows)
+    return folded("Every file of runs", table(head, rows))
 
 
 def reported(results: Results) -> str:
@@ -743,6 +754,12 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "oracle": oracle,
     "hard": hard,
     "random cells": random_cells,
+    "in common": in_common,
+    "significant": results_ends.significant,
+    "dead cells": results_ends.dead_cells,
+    "dead tests": results_ends.dead_tests,
+    "living": results_ends.living,
+    "beside random": results_ends.beside_random,
     "ranks": ranks,
     "rank differences": rank_differences,
     "cells": cells,

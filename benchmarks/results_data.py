@@ -2,9 +2,11 @@
 
 - `runs/*.csv`: one row per run, in the schema of `lfmcw_app.results_file`. A file is the runs.csv
   of one `lfmcw_app.table`, so it is one experiment.
-- `superseded/*.csv`: the same for experiments that later ones replace; the appendix lists them. -
-`summaries.csv`: means and intervals of tables whose single runs are not kept. - `paper.csv`: what
-the paper reports. - `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained. -
+- `superseded/*.csv`: the same for experiments that later ones replace; the appendix lists them.
+- `summaries.csv`: means and intervals of tables whose single runs are not kept.
+- `paper.csv`: what the paper reports.
+- `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained.
+
 Others are small files that the page shows as tables.
 """
 
@@ -41,12 +43,22 @@ from lfmcw_app.results_file import Row, read_results
 METHOD, BASELINE = "LFM-CW", "no LFM-CW"
 UNIFORM, NO_WEIGHT, RANDOM = "uniform class weights", "λ = 0", "random cells"
 LONGER = "no LFM-CW, 4 times the rounds"
+SYNTHETIC_ONLY = "synthetic only"
 SYNTHETIC, BOTH = "generated images only", "generated and real images"
 ORACLE = "real"
 """`search.generator.name` of the oracle, which draws training images instead of making some."""
 
 OPPOSITE = {"better": "worse", "worse": "better"}
 """Verdict on two arms → that on the same in the other order."""
+
+CHANCE = 90.0
+"""Test error of guessing among ten classes, %."""
+
+DEAD = CHANCE - 1.0
+"""Test error, %, from which a looked-up cell counts as dead."""
+
+PUBLISHED = ("cifar10", "cifar100", "ImageNet16-120")
+"""Data sets of the published table of NAS-Bench-201's cells."""
 
 CELLS = "nasbench201_3_nodes_cifar10.csv"
 
@@ -59,7 +71,7 @@ SPACES = {
 }  # fmt: skip
 GENERATORS = {
     "dcgan": "DCGAN", "resnet": "residual GAN", "wgan_gp": "WGAN-GP", "biggan": "BigGAN",
-    ORACLE: "real images drawn",
+    ORACLE: "real images",
 }  # fmt: skip
 
 
@@ -94,12 +106,36 @@ class Design:
     @property
     def title(self) -> str:
         """Names the experiment; `distinct_titles` adds what distinguishes it from others."""
-        parts = [DATASETS.get(self.dataset, self.dataset), SPACES.get(self.space, self.space)]
-        parts += ["look-up"] if self.looked_up else [self.preset]
+        parts = [DATASETS.get(self.dataset, self.dataset)]
+        parts += [f"{self.image_size}×{self.image_size}"] if self.image_size else []
+        if self.looked_up:
+            parts.append(self._table_said)
+        else:
+            parts += [SPACES.get(self.space, self.space), self.preset]
         parts += [f"{self.order} order"] if self.order else []
         parts += [GENERATORS.get(self.generator, self.generator)] if self.generator else []
         parts += [condition_said(self.condition)] if self.condition else []
         return ", ".join(parts)
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the images in pixels, where the preset reduces them."""
+        if told := self._told("data.image_size"):
+            return int(told)
+        return load_recipe(self.preset).data.image_size if self.preset in PRESETS else None
+
+    @property
+    def _table_said(self) -> str:
+        """Which table errors are read from. The published one has no other data sets."""
+        nodes = self._told("search.nodes")
+        count = f"{5 ** math.comb(int(nodes), 2)} " if nodes else ""
+        public = self.dataset in PUBLISHED
+        return f"a table of {count}cells" if public else f"{count}cells of our own table"
+
+    def _told(self, key: str) -> str | None:
+        """The value of a setting; None where the experiment does not set it."""
+        told = dict(setting.partition("=")[::2] for setting in self.distinguishing)
+        return told.get(key)
 
     @property
     def distinguishing(self) -> list[str]:
@@ -121,6 +157,8 @@ class Effect:
         verdict: by the one rule of `lfmcw_app.comparison`.
         error: mean test error of the arm over its runs, %.
         error_against: that of the other one.
+        largest_gain: the mean regret of the other one, percentage points, which no arm can gain
+            more than; None where errors are not looked up.
     """
 
     design: Design
@@ -131,6 +169,7 @@ class Effect:
     verdict: str
     error: float
     error_against: float
+    largest_gain: float | None = None
 
     @property
     def relative(self) -> float:
@@ -138,14 +177,22 @@ class Effect:
         return 100 * self.found.difference / self.error_against
 
     @property
-    def relative_interval(self) -> float:
-        """Half the width of the 95% interval as a share of the other arm's error, %."""
-        return 100 * self.found.interval / self.error_against
+    def ends(self) -> tuple[float, float]:
+        """Ends of the interval: of all comparisons at once, or Student's t where seeds are few."""
+        found = self.found
+        if found.bounded:
+            return found.low, found.high
+        return found.difference - found.interval, found.difference + found.interval
 
     @property
-    def excluded_gain(self) -> float:
-        """A gain above this, percentage points, is outside the 95% interval; at least 0."""
-        return max(0.0, self.found.interval - self.found.difference)
+    def excluded_gain(self) -> float | None:
+        """A gain above this, percentage points, is outside the interval of all comparisons.
+
+        None if that excludes nothing: no arm could have gained more.
+        """
+        gain = max(0.0, -self.found.low)
+        largest = math.inf if self.largest_gain is None else self.largest_gain
+        return gain if gain < largest else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +222,12 @@ class Experiment:
         return findings(summaries(self.rows), contrasts(self.design.table))
 
     @cached_property
+    def findings_of_living(self) -> list[Finding]:
+        """The same comparisons over the seeds with which neither arm ends at a dead cell."""
+        living = [row for row in self.rows if not is_dead(row)]
+        return findings(summaries(living), contrasts(self.design.table))
+
+    @cached_property
     def findings_by_rank(self) -> list[Finding]:
         """The same comparisons by the ranks of the cells; empty where they were not looked up."""
         return findings(by_rank(summaries(self.rows)), contrasts(self.design.table))
@@ -196,6 +249,9 @@ class Experiment:
                     else finding.verdict,
                     error=mean(row.test_error_percent for row in self.runs(arm)),
                     error_against=mean(row.test_error_percent for row in self.runs(against)),
+                    largest_gain=mean(row.regret_percent for row in self.runs(against))
+                    if self.design.looked_up
+                    else None,
                 )
         return None
 
@@ -266,11 +322,25 @@ class Results:
                 found[runs] = effect
         return [*found.values(), *self._reported_effects(arm, against)]
 
+    def titled(self) -> list[tuple[str, Experiment]]:
+        """The experiments whose runs are kept, with their titles."""
+        titles = distinct_titles(experiment.design for experiment in self.experiments)
+        return [(titles[experiment.design], experiment) for experiment in self.experiments]
+
     def looked_up(self) -> list[tuple[str, Experiment]]:
-        """The experiments whose errors come from a table of cells, with their titles."""
-        found = [experiment for experiment in self.experiments if experiment.design.looked_up]
-        titles = distinct_titles(experiment.design for experiment in found)
-        return [(titles[experiment.design], experiment) for experiment in found]
+        """The experiments whose errors come from a table of cells, with their titles.
+
+        What all titles begin with is left out; `in_common` has it.
+        """
+        found = [(title, e) for title, e in self.titled() if e.design.looked_up]
+        skipped = len(_shared_parts([title for title, _ in found]))
+        return [(", ".join(title.split(", ")[skipped:]), e) for title, e in found]
+
+    @property
+    def in_common(self) -> str:
+        """What the titles of all looked-up experiments begin with."""
+        found = [title for title, e in self.titled() if e.design.looked_up]
+        return ", ".join(_shared_parts(found))
 
     def _reported_effects(self, arm: str, against: str) -> Iterator[Effect]:
         # A table reports differences from its first arm, which either of the two may be.
@@ -299,9 +369,15 @@ class Results:
         return _read(self.folder / name)
 
 
+def is_dead(row: Row) -> bool:
+    """Whether a run was looked up, and its cell's network guesses."""
+    error = row.test_error_percent
+    return row.rank is not None and error is not None and error >= DEAD
+
+
 def _turned(found: Comparison) -> Comparison:
     """The comparison of the second arm with the first."""
-    return replace(found, difference=-found.difference)
+    return replace(found, difference=-found.difference, low=-found.high, high=-found.low)
 
 
 def distinct_titles(designs: Iterable[Design]) -> dict[Design, str]:
@@ -319,6 +395,19 @@ def distinct_titles(designs: Iterable[Design]) -> dict[Design, str]:
                 for design in same:
                     titles[design] += f", {getattr(design, detail)}"
     return titles
+
+
+def _shared_parts(titles: Sequence[str]) -> list[str]:
+    """What several titles begin with, without the last part of any; nothing of one title."""
+    if len(titles) < 2:
+        return []
+    parts = [title.split(", ")[:-1] for title in titles]
+    shared = []
+    for same in zip(*parts, strict=False):
+        if len(set(same)) > 1:
+            break
+        shared.append(same[0])
+    return shared
 
 
 def _groups(titles: Mapping[Design, str]) -> list[list[Design]]:

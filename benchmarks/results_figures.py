@@ -75,7 +75,7 @@ def _numbers(effect: Effect | None) -> list[object]:
     if effect is None:
         return []
     found = effect.found
-    figures = (found.difference, found.interval, found.detectable)
+    figures = (found.difference, *effect.ends, found.detectable)
     return [*(f"{figure:.3f}" for figure in figures), found.pairs, effect.verdict]
 
 
@@ -94,7 +94,7 @@ def draw_forest(results: Results, path: Path) -> None:
     limit = min(WIDEST, max([0.5, *(1.1 * _reach(line.effect) for line in lines)]))
     axes.set_xlim(-limit, limit)
     axes.set_ylim(-0.7, len(lines) + 0.5)
-    head = "points ± 95% · seeds · seen in 80%"
+    head = "points (95% interval) · seeds · seen in 80%"
     axes.text(1.01, len(lines), head, **_beside(axes), ha="left", style="italic")
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
@@ -109,7 +109,7 @@ def _beside(axes: Axes) -> dict[str, object]:
 def _reach(effect: Effect | None) -> float:
     if effect is None or math.isnan(effect.found.interval):
         return 0.0
-    return abs(effect.found.difference) + effect.found.interval
+    return max(map(abs, effect.ends))
 
 
 def _draw_effect(axes: Axes, place: int, effect: Effect) -> None:
@@ -119,7 +119,7 @@ def _draw_effect(axes: Axes, place: int, effect: Effect) -> None:
         axes.fill_betweenx([place - 0.32, place + 0.32], -seen, seen, color="#e8e8e8", lw=0)
     shown = max(-WIDEST, min(WIDEST, found.difference))
     if not math.isnan(found.interval):
-        low, high = found.difference - found.interval, found.difference + found.interval
+        low, high = effect.ends
         axes.plot([max(low, -WIDEST), min(high, WIDEST)], [place, place], color=colour, lw=1.3)
         for end, mark in ((low, "<"), (high, ">")):
             if abs(end) > WIDEST:
@@ -127,8 +127,7 @@ def _draw_effect(axes: Axes, place: int, effect: Effect) -> None:
                 axes.plot([at], [place], marker=mark, color=colour, markersize=4)
     axes.plot([shown], [place], marker="s", color=colour, markersize=4.5)
     seen_text = "none" if math.isinf(found.detectable) else f"{found.detectable:.2f}"
-    interval = "" if math.isnan(found.interval) else f" ± {found.interval:.2f}"
-    text = f"{found.difference:+.2f}{interval} · {found.pairs} · {seen_text}"
+    text = f"{found.said()} · {found.pairs} · {seen_text}"
     axes.text(1.01, place, text, **_beside(axes), ha="left")
 
 

@@ -23,6 +23,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
 
 
+def folded(summary: str, text: str) -> str:
+    """A block that opens at a click; text that stands for nothing stays as it is."""
+    if text == NOTHING:
+        return text
+    opening = '<details markdown="1">'
+    return f"{opening}\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
 def digest(parts: Iterable[object]) -> str:
     """Names what a figure shows."""
     return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]

@@ -18,8 +18,8 @@ from lfmcw_app.results_file import Row
 __all__ = [
     "LEVEL", "POWER", "REGRET", "TEST_ERROR", "TOO_FEW", "TOO_FEW_DIFFER", "Comparison", "Finding",
     "Summary", "by_rank", "compare", "detectable_in_spreads", "draw_comparison", "findings", "holm",
-    "least_pairs", "looked_up", "measure_of", "power_planned", "power_said", "sign_flip_p",
-    "summaries", "summarise",
+    "least_pairs", "looked_up", "measure_of", "power_planned", "power_said",
+    "sign_flip_bounds", "sign_flip_p", "signed", "summaries", "summarise",
 ]  # fmt: skip
 
 LEVEL, POWER = 0.05, 0.8
@@ -30,8 +30,13 @@ TEST_ERROR, REGRET = "test error, %", "regret, percentage points"
 TOO_FEW, TOO_FEW_DIFFER = "too few seeds", "too few seeds differ"
 """Verdicts if no difference, however large, could have been told from chance."""
 
-MOST_FLIPS = 2**16
-"""Sign patterns of a test: all of them up to 16 pairs, as many random ones beyond."""
+MOST_EXACT = 32
+"""Pairs up to which all sign patterns count; beyond, `DRAWN_FLIPS` random ones stand for them."""
+
+DRAWN_FLIPS = 2**16
+
+BISECTIONS = 30
+"""Halvings of the range of the differences: its 1e-9th part is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,10 @@ class Comparison:
     Attributes:
         difference: mean of the differences, percentage points; negative: better.
         deviation: their standard deviation; NaN for one pair.
-        interval: half the width of their 95% confidence interval (Student's t); NaN for one pair.
+        interval: half the width of their 95% confidence interval (Student's t), of this comparison
+            by itself; NaN for one pair.
+        low, high: ends of the interval of `sign_flip_bounds` at 5% divided by the number of tests:
+            the intervals of all tests hold at once in 95% of experiments. Infinite for few pairs.
         p_value: two-sided, of `sign_flip_p`; NaN without a pair.
         detectable: the true difference that 80% of such experiments detect, given this spread and
             the number of tests, if no seeds tie; infinite if too few pairs differ to detect any.
@@ -85,6 +93,8 @@ class Comparison:
     difference: float = math.nan
     deviation: float = math.nan
     interval: float = math.nan
+    low: float = -math.inf
+    high: float = math.inf
     p_value: float = math.nan
     detectable: float = math.inf
     pairs: int
@@ -98,9 +108,31 @@ class Comparison:
         return f"{self.pairs}, {self.differing} differ"
 
     @property
+    def bounded(self) -> bool:
+        """Whether there are enough pairs for `low` and `high`."""
+        return not math.isinf(self.low)
+
+    def said(self, decimals: int = 2) -> str:
+        """The difference with `low` and `high`; with Student's t (±) where pairs are too few."""
+        difference, low, high = (
+            signed(value, decimals) for value in (self.difference, self.low, self.high)
+        )
+        if self.bounded:
+            return f"{difference} ({low} to {high})"
+        return difference + (
+            "" if math.isnan(self.interval) else f" (± {self.interval:.{decimals}f})"
+        )
+
+    @property
     def identical(self) -> bool:
         """Whether no seed tells the arms apart."""
         return self.pairs > 1 and self.difference == 0 and self.deviation == 0
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """A number with its sign, or without one if it rounds to zero."""
+    said = f"{value:+.{decimals}f}"
+    return said if float(said) else said[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +175,15 @@ def compare(arm: Summary, other: Summary, *, tests: int = 1) -> Comparison:
     if pairs == 1:
         return Comparison(difference=difference, p_value=p_value, pairs=1, differing=differing)
     deviation = statistics.stdev(differences)
+    low, high = sign_flip_bounds(differences, LEVEL / tests)
     # A tie is as far from zero with either sign: only pairs that differ can lower p.
     enough = differing >= least_pairs(tests)
     return Comparison(
         difference=difference,
         deviation=deviation,
         interval=float(student.ppf(1 - LEVEL / 2, pairs - 1)) * deviation / math.sqrt(pairs),
+        low=low,
+        high=high,
         p_value=p_value,
         detectable=detectable_in_spreads(pairs, tests) * deviation if enough else math.inf,
         pairs=pairs,
@@ -156,7 +191,7 @@ def compare(arm: Summary, other: Summary, *, tests: int = 1) -> Comparison:
     )
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
+def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     """The two-sided p-value that the mean difference is zero, by flipping signs of differences.
 
     If the arms are alike, each seed's difference could as well have the other sign: p is the share
@@ -167,16 +202,68 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         differences: one per seed.
     """
     values = np.asarray(differences, dtype=np.float64)
-    count = len(values)
-    every = 2**count <= MOST_FLIPS
-    if every:
-        positive = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
-    else:
-        positive = np.random.default_rng(0).integers(0, 2, (MOST_FLIPS, count))
-    sums = np.abs((2.0 * positive - 1.0) @ values)
     least = abs(float(values.sum())) - 1e-9 * float(np.abs(values).sum())  # sums are rounded
-    as_far = int((sums >= least).sum())
-    return as_far / len(sums) if every else (as_far + 1) / (len(sums) + 1)
+    if len(values) <= MOST_EXACT:
+        return float(_as_far(values, least) / 2.0 ** len(values))
+    drawn = np.random.default_rng(0).integers(0, 2, (DRAWN_FLIPS, len(values)))
+    as_far = int((np.abs((2.0 * drawn - 1.0) @ values) >= least).sum())
+    return (as_far + 1) / (DRAWN_FLIPS + 1)
+
+
+def _as_far(values: np.ndarray, least: float) -> int:
+    """How many of all sign patterns have a sum at least `least` from zero.
+
+    A pattern is one of the first half of the values with one of the second. With the sums of the
+    second half in order, a search counts those that reach far enough with each sum of the first.
+    """
+    half = len(values) // 2
+    first, second = _sums(values[:half]), np.sort(_sums(values[half:]))
+    if least <= 0:
+        return len(first) * len(second)
+    above = len(second) - np.searchsorted(second, least - first, side="left")
+    below = np.searchsorted(second, -least - first, side="right")
+    return int(above.sum() + below.sum())
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """The sums of the values with each pattern of signs."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums - value, sums + value])
+    return sums
+
+
+def sign_flip_bounds(differences: Sequence[float], level: float) -> tuple[float, float]:
+    """The interval of all true differences that `sign_flip_p` does not reject at this level.
+
+    A true difference is tested by taking it off every pair. Towards the mean p only rises
+    (Hartigan 1969), so each end is found by bisection.
+
+    Args:
+        differences: one per seed.
+        level: of the test; the interval covers the true difference with probability 1 − level.
+
+    Returns:
+        Lower and upper end; infinite where this number of pairs can reject nothing at this level.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) == 0 or 2.0 ** (1 - len(values)) > level:
+        return -math.inf, math.inf
+    mean = float(values.mean())
+    ends = (float(values.min()) - 1e-6, float(values.max()) + 1e-6)
+    low, high = (_rejected_from(values, mean, end, level) for end in ends)
+    return low, high
+
+
+def _rejected_from(values: np.ndarray, inside: float, outside: float, level: float) -> float:
+    """The end of the interval between a difference that is in it and one that is not."""
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        if sign_flip_p(values - middle) > level:
+            inside = middle
+        else:
+            outside = middle
+    return (inside + outside) / 2
 
 
 def least_pairs(tests: int) -> int:
@@ -382,9 +469,7 @@ def _compared(finding: Finding) -> list[str]:
     if of.pairs == 0 or of.identical:
         return [str(of.pairs), "", "", "", finding.verdict]
     detectable = "" if math.isinf(of.detectable) else f"{of.detectable:.2f}"
-    interval = "" if math.isnan(of.interval) else f" (± {of.interval:.2f})"
-    difference = f"{of.difference:+.2f}{interval}"
-    return [of.seeds_said, detectable, difference, f"{finding.p_value:.2g}", finding.verdict]
+    return [of.seeds_said, detectable, of.said(), f"{finding.p_value:.2g}", finding.verdict]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -394,8 +479,10 @@ def _line(cells: Sequence[str]) -> str:
 def _notes(tests: int) -> str:
     family = f"for the {tests} comparisons of this table, one family of tests"
     return (
-        "Differences are paired by seed; negative is better. Intervals are Student's t, for each "
-        "comparison by itself. *p (Holm)*: two-sided, by flipping the signs of the differences, "
+        "Differences are paired by seed; negative is better. An interval of two ends inverts the "
+        f"test at {LEVEL:.0%} divided by the number of comparisons, so that all intervals hold at "
+        "once. With ±, where seeds are too few for it, it is Student's t for that comparison by "
+        "itself. *p (Holm)*: two-sided, by flipping the signs of the differences, "
         f"which assumes no distribution; adjusted {family}. *seen in {POWER:.0%}*: the true "
         f"difference that {POWER:.0%} of such experiments see at Holm's strictest level, if "
         "differences are continuous. Seeds that tie have no sign and lower this power. "

@@ -47,6 +47,7 @@ __all__ = [
     "differentiated_starts",
     "estimates_total",
     "several_graphs",
+    "watched_terms",
 ]
 
 Engines = Mapping[str, AbstractEngine]
@@ -275,6 +276,23 @@ def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Ite
         passes = not isinstance(engines[inner], FirstOrder) or graph.problems[inner].restart_from
         if dependent and passes:
             yield inner
+
+
+def watched_terms(graph: DependencyGraph, engines: Engines) -> list[str]:
+    """The problems whose gradients must contain a term through solutions, which may be zero.
+
+    Not those of which an engine drops a part on purpose, nor sharded ones, nor those on the meta
+    device, where there are no numbers.
+    """
+    found: list[str] = []
+    for name, problem in graph.problems.items():
+        dependent = graph.solutions_depending_on[name]
+        dropped = any(isinstance(engines[other], FirstOrder) for other in dependent)
+        apart = problem.device.type == "meta" or any(map(is_sharded, problem.parameters.values()))
+        estimated = problem.estimator is not None  # whose first values may be of earlier batches
+        if dependent and not dropped and not apart and not estimated:
+            found.append(name)
+    return found
 
 
 def several_graphs(
@@ -633,13 +651,7 @@ class LossChecks:
         dropped = [other for other in earlier if isinstance(self._engines[other], FirstOrder)]
         still = [other for other in earlier if other in resting]
         if not dropped and not still:
-            above, order = self._graph.reads_above[name], ""
-            if above:
-                order = (
-                    f" It reads {', '.join(above)}, listed after it, as constants. Problems are "
-                    "listed from the innermost to the outermost. To differentiate their solutions, "
-                    f"list them before {name!r}."
-                )
+            order = _order_hint(self._graph, name)
             raise ProblemError(
                 f"The loss of problem {name!r} does not depend on any parameter: it was detached, "
                 f"computed under torch.no_grad(), or reads none.{order}"
@@ -654,6 +666,44 @@ class LossChecks:
                 f"of other problems, and the {cause} drops their derivative. Choose an engine that "
                 "keeps it, such as 'one_step'."
             )
+
+
+def _order_hint(graph: DependencyGraph, name: str) -> str:
+    """How a loss would depend on its own problem in another order; empty if in none."""
+    # The problems that it reads, by way of others too, and that so read it: solutions of these are
+    # functions of it, where they are listed before it.
+    reached = _reached(graph, graph.reads[name])
+    able = [other for other in reached if name in _reached(graph, graph.reads[other])]
+    later = [other for other in graph.problems if other in able and other in _after(graph, name)]
+    if not later:
+        return ""
+    listed = ", ".join(later)
+    direct = [other for other in later if other in graph.reads[name]]
+    how = f"It reads {', '.join(direct)}, listed after it, as constants."
+    if not direct:
+        through = ", ".join(other for other in graph.reads[name] if other in able)
+        how = f"It reads {through}, which depends on {name!r} through {listed}, listed after it."
+    return (
+        f" {how} Problems are listed from the innermost to the outermost. To differentiate their "
+        f"solutions, list {listed} before {name!r}."
+    )
+
+
+def _after(graph: DependencyGraph, name: str) -> list[str]:
+    """The problems listed after one."""
+    return list(graph.problems)[graph.position[name] + 1 :]
+
+
+def _reached(graph: DependencyGraph, names: Collection[str]) -> set[str]:
+    """These problems and all that they read, by way of others too."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += graph.reads[name]
+    return found
 
 
 def _examine(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,18 @@ class SolveWarning(UserWarning):
     """A linear solve of a hypergradient engine failed (see `SolveReport`)."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns advice for a mistyped name: the closest valid one, and all of them."""
+def nearest(name: str, known: Iterable[str], others: Mapping[str, str] | None = None) -> str:
+    """Returns advice for a mistyped name: the closest valid one, and all of them.
+
+    Args:
+        name: as it was given.
+        known: the valid names.
+        others: what else the valid ones are called → the valid one. The keys are in lower case,
+            without hyphens and underscores.
+    """
     names = sorted(known)
-    meant = _closest(name, names)
+    plain = "".join(filter(str.isalnum, name.lower()))
+    meant = (others or {}).get(plain) or _closest(name, names)
     hint = "" if meant is None else f"Did you mean {meant!r}? "
     return f"{hint}Valid names: {', '.join(names) if names else '(none)'}."
 

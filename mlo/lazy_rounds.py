@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
-from mlo.errors import warn_user
+from mlo.errors import ConfigurationError, warn_user
 
-__all__ = ["LazyRounds"]
+__all__ = ["LazyRounds", "check_count"]
 
 T = TypeVar("T")
+
+
+def check_count(call: str, argument: str, value: object) -> None:
+    """Refuses a number of rounds that is no whole number, such as a fraction of a round.
+
+    Args:
+        call: what was called.
+        argument: its argument.
+        value: what it was given; numpy's integers will do.
+
+    Raises:
+        ConfigurationError: naming all three.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise ConfigurationError(
+            f"{call}({argument}={value!r}): the number of rounds must be an integer."
+        )
 
 
 class LazyRounds(Iterator[T]):

@@ -24,6 +24,7 @@ from mlo.checks import (
     differentiated_starts,
     estimates_total,
     several_graphs,
+    watched_terms,
 )
 from mlo.errors import ProblemError, warn_user
 from mlo.estimators import Estimates
@@ -51,7 +52,8 @@ from mlo.response import (
 from mlo.restart import Start
 from mlo.solve_sums import SolveSums
 from mlo.tensors import copies, tensors_of, versions_of
-from mlo.total_gradient import TotalGradient, total_gradient
+from mlo.total_gradient import Flow, TotalGradient, total_gradient
+from mlo.zero_terms import ZeroTerms
 
 __all__ = ["History", "Levels", "restore_buffers"]
 
@@ -83,6 +85,7 @@ class History:
             next update will tell.
         last: problem → the evaluation that its last update was made with.
         last_round: problem → the round of that update, counted from 0.
+        zero_terms: looks whether gradients reach problems through solutions.
         solve_streams: problem → batches of its solves, where they have data of their own.
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients retained for later in the round, with the problem's name.
@@ -112,6 +115,7 @@ class History:
         self.starts = starts or {}
         self.looks_ahead, self.simultaneous = frozenset(looks_ahead), simultaneous
         self.checks = LossChecks(graph, engines)
+        self.zero_terms = ZeroTerms(watched_terms(graph, engines))
         self.solve_streams: dict[str, BatchStream] = {}
         for name, problem in graph.problems.items():
             if problem.solve_data is not None:
@@ -690,6 +694,8 @@ class Levels:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
         gradient_of = total_gradient if saved is None else saved.counted(total_gradient)
+        whole = players is None or len(players) == len(problem.players)
+        flow = Flow() if is_update and whole and name in history.zero_terms else None
         try:
             if hooks:
                 _let_hooks_rest(problem, hooks)
@@ -703,6 +709,7 @@ class Levels:
                 estimates=history.estimates.get(name),
                 # (Looking for solutions may have evaluated other losses, which draw numbers.)
                 begun=begun if self._draws == draws else None,
+                flow=flow,
             )
         except BaseException:
             # An update is made completely or not at all. A question has worked on copies.
@@ -719,8 +726,10 @@ class Levels:
             gradient = history.checks.call_hooks(name, hooks, found.gradient)
             found = replace(found, gradient=gradient)
         # The checks on the first batch are done once they have seen every player.
-        if players is None or len(players) == len(problem.players):
+        if whole:
             history.checks.pending.pop(name, None)
+        if flow is not None and found.has_derivative:
+            history.zero_terms.look(found.evaluation, flow)
         if not found.has_derivative and not held_constant:
             resting = [other for other in history.graph.problems if history.rests(other)]
             history.checks.explain_zero(name, resting)

@@ -156,7 +156,8 @@ class LossFunction:
 
         Args:
             tensors: problem → name → tensor. A tied tensor is replaced in all its places.
-            modes: the training flags, as `modes` returned them; None leaves them alone.
+            modes: the training flags, as `modes` returned them; None leaves them alone. Otherwise
+                the flags are restored at the end, so that a loss may call `eval()` on a module.
         """
         where = []
         for problem, named in tensors.items():
@@ -219,9 +220,10 @@ class LossFunction:
         problem = self.problem
         try:
             result = problem.loss(problem.module, batch, **self._of_loss)
-        except TypeError as error:
-            if batch is None and problem.data is None:
+        except Exception as error:
+            if isinstance(error, TypeError) and batch is None and problem.data is None:
                 error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
+            _say_whose(error, problem.name)
             raise
         return _parse(problem, result, players)
 
@@ -346,7 +348,11 @@ class LossFunction:
                 remaining -= 1
                 own = list(map(parameters.__getitem__, problem.player_parameters[player]))
                 if examine is not None and first:
-                    examine(loss, own)
+                    try:
+                        examine(loss, own)
+                    except RuntimeError as error:
+                        _explain(error, problem.name)
+                        raise
                 # A game's players may share a graph, which the last one releases.
                 retain = create_graph or remaining > 0
                 found.add(player, loss, own, retain_graph=retain, create_graph=create_graph)
@@ -395,7 +401,11 @@ class GradientSums:
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
             # One backward pass for both: own parameters, and the other tensors to differentiate by.
-            found = grad([share], inputs, retain_graph=retain_graph, create_graph=create_graph)
+            try:
+                found = grad([share], inputs, retain_graph=retain_graph, create_graph=create_graph)
+            except RuntimeError as error:
+                _explain(error, self._problem.name)
+                raise
             for gradient in found:
                 if gradient is not None and gradient.layout != torch.strided:
                     raise ProblemError(
@@ -544,7 +554,8 @@ class _Placed:
     Args:
         where: pairs of the places of tensors by name, and tensors to put there.
         modules: whose training flags are set.
-        modes: the flags; None leaves them alone.
+        modes: the flags; None leaves them alone. Otherwise they are restored, also if the body
+            changes them.
     """
 
     __slots__ = ("_before", "_flags", "_modes", "_modules", "_where")
@@ -573,17 +584,17 @@ class _Placed:
                             tensor._is_param = True
                         registry[key] = tensor
             if self._modes is not None:
-                flags = list(map(TRAINING, self._modules))
-                if flags != list(self._modes):
-                    self._flags = flags
+                flags = self._flags = list(map(TRAINING, self._modules))
+                if flags != self._modes:
                     _set_modes(self._modules, self._modes)
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        if self._flags is not None:
-            _set_modes(self._modules, self._flags)
+        flags = self._flags
+        if flags is not None and flags != list(map(TRAINING, self._modules)):
+            _set_modes(self._modules, flags)
         # Backwards: a place that was replaced twice gets its first tensor back last.
         for registry, key, tensor in reversed(self._before):
             registry[key] = tensor
@@ -622,6 +633,30 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
                         places.append((registry, key, isinstance(tensor, nn.Parameter)))
                     found[member][f"{prefix}.{key}" if prefix else key] = places
     return found
+
+
+def _say_whose(error: Exception, problem: str) -> None:
+    """Adds to an error out of a user's loss whose loss it was: all losses may share one function."""
+    note = f"It was raised in the loss of problem {problem!r}."
+    if note not in getattr(error, "__notes__", ()) and repr(problem) not in str(error):
+        error.add_note(note)
+
+
+def _explain(error: RuntimeError, problem: str) -> None:
+    """Says whose loss PyTorch could not differentiate.
+
+    Raises:
+        ProblemError: if a part of the loss's graph is gone.
+    """
+    if "backward through the graph a second time" in str(error):
+        raise ProblemError(
+            f"Problem {problem!r}: a part of the graph of its loss was used up before the loss "
+            "could be differentiated. Either the loss calls backward() itself, or it contains a "
+            "tensor with the graph of an earlier call (a running mean, say). Return the loss, and "
+            "let mlo differentiate it. Inside it use torch.autograd.grad(..., create_graph=True); "
+            "detach() what is kept between calls."
+        ) from error
+    _say_whose(error, problem)
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:

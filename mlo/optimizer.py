@@ -26,7 +26,7 @@ from mlo.errors import (
 )
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
-from mlo.lazy_rounds import LazyRounds
+from mlo.lazy_rounds import LazyRounds, check_count
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
@@ -218,7 +218,12 @@ class MultilevelOptimizer:
         Returns:
             An iterator over the record of each round, and of those that are made again after a
             rollback.
+
+        Raises:
+            ConfigurationError: if `steps` is no number of rounds.
         """
+
+        check_count("run", "steps", steps)
 
         def rounds() -> Iterator[Record]:
             last = self.round + steps
@@ -259,6 +264,8 @@ class MultilevelOptimizer:
         Raises:
             NonFiniteError: as `step`.
         """
+
+        check_count("updates", "rounds", rounds)
 
         def updates() -> Iterator[Update]:
             last = self.round + rounds

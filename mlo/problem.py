@@ -114,8 +114,9 @@ class Problem:
         average: "ema", "tail", an `mlo.Ema` or `mlo.TailAverage`: an average of the problem's
             iterates, in `MultilevelOptimizer.averages`. It changes nothing in the run.
         before_update: called with the problem before each step of its optimizers. The gradients,
-            clipped and checked, are in `parameter.grad`. It may read them. It may change them only
-            if no engine differentiates the step.
+            clipped and checked, are in `parameter.grad`. It may read them, and set learning rates
+            of the optimizers. It may change gradients, or values of the problem and of those that
+            it reads, only if no engine differentiates the step.
         after_update: called with the problem after each step of its optimizers and schedulers. It
             may log, validate or average weights elsewhere. If an engine differentiates the
             problem's solution, it must change nothing that a gradient depends on.

@@ -27,27 +27,29 @@ It is the default `tol` of the engines that stop at a residual.
 class SolveReport:
     """The report on one differentiation of a response, by a hypergradient engine.
 
-    A solve ends in one of three ways, which `outcome` names:
+    `outcome` names how it ended:
 
     - "converged": its residual is at most the tolerance. That is 1e-6 (`CONVERGED`), or the `tol`
-      at which `cg`, `minres`, `gmres`, `normal_cg` and `nystrom` stop, or 1e-4 for `direct`. An
-      engine that solves no system has nothing that could fail to converge. (The report
-      "stationarity" of `implicit_solution` has 1e-3.)
+      at which `cg`, `minres`, `gmres`, `normal_cg` and `nystrom` stop, or 1e-4 for `direct`. (The
+      report "stationarity" of `implicit_solution` has 1e-3.)
     - "truncated": the residual is larger, as expected of an engine that makes a fixed number of
       steps (`neumann`, `penalty`, `sid`, `soba`).
     - "failed": the result is worse than the engine is good for, and `advice` says what to change.
+    - "no solve": the engine solves no system (`one_step`, `unroll`, `identity`), so nothing could
+      fail to converge. It says nothing about how exact the gradient is.
 
     Attributes:
         problem: name of the lower problem whose response was differentiated.
         engine: name of the engine.
         iterations: what the solve took: products with the Jacobian, or the number of steps that
-            were differentiated or made (`unroll`, `zeroth_order`, `penalty`); 0 where none is
-            needed.
+            were differentiated or made (`one_step`, `unroll`, `zeroth_order`, `penalty`); 0 where
+            none is needed.
         residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A. `neumann`,
             `penalty` and `soba` give that before their last step, which bounds it while they
             converge. `soba` averages it over updates, and `sid` over steps. None where no system
             is solved, or its residual is not known.
-        converged: whether the residual is at most the tolerance above.
+        converged: whether the residual is at most the tolerance above; true where no system is
+            solved.
         advice: what to change; empty unless the solve failed.
         curvature: the smallest curvature uᵀAu / uᵀu that the solve met, if it measures any (CG).
     """
@@ -67,8 +69,10 @@ class SolveReport:
 
     @property
     def outcome(self) -> str:
-        """How the solve ended: "converged", "truncated" or "failed"."""
-        return "converged" if self.converged else "failed" if self.failed else "truncated"
+        """How the solve ended: "converged", "truncated", "failed" or "no solve"."""
+        if not self.converged:
+            return "failed" if self.failed else "truncated"
+        return "no solve" if self.residual is None else "converged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,9 @@ def _solved(report: SolveReport) -> str:
     """A solve's result, in words."""
     parts = [report.engine]
     if report.iterations:
-        parts.append(f"{report.iterations} products")
+        # (A solve that is cut off without a residual has made products all the same.)
+        unit = "step" if report.outcome == "no solve" else "product"
+        parts.append(f"{report.iterations} {unit}{'' if report.iterations == 1 else 's'}")
     if report.residual is not None:
         parts.append(f"residual {report.residual:.1e}")
     if report.failed:
@@ -199,7 +205,8 @@ class Record:
         losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
         ended: dict[str, list[str]] = {"converged": [], "truncated": [], "failed": []}
         for name, report in self.solves.items():
-            ended[report.outcome].append(name)
+            if report.outcome in ended:
+                ended[report.outcome].append(name)
         solves = "".join(f"; {how}: {', '.join(names)}" for how, names in ended.items() if names)
         return f"Record(round={self.round}: {losses}{solves})"
 

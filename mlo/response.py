@@ -252,7 +252,7 @@ class Evaluation:
     ) -> AbstractContextManager[None]:
         """Puts these tensors into the modules to take a gradient at the problem's current point.
 
-        Unlike `placed` it does not change the training flags. Sharded tensors are gathered.
+        Training flags that the loss changes are restored at the end. Sharded tensors are gathered.
 
         Args:
             parameters: what replaces own parameters; parameters without a replacement stay.
@@ -265,7 +265,7 @@ class Evaluation:
             tensors = {other: gathered(named) for other, named in tensors.items()}
         if any(self.buffers.values()):
             tensors = self._with_buffers(tensors, but=name if is_update else "")
-        return self.loss.placed(tensors)
+        return self.loss.placed(tensors, self.modes)
 
     def _with_buffers(
         self, tensors: dict[str, Mapping[str, Tensor]], but: str = ""

@@ -8,7 +8,7 @@ Then it sends the cotangents through the responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -36,7 +36,7 @@ from mlo.response import (
 )
 from mlo.tensors import add, add_all, zeros_for_none
 
-__all__ = ["TotalGradient", "total_gradient"]
+__all__ = ["Flow", "TotalGradient", "total_gradient"]
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -70,6 +70,25 @@ class TotalGradient:
     graph: GradientGraph | None = None
 
 
+@dataclass(kw_only=True, eq=False)
+class Flow:
+    """What reaches a problem's parameters through the solutions that its loss reads.
+
+    Attributes:
+        tensors: the terms of its gradient that came through solutions.
+        read: problem on whose solution its loss depends → the derivatives in its parameters.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    read: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def note_read(self, cut: _Cut, cotangents: Sequence[Tensor | None]) -> None:
+        """Notes the problems on whose leaves a loss depends."""
+        for leaf, v in zip(cut.names, cotangents, strict=True):
+            if v is not None:
+                self.read.setdefault(leaf.partition("/")[0], []).append(v)
+
+
 def total_gradient(
     evaluation: Evaluation,
     *,
@@ -80,6 +99,7 @@ def total_gradient(
     examine: Examine | None = None,
     estimates: Estimates | None = None,
     begun: RandomState | None = None,
+    flow: Flow | None = None,
 ) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters; differentiates it through solutions too.
 
@@ -97,6 +117,7 @@ def total_gradient(
         examine: is shown each player's loss on the first batch, before it is differentiated.
         estimates: corrects the gradient, or its terms.
         begun: the random state now, where it is known.
+        flow: is told what came through solutions.
     """
     if not torch.is_grad_enabled():
         with torch.enable_grad():
@@ -109,6 +130,7 @@ def total_gradient(
                 examine=examine,
                 estimates=estimates,
                 begun=begun,
+                flow=flow,
             )
     loss, problem = evaluation.loss, evaluation.loss.problem
     live: Any = problem.parameters  # which are only read
@@ -159,7 +181,7 @@ def total_gradient(
             evaluation=evaluation, players=tuple(found.direct), estimates=estimates
         )
     corrected = found if estimated is None else estimated.terms(found, cut)
-    gradient = _with_implicit_term(problem, reading, corrected, cut)
+    gradient = _with_implicit_term(problem, reading, corrected, cut, flow)
     if estimated is not None:
         gradient = estimated.total(gradient)
     if parallel is not None and not parallel.exact:
@@ -325,7 +347,11 @@ def _cut_reads(
 
 
 def _with_implicit_term(
-    problem: Problem, reading: Reading, found: GradientSums, cut: _Cut
+    problem: Problem,
+    reading: Reading,
+    found: GradientSums,
+    cut: _Cut,
+    flow: Flow | None = None,
 ) -> dict[str, Tensor | None]:
     """Parameter → direct gradient plus what flows through the responses; None: neither."""
     # None stays None, so that an optimizer skips a parameter on which nothing depends.
@@ -334,12 +360,16 @@ def _with_implicit_term(
     for player, direct in found.direct.items():
         names = problem.player_parameters[player]
         total.update(zip(names, direct, strict=True))
+        if flow is not None:
+            flow.note_read(cut, found.cotangents[player])
         if cut.lone is not None:
             flows = cut.lone.pulled(reading, found.cotangents[player])
             for name in names:
                 through = flows.get(id(reading.values[problem.name][name]))
                 if through is not None:
                     total[name] = add(total[name], through)
+                    if flow is not None:
+                        flow.tensors.append(through)
             continue
         responses = cut.responses
         if not responses:
@@ -360,6 +390,8 @@ def _with_implicit_term(
             cotangents,
             retain_graph=player != players[-1],
         )
+        if flow is not None:
+            flow.tensors += [entry.detach() for entry in implicit if entry is not None]
         total.update(zip(names, add_all(direct, implicit), strict=True))
     return total
 

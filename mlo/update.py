@@ -21,7 +21,7 @@ from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, is_fused
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
-from mlo.response import Evaluation
+from mlo.response import Evaluation, StepEngine
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import copies, laid_out, tensors_of, versions_of
@@ -159,10 +159,8 @@ class Updater:
         elif not finite:
             return
 
-        # The optimizers' state is captured before it moves; the update is recorded afterwards.
-        engine = history.step_engines[name]
-        step = engine.capture(problem, found.unused) if last and engine is not None else None
-        self._step(problem, found, norm, step, settings)
+        engine = history.step_engines[name] if last else None
+        step = self._step(problem, found, norm, engine, settings)
         if problem.after_step is not None:
             self._finish(problem, found.evaluation, players)
         if problem.schedulers:
@@ -250,18 +248,27 @@ class Updater:
         problem: Problem,
         found: TotalGradient,
         norm: GradientNorm,
-        step: OptimizerStep | None,
+        engine: StepEngine | None,
         settings: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        """Clips the gradient and lets the optimizers move; leaves no gradient behind."""
+    ) -> OptimizerStep | None:
+        """Clips the gradient and lets the optimizers move; leaves no gradient behind.
+
+        Args:
+            problem: which moves.
+            found: its total gradient.
+            norm: of that.
+            engine: what differentiates this step; None: nothing does.
+            settings: those of this step, where they are learned.
+
+        Returns:
+            What the engine needs of the step.
+        """
         gradient = found.gradient
-        checked = None
         by_formula = problem.settings is not None
-        if step is not None and not by_formula and self._step_checks.are_due(problem):
-            checked = OptimizerStep.capture(problem)
+        is_checked = engine is not None and not by_formula and self._step_checks.are_due(problem)
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
-        elif self._may_change(problem, found, checked):
+        elif self._may_change(problem, found, is_checked=is_checked):
             gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
         optimizers = problem.optimizers.values()
         if any(map(is_fused, optimizers)):
@@ -272,9 +279,14 @@ class Updater:
         for key, parameter in problem.parameters.items():
             parameter.grad = None if key in unused else gradient[key]
         if problem.before_update is not None:
-            self._call_before(problem, problem.before_update, differentiated=step is not None)
+            self._call_before(problem, problem.before_update, engine)
+        # The optimizers' state is captured before it moves, and after a hook, which may have set
+        # learning rates.
+        step = None if engine is None else engine.capture(problem, found.unused)
+        checked: OptimizerStep | None = None
         before: Tensors = {}
-        if checked is not None:
+        if is_checked:
+            checked = OptimizerStep.capture(problem)
             # Of the live ones, since a loss may move them itself (`nn.Embedding(max_norm=…)`).
             used = [key for key in problem.parameters if key not in found.unused]
             before = {key: problem.parameters[key].detach().clone() for key in used}
@@ -292,42 +304,51 @@ class Updater:
         for parameter in problem.parameters.values():
             parameter.grad = None
 
-        if checked is not None:
-            engine = self._history.engines[problem.name]
+        if checked is not None and engine is not None:
             bare = {key: found.gradient[key] for key in before}
             self._step_checks.check(problem, engine, checked, before, bare)
+        return step
 
     @staticmethod
-    def _may_change(problem: Problem, found: TotalGradient, checked: OptimizerStep | None) -> bool:
+    def _may_change(problem: Problem, found: TotalGradient, *, is_checked: bool) -> bool:
         """Whether the step may change gradients in place that are needed later."""
         # The derivative may need them. (Autograd also gives one tensor to several parameters, as
         # of a + b, or an expanded one.)
         optimizers = problem.optimizers.values()
-        if found.graph is None and checked is None and not any(map(is_foreign, optimizers)):
+        if found.graph is None and not is_checked and not any(map(is_foreign, optimizers)):
             return False
         return problem.before_update is not None or not all(map(leaves_gradients, optimizers))
 
     def _call_before(
-        self, problem: Problem, hook: Callable[[Problem], object], *, differentiated: bool
+        self, problem: Problem, hook: Callable[[Problem], object], engine: StepEngine | None
     ) -> None:
-        """Calls `before_update`, which may change gradients if the step is not differentiated."""
-        if not differentiated:
+        """Calls `before_update`; if an engine differentiates the step, it may change nothing."""
+        if engine is None:
             hook(problem)
             return
         before = {
             key: None if parameter.grad is None else parameter.grad.clone()
             for key, parameter in problem.parameters.items()
         }
+        seen = self._copied_values(problem)
         hook(problem)
         for key, parameter in problem.parameters.items():
             if not _equal(before[key], parameter.grad):
                 raise ProblemError(
                     f"before_update of problem {problem.name!r} changed the gradient of {key!r}, "
-                    f"and the engine {self._history.engines[problem.name].label!r} differentiates "
-                    "the step, in which the change would be missing. Put the change into the loss "
-                    "or the optimizer (grad_clip= clips), or give the problem an engine that does "
-                    "not differentiate steps, such as 'neumann' or 'cg'."
+                    f"and the engine {engine.label!r} differentiates the step, in which the change "
+                    "would be missing. Put the change into the loss or the optimizer (grad_clip= "
+                    "clips), or give the problem an engine that does not differentiate steps, such "
+                    "as 'neumann' or 'cg'."
                 )
+        changed = self._changed_value(problem, seen)
+        if changed:
+            raise ProblemError(
+                f"before_update of problem {problem.name!r} changed {changed}, and the engine "
+                f"{engine.label!r} differentiates the step from the gradient that was taken before "
+                "the change. Change values between rounds, make the change part of the loss, of "
+                "the optimizer or of after_step=, or give the problem the engine 'first_order'."
+            )
 
     def _call_after(self, problem: Problem, hook: Callable[[Problem], object]) -> None:
         """Calls `after_update`, which may not move a solution that is differentiated."""
@@ -336,17 +357,34 @@ class Updater:
             self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
-        live = problem.parameters
-        before = dict(zip(live, copies(live.values()), strict=True))
+        seen = self._copied_values(problem)
         hook(problem)
-        for key, parameter in problem.parameters.items():
-            if not _equal(before[key], parameter):
-                raise ProblemError(
-                    f"after_update of problem {problem.name!r} changed its parameter {key!r}, and "
-                    f"the engine {self._history.engines[problem.name].label!r} differentiates its "
-                    "solution, in which the change would be missing. Make the change part of the "
-                    "loss or of the optimizer, or give the problem the engine 'first_order'."
-                )
+        changed = self._changed_value(problem, seen)
+        if changed:
+            raise ProblemError(
+                f"after_update of problem {problem.name!r} changed {changed}, and the engine "
+                f"{self._history.engines[problem.name].label!r} differentiates its solution, in "
+                "which the change would be missing. Make the change part of the loss, of the "
+                "optimizer or of after_step=, or give the problem the engine 'first_order'."
+            )
+
+    def _copied_values(self, problem: Problem) -> dict[str, Tensors]:
+        """Problem → copies of its parameters: this one, and all that its solution depends on."""
+        copied: dict[str, Tensors] = {}
+        for name in (problem.name, *self._history.graph.reads[problem.name]):
+            live = self._history.graph.problems[name].parameters
+            copied[name] = dict(zip(live, copies(live.values()), strict=True))
+        return copied
+
+    def _changed_value(self, problem: Problem, before: Mapping[str, Tensors]) -> str:
+        """The first parameter that is not as it was, in words; empty if all are."""
+        for name, copied in before.items():
+            for key, parameter in self._history.graph.problems[name].parameters.items():
+                if not torch.equal(copied[key], parameter):
+                    if name == problem.name:
+                        return f"its parameter {key!r}"
+                    return f"the parameter {key!r} of problem {name!r}, which it reads"
+        return ""
 
     # ------------------------------ records, warnings and refusals
 

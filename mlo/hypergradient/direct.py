@@ -49,7 +49,7 @@ class Direct(Engine):
             )
         v = zeros_for_none(cotangent, theta)
         if size == 0:
-            return Solve(q=v, report=self.report(system.problem))
+            return Solve(q=v, report=self.report(system.problem, residual=0.0))
         operator = FlatOperator(system, self.damping)
         identity = torch.eye(size, dtype=theta[0].dtype, device=theta[0].device)
         # Aᵀ e_i is row i of A.

@@ -114,7 +114,7 @@ class OneStep(SweepEngine, StepEngine):
             g = self._gradient(system, solution, v_of)
             scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
         q = list(map(scaled.get, system.names))
-        return Solve(q=q, report=self.report(system.problem))
+        return Solve(q=q, report=self.report(system.problem, iterations=1))
 
     def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
         """The step as plain operations.
@@ -144,7 +144,7 @@ class OneStep(SweepEngine, StepEngine):
             system = self.linearize(call)
             g = dict(zip(system.names, system.gradient(), strict=True))
             moved = self._moved(solution, g)
-        reading.note(self.report(solution.name))
+        reading.note(self.report(solution.name, iterations=1))
         # The step's actual result, with the derivative of the repeated step.
         return {name: made[name] + (moved[name] - moved[name].detach()) for name in made}
 
@@ -224,7 +224,7 @@ class OneStep(SweepEngine, StepEngine):
         q = {name: -part for name, part in zip(g, of_g, strict=True) if part is not None}
         return Solve(
             q=[q.get(name) for name in system.names],
-            report=self.report(system.problem),
+            report=self.report(system.problem, iterations=1),
             direct=call.scatter(of_inputs),
         )
 

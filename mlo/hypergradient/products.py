@@ -358,6 +358,10 @@ _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd}
 """Name → kind of products; a file that offers another kind adds it."""
 
 
+OTHER_PRODUCTS = {"exact": "autograd", "fd": "finite_difference", "hvp": "autograd"}
+"""What else the kinds of products are called → the kind: a suggestion, no name."""
+
+
 def register_products(kind: type[Products]) -> None:
     """Makes a kind of products available to configurations, by its name."""
     _PRODUCTS[kind.name] = kind
@@ -374,7 +378,9 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
     options = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = options.pop("name", None)
     if name not in _PRODUCTS:
-        raise EngineError(f"Unknown products {name!r}. {nearest(str(name), _PRODUCTS)}")
+        raise EngineError(
+            f"Unknown products {name!r}. {nearest(str(name), _PRODUCTS, OTHER_PRODUCTS)}"
+        )
     try:
         return _PRODUCTS[name](**options)
     except TypeError as error:

@@ -54,6 +54,28 @@ _FACTORIES: dict[str, Callable[..., AbstractEngine]] = {
 }
 
 
+OTHER_NAMES = {
+    "adjoint": "gmres", "aid": "cg", "aidcg": "cg", "aidfp": "neumann", "amigo": "soba",
+    "bptt": "unroll", "cgls": "normal_cg", "cgne": "normal_cg", "cgnr": "normal_cg",
+    "conjugategradient": "cg", "conjugategradients": "cg", "dense": "direct", "es": "zeroth_order",
+    "evolutionstrategies": "zeroth_order", "exact": "direct", "fd": "darts",
+    "finitedifference": "darts", "finitedifferences": "darts", "firstorder": "first_order",
+    "fixedpoint": "neumann", "fomaml": "first_order", "ift": "cg", "imaml": "cg",
+    "implicit": "cg", "implicitdifferentiation": "cg", "implicitfunction": "cg",
+    "implicitfunctiontheorem": "cg", "inverse": "direct", "itd": "unroll",
+    "iterativedifferentiation": "unroll", "jacobianfree": "identity", "jfb": "identity",
+    "lfmcw": "one_step", "lu": "direct", "maml": "unroll", "neumannseries": "neumann",
+    "normalequations": "normal_cg", "reversemode": "unroll", "rhg": "unroll", "rmd": "unroll",
+    "stocbio": "sid", "t1t2": "identity", "truncated": "unroll",
+    "truncatedbackpropagation": "unroll", "unrolled": "unroll", "unrolleddifferentiation": "unroll",
+    "unrolling": "unroll", "valuefunction": "penalty", "woodbury": "nystrom",
+}  # fmt: skip
+"""What papers and other libraries call a method → its engine: a suggestion, no name.
+
+In lower case, without hyphens and underscores.
+"""
+
+
 ENTRY_POINTS = "mlo.engines"
 """The entry-point group of engines in installed packages: name → `Engine` subclass or factory."""
 
@@ -135,7 +157,7 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
     factories = {} if name in _FACTORIES else _factories()
     factory = _FACTORIES.get(name) or factories.get(name)
     if factory is None:
-        raise EngineError(f"Unknown hypergradient engine {name!r}. {nearest(name, factories)}")
+        raise EngineError(f"Unknown hypergradient engine {name!r}. {_meant(name, factories)}")
     try:
         return factory(**options)
     except TypeError as error:
@@ -143,6 +165,14 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
             f"Hypergradient engine {name!r} does not take these options ({error}). "
             f"{_advice(factory, options)}"
         ) from None
+
+
+def _meant(name: str, factories: Mapping[str, Callable[..., AbstractEngine]]) -> str:
+    """The valid names, and the one that an unknown name may stand for."""
+    others = dict(OTHER_NAMES)
+    for known, factory in _FACTORIES.items():
+        others.setdefault(getattr(factory, "__name__", known).lower(), known)  # its class's name
+    return nearest(name, factories, others)
 
 
 def _advice(factory: Callable[..., AbstractEngine], options: Mapping[str, Any]) -> str:

@@ -412,7 +412,7 @@ def test_a_round_runs_under_no_grad_but_not_in_inference_mode():
 
 def test_problems_listed_from_the_outermost_are_refused():
     """A loss that only reads a problem listed after it has no derivative; the message says why."""
-    with pytest.raises(mlo.ProblemError, match=r"reads x, listed after it.*list them before 'w'"):
+    with pytest.raises(mlo.ProblemError, match=r"reads x, listed after it.*list x before 'w'"):
         pair(lambda w, _, *, x: (x.v**2).sum(), lambda x, _, *, w: ((x.v - w.v) ** 2).sum()).step()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
@@ -26,6 +27,7 @@ from lfmcw_app.comparison import (
     looked_up,
     measure_of,
     power_planned,
+    sign_flip_bounds,
     sign_flip_p,
     summaries,
     summarise,
@@ -80,13 +82,51 @@ def test_the_p_value_is_scipys_exact_permutation_test():
     assert sign_flip_p(differences) == pytest.approx(exact.pvalue)
 
 
+def test_every_sign_pattern_of_the_usual_pairs_counts():
+    """18 pairs with ties: their 2¹⁸ sums, one by one. Forty pairs of one sign: two patterns."""
+    numbers = random.Random(2)
+    differences = [round(numbers.gauss(0.3, 1.0), 1) for _ in range(18)]
+    signs = 2 * ((np.arange(2**18)[:, None] >> np.arange(18)) & 1) - 1
+    tenths = np.rint(10 * np.array(differences)).astype(int)
+    expected = (abs(signs @ tenths) >= abs(tenths.sum())).mean()
+    assert 0.05 < expected < 0.99 and sign_flip_p(differences) == expected
+    assert sign_flip_p([1.0] * 20) == 2 / 2**20
+    assert sign_flip_p([0.0] * 20) == 1.0
+
+
+def test_bounds_are_the_subset_means_that_the_test_leaves():
+    """The p-value at a true difference d is twice the share of subsets with a mean up to d, the
+    empty one included. Of 6 pairs at 5% the ends are the extremes, of 8 the sixth from each end.
+    """
+    six, eight = [3.0, -1.0, 0.5, 2.0, 1.0, 0.0], [3.0, -1.0, 0.5, 2.0, 1.0, 0.0, 1.7, 0.3]
+    assert sign_flip_bounds(six, 0.05) == pytest.approx((-1.0, 3.0), abs=1e-5)
+    subsets = [set(chosen) for size in range(1, 9) for chosen in combinations(range(8), size)]
+    means = sorted(np.mean([eight[place] for place in chosen]) for chosen in subsets)
+    assert sign_flip_bounds(eight, 0.05) == pytest.approx((means[5], means[-6]), abs=1e-5)
+    assert sign_flip_bounds(six, 0.01) == (-math.inf, math.inf)
+    assert sign_flip_bounds([], 0.05) == (-math.inf, math.inf)
+
+
+def test_bounds_hold_for_all_tests_at_once():
+    """In 5% of experiments without a difference, some of three intervals leaves zero out."""
+    numbers = np.random.default_rng(0)
+    missed = 0
+    for _ in range(120):
+        old = arm("old", *numbers.normal(size=10))
+        new = [arm("new", *numbers.normal(size=10)) for _ in range(3)]
+        found = [compare(each, old, tests=3) for each in new]
+        missed += any(not each.low <= 0 <= each.high for each in found)
+        assert all((each.p_value > 0.05 / 3) == (each.low <= 0 <= each.high) for each in found)
+    assert missed / 120 < 0.09
+
+
 def test_the_p_value_of_many_pairs_is_drawn_and_repeats():
     numbers = random.Random(3)
-    differences = [numbers.gauss(0.4, 1.0) for _ in range(30)]
+    differences = [numbers.gauss(0.4, 1.0) for _ in range(40)]
     p_value = sign_flip_p(differences)
     assert p_value == sign_flip_p(differences)
-    # Of normal differences it is about that of the t-test: t = 2.16 here, 2 (1 − Φ(2.16)) = 0.03.
-    t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(30))
+    # Of normal differences it is about that of the t-test.
+    t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(40))
     assert p_value == pytest.approx(2 * (1 - NormalDist().cdf(abs(t))), rel=0.4)
     assert 0 < sign_flip_p([1.0] * 40) < 1e-4
 
@@ -144,7 +184,7 @@ def test_pairs_that_tie_do_not_count_for_a_verdict():
     assert found.verdict == TOO_FEW_DIFFER
     assert math.isinf(found.comparison.detectable)
     text = summarise(arms, [("new", "old")])
-    row = "| new | old | 20, 5 differ |  | +0.25 (± 0.21) |"
+    row = "| new | old | 20, 5 differ |  | +0.25 (0.00 to +0.45) |"
     assert row in text and "| too few seeds differ |" in text
     assert judged(*[0.0] * 14, *[1.0] * 6) == "worse"  # one more is enough
 

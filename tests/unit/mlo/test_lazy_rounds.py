@@ -6,6 +6,7 @@ import gc
 import warnings
 
 import pytest
+import torch
 
 import mlo
 from mlo.testing import bilevel_quadratic
@@ -52,3 +53,14 @@ def test_an_iterator_that_is_kept_makes_its_rounds_later():
     # `steps` counts from when the first record is asked for.
     assert [record.round for record in rounds] == [2, 3]
     assert next(rounds, None) is None
+
+
+@pytest.mark.parametrize("count", [0.5, 2.0, "3", None, True])
+@pytest.mark.parametrize("call", ["run", "updates"])
+def test_a_number_of_rounds_is_an_integer(call, count):
+    with pytest.raises(mlo.ConfigurationError, match=rf"{call}\(.*={count!r}\).*an integer"):
+        getattr(optimizer(), call)(count)
+
+
+def test_an_integer_of_a_library_is_a_number_of_rounds():
+    assert len(list(optimizer().run(torch.tensor(2)))) == 2

@@ -235,3 +235,120 @@ def test_a_loss_that_is_a_parameter_is_reported_as_it_was():
     record = mlo.MultilevelOptimizer([problem]).step()
     assert record.losses == {"p": 2.0}
     assert module["p"].item() == 1.5
+
+
+def upper_of(loss):
+    """An optimizer of a problem w with that loss, which reads x, and x above it."""
+    w, x = mlo.testing.Vector(torch.ones(2)), mlo.testing.Vector(torch.ones(2))
+    return mlo.MultilevelOptimizer(
+        [
+            mlo.Problem("w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, w: (w.v**2).sum(),
+            ),
+        ]
+    )
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts", "cg"])
+def test_a_loss_that_calls_backward_is_named(engine):
+    def loss(w, _, *, x):
+        value = ((w.v - x.v) ** 2).sum()
+        value.backward()
+        return value
+
+    problems = upper_of(loss).problems
+    with pytest.raises(mlo.ProblemError, match=r"Problem 'w'.*calls backward\(\) itself"):
+        mlo.MultilevelOptimizer(problems, engine).step()
+
+
+def test_a_loss_with_the_graph_of_an_earlier_call_is_named():
+    kept = []
+
+    def loss(w, _, *, x):
+        kept.append((w.v - x.v).exp().sum())
+        return torch.stack(kept[-2:]).sum()
+
+    problems = upper_of(loss).problems
+    optimizer = mlo.MultilevelOptimizer(problems, {"w": "first_order"})
+    with pytest.raises(mlo.ProblemError, match=r"Problem 'w'.*graph of an earlier call"):
+        with pytest.warns(mlo.SolveWarning):
+            list(optimizer.run(3))
+
+
+def test_an_error_in_a_loss_has_a_note_whose_loss_it_was():
+    optimizer = upper_of(lambda w, _, *, x: w.v @ torch.ones(3))
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.step()
+    assert caught.value.__notes__ == ["It was raised in the loss of problem 'w'."]
+
+
+def dropout_regression(engine, *, mode_set_by=(), lower_sets=None):
+    """Dropout and BatchNorm below a decay; which losses set the mode, and the modes they found."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    net, decay = net.double(), nn.ParameterDict({"log": torch.zeros((), dtype=torch.float64)})
+    x = torch.randn(8, 3, dtype=torch.float64)
+    found = []
+
+    def net_loss(net, batch, *, decay):
+        found.append(net.training)
+        if lower_sets is not None:
+            net.train(lower_sets)
+        penalty = decay["log"].exp() * sum(p.square().sum() for p in net.parameters())
+        return (net(batch) - batch[:, :1]).square().mean() + 0.1 * penalty
+
+    def decay_loss(decay, batch, *, net):
+        if "decay" in mode_set_by:
+            net.eval()
+        return (net(batch) - batch[:, :1]).square().mean()
+
+    problems = [
+        mlo.Problem(
+            "net", module=net, loss=net_loss, data=[x], optimizer=SGD(net.parameters(), lr=0.1)
+        ),
+        mlo.Problem(
+            "decay",
+            module=decay,
+            loss=decay_loss,
+            data=[x + 1.0],
+            optimizer=SGD(decay.parameters(), lr=0.1),
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine), found
+
+
+@pytest.mark.parametrize("engine", ["one_step", {"name": "unroll", "steps": 1}, "identity"])
+def test_a_mode_that_a_loss_sets_ends_with_that_loss(engine):
+    optimizer, found = dropout_regression(engine, mode_set_by=("decay",))
+    losses = [record.losses for record in optimizer.run(3)]
+    net = optimizer.problems["net"].module
+    assert net.training
+    assert all(found)
+    assert net[1].num_batches_tracked == 3
+    # As if each loss set the mode that it needs.
+    other, _ = dropout_regression(engine, mode_set_by=("decay",), lower_sets=True)
+    assert [record.losses for record in other.run(3)] == losses
+    # And not what a loss without a mode of its own computes.
+    plain, _ = dropout_regression(engine)
+    assert [record.losses for record in plain.run(3)] != losses
+
+
+@pytest.mark.parametrize("engine", ["one_step", {"name": "unroll", "steps": 1}, "identity"])
+def test_a_mode_set_in_a_loss_evaluated_again_ends_with_it(engine):
+    optimizer, found = dropout_regression(engine, lower_sets=False)
+    optimizer.step()
+    optimizer.gradient("decay")
+    assert all(found)
+    assert all(module.training for module in optimizer.problems["net"].module.modules())
+
+
+def test_a_mode_ends_with_a_loss_that_fails():
+    optimizer, _ = dropout_regression("one_step", mode_set_by=("decay",))
+    optimizer.problems["decay"].data[0] = torch.zeros(2, 7, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="shapes"):
+        optimizer.step()
+    assert optimizer.problems["net"].module.training

@@ -39,7 +39,7 @@ def test_the_record_of_a_game_and_of_a_failed_solve_says_so():
     )
     for name, converged, advice in (("gan", False, "Damp."), ("w", False, ""), ("m", True, "")):
         record.solves[name] = mlo.SolveReport(
-            problem=name, engine="gmres", converged=converged, advice=advice
+            problem=name, engine="gmres", residual=0.0, converged=converged, advice=advice
         )
     shown = "gan=(g=0.5, d=1.25); converged: m; truncated: w; failed: gan"
     assert repr(record) == f"Record(round=2: {shown})"
@@ -83,6 +83,7 @@ def test_a_round_that_solved_nothing_shows_losses_only():
 def test_a_solve_report_has_what_engines_leave_out():
     report = mlo.SolveReport(problem="w", engine="identity")
     assert (report.iterations, report.residual, report.converged) == (0, None, True)
+    assert report.outcome == "no solve"
     with pytest.raises(AttributeError):
         report.converged = False
 
@@ -108,7 +109,20 @@ def test_every_engine_that_solves_has_a_case_above():
     solving = {name for name, report in reports.items() if report.residual is not None}
     assert solving == {*STEPS_OF, "direct", "soba"}
     assert all(report.converged for name, report in reports.items() if name not in solving)
+    unsolved = {name for name, report in reports.items() if report.outcome == "no solve"}
+    assert unsolved == set(reports) - solving
     assert reports["soba"].outcome == "truncated" and reports["direct"].converged
+
+
+@pytest.mark.parametrize(("engine", "steps"), [("one_step", 1), ("darts", 1), ("unroll", 2)])
+def test_an_engine_of_steps_reports_how_many_it_took(engine, steps):
+    choice = {"name": "unroll", "steps": 2} if engine == "unroll" else engine
+    optimizer, *_ = quadratic(POSITIVE, choice)
+    record = list(optimizer.run(2))[-1]
+    report = record.solves["w"]
+    assert (report.iterations, report.outcome) == (steps, "no solve")
+    assert f"{engine}, {steps} step{'s' * (steps > 1)}" in record._repr_html_()
+    assert "converged" not in repr(record)
 
 
 def test_a_series_at_a_residual_of_a_tenth_is_truncated():

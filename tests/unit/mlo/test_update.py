@@ -275,6 +275,85 @@ def test_a_solution_moved_after_its_update_is_refused():
     two_levels("one_step", upper={"after_update": clamp}).step()
 
 
+@torch.no_grad()
+def moves_own(problem):
+    problem.parameters["v"].mul_(0.5)
+
+
+@torch.no_grad()
+def moves_own_data(problem):
+    problem.parameters["v"].data.mul_(0.5)  # which autograd's version counter does not see
+
+
+@pytest.mark.parametrize("move", [moves_own, moves_own_data])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "one_step",
+        {"name": "one_step", "keep_graph": False},
+        "darts",
+        {"name": "unroll", "steps": 2},
+    ],
+)
+def test_weights_moved_before_a_differentiated_step(engine, move):
+    with pytest.raises(mlo.ProblemError, match=r"before_update of problem 'w' changed its param"):
+        two_levels(engine, lower={"before_update": move}).step()
+
+
+def test_weights_may_move_before_a_step_that_nothing_reads():
+    two_levels("cg", lower={"before_update": moves_own}).step()
+    two_levels({"w": "first_order"}, lower={"before_update": moves_own}, direct=1.0).step()
+    two_levels("one_step", upper={"before_update": moves_own}).step()
+
+
+@pytest.mark.parametrize("hook", ["before_update", "after_update"])
+def test_a_hook_that_moves_what_its_problem_reads(hook):
+    found = {}
+
+    @torch.no_grad()
+    def clamp(problem):
+        found["x"].v.clamp_(max=0.5)
+
+    optimizer = two_levels("one_step", lower={hook: clamp})
+    found["x"] = optimizer.problems["x"].module
+    message = rf"{hook} of problem 'w' changed the parameter 'v' of problem 'x', which it reads"
+    with pytest.raises(mlo.ProblemError, match=message):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_rate_set_before_a_step_is_in_its_derivative(steps):
+    """As a warm-up of the learning rate is often written."""
+
+    def solution(x):
+        def rate(problem):
+            made[0] += 1
+            problem.optimizers["w"].param_groups[0]["lr"] = 0.1 * made[0]
+
+        made = [0]
+        engine = {"name": "unroll", "steps": steps}
+        optimizer = two_levels(engine, lower={"before_update": rate}, steps=steps)
+        with torch.no_grad():
+            optimizer.problems["x"].module.v.copy_(x)
+        for update in optimizer.updates(1):
+            if update.problem == "w" and made[0] == steps:
+                break
+        return optimizer, optimizer.problems["w"].module.v.detach().clone()
+
+    x, step = torch.tensor([0.5, -0.25]).double(), 1e-6
+    optimizer, w = solution(x)
+    found = optimizer.gradient("x")["v"]
+    loss = optimizer.problems["x"].loss
+
+    def value(x):
+        optimizer, _ = solution(x)
+        modules = {name: problem.module for name, problem in optimizer.problems.items()}
+        return float(loss(modules["x"], None, w=modules["w"]).detach())
+
+    slopes = [(value(x + step * e) - value(x - step * e)) / (2.0 * step) for e in torch.eye(2)]
+    assert torch.allclose(found, torch.tensor(slopes).double(), rtol=1e-6)
+
+
 # ------------------------------ every graph
 
 

@@ -90,3 +90,38 @@ def test_an_installed_package_offers_engines_by_entry_point(monkeypatch):
         mlo.EngineError, match="'broken' of no_such_package:Engine could not be imported"
     ):
         mlo.engine_from("broken")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("conjugate_gradient", "cg"),
+        ("ConjugateGradient", "cg"),
+        ("NormalConjugateGradient", "normal_cg"),
+        ("ift", "cg"),
+        ("implicit", "cg"),
+        ("unrolled", "unroll"),
+        ("ITD", "unroll"),
+        ("finite-difference", "darts"),
+        ("jacobian free", "identity"),
+        ("neuman", "neumann"),
+    ],
+)
+def test_a_methods_usual_name_suggests_its_engine(given, meant):
+    with pytest.raises(mlo.EngineError, match=rf"{given!r}. Did you mean {meant!r}\?"):
+        mlo.engine_from(given)
+
+
+def test_every_usual_name_suggests_an_engine_and_is_none():
+    from mlo.hypergradient import products, registry
+
+    assert set(registry.OTHER_NAMES.values()) <= set(registry._FACTORIES)
+    assert set(products.OTHER_PRODUCTS.values()) <= set(products._PRODUCTS)
+    for other in registry.OTHER_NAMES:
+        assert other == "".join(filter(str.isalnum, other.lower()))
+        assert other not in mlo.available_engines()
+
+
+def test_the_usual_name_of_exact_products_suggests_autograd():
+    with pytest.raises(mlo.EngineError, match="'exact'. Did you mean 'autograd'"):
+        mlo.engine_from({"name": "cg", "products": "exact"})

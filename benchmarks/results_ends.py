@@ -1,0 +1,245 @@
+"""Where looked-up searches end: dead cells, the others, and what random cells would give.
+
+The network of a dead cell guesses. In the space with three nodes these are the cells without a path
+from input to output. These tables were asked for after the results were seen: no planned tests.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+from results_data import (
+    BASELINE,
+    DEAD,
+    METHOD,
+    NO_WEIGHT,
+    ORACLE,
+    RANDOM,
+    SYNTHETIC_ONLY,
+    UNIFORM,
+    Experiment,
+    Results,
+    is_dead,
+)  # fmt: skip
+from results_markdown import NOTHING, folded, table
+from scipy.stats import binomtest
+
+from lfmcw_app.arms import contrasts
+from lfmcw_app.comparison import Finding, holm
+from lfmcw_app.results_file import Row
+
+DRAWS, SEED = 100_000, 0
+"""Draws of as many random cells as an arm has searches, and their generator's seed."""
+
+ENDING_DEAD = (METHOD, UNIFORM, SYNTHETIC_ONLY, NO_WEIGHT)
+"""The arms whose dead cells are compared with those of plain search."""
+
+LIVING = ((METHOD, BASELINE), (UNIFORM, BASELINE), (METHOD, UNIFORM))
+
+
+def images_said(experiment: Experiment) -> str:
+    """Whether W2's further images are real or generated."""
+    return "real images" if experiment.design.generator == ORACLE else "generated images"
+
+
+def dead_cells(results: Results) -> str:
+    """How many searches of each arm end at dead cells, in each experiment and in total."""
+    found = results.looked_up()
+    if not found:
+        return NOTHING
+    arms = list(dict.fromkeys(arm for _, experiment in found for arm in experiment.arms))
+    rows: list[tuple[str, ...]] = [
+        (title, *(_dead_of([experiment], arm) for arm in arms)) for title, experiment in found
+    ]
+    for images, same in _by_images(results):
+        if len(same) > 1:
+            rows.append((f"all {len(same)}, {images}", *(_dead_of(same, arm) for arm in arms)))
+    if results.cells is not None:
+        dead = sum(cell.mean >= DEAD for cell in results.cells.cells.values())
+        count = len(results.cells.cells)
+        said = f"Of the {count} cells {dead} are dead, so a random cell is dead with a probability"
+        return f"{table(('experiment', *arms), rows)}\n\n{said} of {100 * dead / count:.1f}%."
+    return table(("experiment", *arms), rows)
+
+
+def _dead_of(experiments: Sequence[Experiment], arm: str) -> str:
+    runs = [row for experiment in experiments for row in experiment.runs(arm)]
+    return f"{sum(map(is_dead, runs))} of {len(runs)}" if runs else ""
+
+
+def _by_images(results: Results) -> list[tuple[str, list[Experiment]]]:
+    """The experiments with generated images, and those with real ones."""
+    found = sorted((e for _, e in results.looked_up()), key=images_said)
+    return [(images, list(same)) for images, same in groupby(found, key=images_said)]
+
+
+def dead_tests(results: Results) -> str:
+    """McNemar's exact test of arms against plain search, over all kinds of data."""
+    rows = []
+    for images, same in _by_images(results):
+        for arm in ENDING_DEAD:
+            pairs = [pair for experiment in same for pair in _paired(experiment, arm)]
+            if not pairs:
+                continue
+            first = sum(ours and not plain for ours, plain in pairs)
+            second = sum(plain and not ours for ours, plain in pairs)
+            rows.append((images, arm, len(pairs), first, second, mcnemar_p(first, second)))
+    adjusted = holm([float(row[-1]) for row in rows])
+    lines = [
+        (*row[:-1], f"{row[-1]:.2g}", f"{p:.2g}") for row, p in zip(rows, adjusted, strict=True)
+    ]
+    head = (
+        "images of W2", "arm", "pairs with plain search", "only the arm's cell is dead",
+        "only plain search's is dead", "p", f"p (Holm, of {len(rows)})",
+    )  # fmt: skip
+    return table(head, lines)
+
+
+def _paired(experiment: Experiment, arm: str) -> list[tuple[bool, bool]]:
+    """Whether an arm's cell is dead and whether plain search's is, seed by seed."""
+    dead = [{row.seed: is_dead(row) for row in experiment.runs(label)} for label in (arm, BASELINE)]
+    return [(dead[0][seed], dead[1][seed]) for seed in sorted(set(dead[0]) & set(dead[1]))]
+
+
+def mcnemar_p(first: int, second: int) -> float:
+    """The exact two-sided p-value that a differing pair is as likely of one kind as the other."""
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def living(results: Results) -> str:
+    """The differences over the seeds with which neither arm ends at a dead cell."""
+    rows = []
+    for title, experiment in results.looked_up():
+        for found in experiment.findings_of_living:
+            if (found.arm, found.against) in LIVING:
+                of = found.comparison
+                name = f"{found.arm} minus {found.against}"
+                rows.append(
+                    (title, name, of.pairs, of.said(), f"{found.p_value:.2g}", found.verdict)
+                )
+    head = (
+        "experiment", "difference", "seeds with two living cells", "points (95% interval)",
+        "p (Holm)", "verdict",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+# ------------------------------ beside random cells
+
+
+def beside_random(results: Results) -> str:
+    """Each arm's mean regret beside that of random cells, which the table of all cells gives."""
+    if results.cells is None or not results.looked_up():
+        return NOTHING
+    means = np.array([cell.mean for cell in results.cells.cells.values()])
+    regrets = means - means.min()
+    found = [
+        (f"all {len(same)}, {images}", arm, [row for e in same for row in e.runs(arm)])
+        for images, same in _by_images(results)
+        for arm in same[0].arms
+        if len(same) > 1
+    ]
+    single = [
+        (title, arm, experiment.runs(arm))
+        for title, experiment in results.looked_up()
+        for arm in experiment.arms
+    ]
+    said = f"The mean regret of a random cell is {regrets.mean():.2f} points."
+    details = folded("Each experiment by itself", _beside_random(regrets, single))
+    return "\n\n".join([said, *([_beside_random(regrets, found)] if found else []), details])
+
+
+def _beside_random(regrets: np.ndarray, found: Sequence[tuple[str, str, list[Row]]]) -> str:
+    """A row for each arm with other runs; those of two experiments come once."""
+    different = {frozenset(row.run for row in runs): (title, arm, runs)
+                 for title, arm, runs in reversed(found) if arm != RANDOM}  # fmt: skip
+    listed = [entry for entry in found if entry in different.values()]
+    values = [[row.regret_percent or 0.0 for row in runs] for *_, runs in listed]
+    tails = [random_p(regrets, of) for of in values]
+    lines = [
+        (
+            title,
+            arm,
+            len(of),
+            f"{statistics.fmean(of):.2f}",
+            _share(lower),
+            _share(p),
+            _share(holm_p),
+        )
+        for (title, arm, _), of, (lower, p), holm_p in zip(
+            listed, values, tails, holm([p for _, p in tails]), strict=True
+        )
+    ]
+    head = (
+        "experiment", "arm", "searches", "mean regret, points",
+        "draws of as many random cells with a mean up to that, share", "p",
+        f"p (Holm, of {len(lines)})",
+    )  # fmt: skip
+    return table(head, lines)
+
+
+def _share(value: float) -> str:
+    return f"below {1e-4:g}" if value < 1e-4 else f"{value:.2g}"
+
+
+def random_p(regrets: np.ndarray, found: Sequence[float]) -> tuple[float, float]:
+    """How often as many random cells have a mean regret up to that of an arm.
+
+    Args:
+        regrets: of all cells, each as likely as the others.
+        found: regrets of the arm's cells.
+
+    Returns:
+        That share of `DRAWS` draws, and the two-sided p-value: twice the smaller tail.
+    """
+    numbers = np.random.default_rng(SEED)
+    means = numbers.choice(regrets, (DRAWS, len(found))).mean(axis=1)
+    mean = statistics.fmean(found)
+    tolerance = 1e-9 * max(1.0, abs(mean))
+    below = (int((means <= mean + tolerance).sum()) + 1) / (DRAWS + 1)
+    above = (int((means >= mean - tolerance).sum()) + 1) / (DRAWS + 1)
+    return below, min(1.0, 2 * min(below, above))
+
+
+# ------------------------------ what is significant
+
+
+def significant(results: Results) -> str:
+    """Every planned comparison that its family of tests calls better or worse."""
+    rows = []
+    planned = {"points": 0, "rank": 0}
+    different: set[tuple[str, frozenset[str]]] = set()
+    for title, experiment in results.titled():
+        families = {"points": experiment.findings, "rank": experiment.findings_by_rank}
+        for measure, found in families.items():
+            planned[measure] += len(contrasts(experiment.design.table)) if found else 0
+            different |= {(measure, _runs_of(experiment, of)) for of in found}
+            rows += [
+                (
+                    title, f"{of.arm} minus {of.against}", measure,
+                    of.comparison.said(2 if measure == "points" else 1), f"{of.p_value:.2g}",
+                    of.verdict,
+                )
+                for of in found if of.verdict in ("better", "worse")
+            ]  # fmt: skip
+    total = sum(planned.values())
+    if not total:
+        return NOTHING
+    said = (
+        f"Of {total} planned comparisons ({planned['points']} by points, {planned['rank']} by "
+        f"rank; {len(different)} have different runs), {len(rows)} "
+        f"{'is' if len(rows) == 1 else 'are'} statistically significant after Holm's correction "
+        "within a family."
+    )
+    head = ("experiment", "difference", "by", "difference (95% interval)", "p (Holm)", "verdict")
+    return f"{said}\n\n{table(head, rows)}" if rows else said
+
+
+def _runs_of(experiment: Experiment, found: Finding) -> frozenset[str]:
+    """The names of the runs that a comparison has."""
+    return frozenset(
+        row.run for label in (found.arm, found.against) for row in experiment.runs(label)
+    )

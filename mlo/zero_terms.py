@@ -1,0 +1,172 @@
+"""Warns of a problem that no gradient reaches through the solutions below it, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mlo.backward import grad
+from mlo.errors import warn_user
+from mlo.problem import Problem, Tensors
+from mlo.response import Evaluation, Started, Stationary, Stepped
+from mlo.total_gradient import Flow
+
+__all__ = ["ZeroTerms"]
+
+PATIENCE = 3
+"""Updates after which a term that is zero for no known reason is reported.
+
+It may be zero at the first one: a penalty's derivative at weights of zero, say, or a learning rate
+that a scheduler raises from zero.
+"""
+
+Lower = dict[str, Started | Stationary | Stepped]
+"""Problem → its solution, which is no constant."""
+
+UNUSED = "It is detached, read under torch.no_grad(), or not used."
+
+
+class ZeroTerms:
+    """Looks at problems' first updates until something flows through the solutions below them.
+
+    A detached tensor, a problem that a loss names and does not use, or a step of length zero leave
+    a run that is finite, and in which an upper problem never hears of a lower one.
+
+    Args:
+        watched: the problems whose gradients contain responses.
+    """
+
+    def __init__(self, watched: Iterable[str]) -> None:
+        self._zero = dict.fromkeys(watched, 0)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a problem is still watched."""
+        return name in self._zero
+
+    def look(self, evaluation: Evaluation, flow: Flow) -> None:
+        """Looks at one gradient; warns if its part through solutions is exactly zero.
+
+        Args:
+            evaluation: of the problem, at an update.
+            flow: what has reached its parameters through solutions.
+        """
+        name = evaluation.loss.problem.name
+        lower: Lower = {}
+        for other in evaluation.dependent:
+            solution = evaluation.solutions[other]
+            if not isinstance(solution, (Started, Stationary, Stepped)):
+                return  # a problem in its warm-up
+            lower[other] = solution
+        if _any_nonzero(flow.tensors):
+            del self._zero[name]
+            return
+        self._zero[name] += 1
+        cause, certain = _cause(evaluation, flow.read, lower)
+        if not certain and self._zero[name] < PATIENCE:
+            return
+        del self._zero[name]
+        through = ", ".join(other for other in evaluation.loss.reads if other in lower)
+        warn_user(f"No gradient reaches problem {name!r} through its read of {through}. {cause}")
+
+
+def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
+    return any(bool(torch.count_nonzero(tensor)) for tensor in tensors)
+
+
+def _cause(
+    evaluation: Evaluation, read: Mapping[str, Sequence[Tensor]], lower: Lower
+) -> tuple[str, bool]:
+    """Why nothing flows, and whether that is sure to stay so.
+
+    Args:
+        evaluation: of the problem.
+        read: problem on whose solution its loss depends → the derivatives in its parameters.
+        lower: the solutions that should be functions of its value.
+    """
+    name = evaluation.loss.problem.name
+    ignored = [other for other in evaluation.loss.reads if other in lower and other not in read]
+    broken = [_ignored(name, other) for other in ignored]
+    if read and not any(map(_any_nonzero, read.values())):
+        return (
+            f"The derivative of its loss in {', '.join(read)} was exactly zero at the first "
+            f"{PATIENCE} updates."
+        ), False
+    # Along the dependencies that are alive, from its loss to itself.
+    certain = True
+    waiting, seen = [lower[other] for other in read], set[int]()
+    while waiting:
+        solution = waiting.pop()
+        if id(solution) in seen:
+            continue
+        seen.add(id(solution))
+        if isinstance(solution, Stepped) and _stands_still(solution.evaluation.loss.problem):
+            broken.append(f"The learning rate of {solution.name!r} is 0, so its step is, too.")
+            certain &= not solution.evaluation.loss.problem.schedulers
+            continue
+        alive, dead = _sources(solution, {name, *lower})
+        if name in alive:
+            return (
+                f"That part of its gradient was exactly zero at the first {PATIENCE} updates: "
+                "there the solution does not change with its value. Is its value only in terms "
+                "of the lower loss that have no lower parameter in them?"
+            ), False
+        broken += [_ignored(solution.name, other) for other in dead]
+        # (A solution may see another one at another time; what that depends on is the same.)
+        waiting += [lower[other] for other in alive if other in lower]
+    return " ".join(dict.fromkeys(broken)), certain
+
+
+def _sources(
+    solution: Started | Stationary | Stepped, names: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Those of some problems on which a solution depends, and those that its loss only names."""
+    alive: list[str] = []
+    if solution.start is not None:
+        alive.append(solution.start.problem)
+    if isinstance(solution, Started):
+        return alive, []
+    evaluation = solution.evaluation
+    wanted = [other for other in evaluation.loss.reads if other in names]
+    alive += _alive(evaluation, wanted)
+    return alive, [other for other in wanted if other not in alive]
+
+
+def _ignored(reader: str, read: str) -> str:
+    return f"The loss of {reader!r} names {read!r} and does not depend on it. {UNUSED}"
+
+
+def _stands_still(problem: Problem) -> bool:
+    """Whether all learning rates of its optimizers are zero."""
+    if problem.settings is not None:
+        return False
+    groups = [
+        group for optimizer in problem.optimizers.values() for group in optimizer.param_groups
+    ]
+    return all("lr" in group and float(group["lr"]) == 0.0 for group in groups)
+
+
+def _alive(evaluation: Evaluation, names: Collection[str]) -> list[str]:
+    """Those of the problems that a loss reads on which its value depends.
+
+    (What `after_step` and `settings` read counts as alive.)
+    """
+    problem = evaluation.loss.problem
+    elsewhere = {*problem.after_step_reads, *problem.settings_reads}
+    reads = evaluation.current_reads()
+    leaves: list[Tensor] = []
+    of: list[str] = []
+    for name in names:
+        if name not in elsewhere:
+            reads[name] = {key: t.detach().requires_grad_() for key, t in reads[name].items()}
+            leaves += reads[name].values()
+            of += [name] * len(reads[name])
+    if not leaves:
+        return list(names)
+    own: Tensors = {k: t.detach().requires_grad_() for k, t in evaluation.parameters.items()}
+    with torch.enable_grad(), evaluation.losses(own, reads) as losses:
+        total = torch.stack(list(losses.values())).sum()
+        found = grad([total], leaves) if total.requires_grad else [None] * len(leaves)
+    reached = {name for name, entry in zip(of, found, strict=True) if entry is not None}
+    return [name for name in names if name in elsewhere or name in reached]
