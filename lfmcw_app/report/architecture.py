@@ -127,7 +127,7 @@ def evolution(
         },
         charts={kind: _chart(kind, frames, boundaries, names) for kind in last.weights},
         ranges=ranges,
-        rule=_rule(run.recipe.search.space, names),
+        rule=rule_of(run.recipe.search.space, names),
         nearly_even=_nearly_even(last),
     )
 
@@ -174,7 +174,7 @@ def _chart(
     )
 
 
-def _rule(space: str, names: Sequence[str]) -> str:
+def rule_of(space: str, names: Sequence[str]) -> str:
     """How a space derives a cell; empty for a space of another package."""
     rule = RULES.get(space, "")
     return f"{rule} {NEVER_NONE}" if rule == PER_NODE and "none" in names else rule
