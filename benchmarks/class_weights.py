@@ -14,11 +14,14 @@ draws the weights over time beside W1's confusion matrix.
     # the classes of a run as they are
     python -m lfmcw_app.run folder:cifar10 --preset small --seed 0 --out runs/cifar10
     python benchmarks/class_weights.py --run runs/cifar10 --picture class_weights.png
+    # for docs/results.md: rows of one seed, appended
+    python benchmarks/class_weights.py --run runs/cifar10 --csv docs/data/class_weights_seeds.csv
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +51,23 @@ class Found:
         weights: class weights, [classes, rounds].
         confusion: of W1 on D_val, counts; rows: the right class.
         names: of the classes.
+        seed: of the search.
     """
 
     weights: np.ndarray
     confusion: list[list[int]]
     names: tuple[str, ...]
+    seed: int
+
+    @property
+    def lasting(self) -> np.ndarray:
+        """The weights' means over the last quarter of the rounds, [classes]."""
+        return self.weights[:, -max(1, self.weights.shape[1] // 4) :].mean(axis=1)
+
+    def wrong_percent(self, label: int) -> float:
+        """The share of a class's images in D_val that W1 gets wrong in the end, %."""
+        row = self.confusion[label]
+        return 100.0 * (1.0 - row[label] / max(1, sum(row)))
 
 
 def searched(
@@ -81,6 +96,7 @@ def searched(
         weights=np.array(weights).T,
         confusion=confusion_of_w1(modules, parts.train, parts.validation, dataset),
         names=dataset.class_names,
+        seed=seed,
     )
 
 
@@ -93,19 +109,32 @@ def found_in(path: Path) -> Found:
             f"{path} has no class weights, or no confusion matrix of W1 in search.json. Name the "
             "folder of a complete search with the method lfmcw."
         )
-    return Found(weights=weights, confusion=confusion, names=tuple(class_names(run, len(weights))))
+    names = tuple(class_names(run, len(weights)))
+    return Found(weights=weights, confusion=confusion, names=names, seed=run.recipe.seed)
 
 
 def print_table(found: Found, hard: str | None) -> None:
     """Prints the classes, the heaviest first."""
-    weights = found.weights[:, -max(1, found.weights.shape[1] // 4) :].mean(axis=1)
+    weights = found.lasting
     print("| class | mean class weight | W1 wrong on D_val, % |")
     print("|---|---|---|")
     for label in np.argsort(-weights, kind="stable"):
         note = " (half mislabelled)" if found.names[label] == hard else ""
-        row = found.confusion[label]
-        wrong = 100.0 * (1.0 - row[label] / max(1, sum(row)))
+        wrong = found.wrong_percent(label)
         print(f"| {found.names[label]}{note} | {weights[label]:.3f} | {wrong:.1f} |")
+
+
+def append_rows(found: Found, data: str, labels: str, path: Path) -> None:
+    """Appends a row for each class to a CSV file, which begins with a head."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if new:
+            rows.writerow(["data", "labels", "rounds", "seed", "class", "weight", "wrong_percent"])
+        for label, name in enumerate(found.names):
+            weight, wrong = f"{found.lasting[label]:.3f}", f"{found.wrong_percent(label):.1f}"
+            rounds = found.weights.shape[1]
+            rows.writerow([data, labels, rounds, found.seed, name, weight, wrong])
 
 
 def main() -> None:
@@ -123,6 +152,9 @@ def main() -> None:
     )
     parser.add_argument("--picture", type=Path, help="PNG file to draw into")
     parser.add_argument("--emphasise", nargs="+", default=[], help="classes drawn in colour")
+    parser.add_argument("--csv", type=Path, help="file to append a row for each class to")
+    parser.add_argument("--data", default="", help="name of the data in that file")
+    parser.add_argument("--labels", help="what is said of the labels there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if (args.hard is None) != (args.look_alikes is None):
@@ -143,6 +175,9 @@ def main() -> None:
         found = searched(args.dataset, args.rounds, args.seed, hard, tuple(look_alikes))
         title = f"half of the images of '{hard}' have a wrong label"
     print_table(found, hard)
+    if args.csv is not None:
+        labels = args.labels or (f"half of {hard} are wrong" if hard else "right")
+        append_rows(found, args.data or args.dataset, labels, args.csv)
     if args.picture is not None:
         draw_class_weights(
             found.weights,

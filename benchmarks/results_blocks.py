@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 import results_benchmarks
+import results_classes
 import results_ends
 from measuring import PROVENANCE
 from results_cells import cell_lines
@@ -34,7 +35,6 @@ from results_data import (
     PaperRow,
     Results,
     condition_said,
-    distinct_titles,
     mean,
 )  # fmt: skip
 from results_markdown import NOT_RUN, NOTHING, folded, table
@@ -75,9 +75,9 @@ def verdict_said(effect: Effect) -> str:
     return said if effect.largest_gain is None else f"{said}, of {effect.largest_gain:.2f} possible"
 
 
-def effects_table(effects: Sequence[Effect]) -> str:
+def effects_table(results: Results, effects: Sequence[Effect]) -> str:
     """A row for each comparison."""
-    titles = distinct_titles(effect.design for effect in effects)
+    titles = results.titles(effect.design for effect in effects)
     head = (
         "experiment", "difference", "seeds", f"seen in {POWER:.0%}", "points (95% interval)",
         "% of the error", "p (Holm)", "verdict",
@@ -158,27 +158,31 @@ def is_hard(effect: Effect) -> bool:
 
 def plain_search(results: Results) -> str:
     """LFM-CW beside search without it, at equal rounds and at equal time."""
-    return effects_table(chosen(results, [(METHOD, BASELINE), (METHOD, LONGER)], is_plain))
+    return effects_table(results, chosen(results, [(METHOD, BASELINE), (METHOD, LONGER)], is_plain))
 
 
 def class_weights_question(results: Results) -> str:
     """LFM-CW beside itself without class weights, and without generated images."""
-    return effects_table(chosen(results, WITHOUT_WEIGHTS, is_plain))
+    return effects_table(results, chosen(results, WITHOUT_WEIGHTS, is_plain))
 
 
 def oracle(results: Results) -> str:
     """The same with real images in the place of generated ones."""
-    return effects_table(chosen(results, [(METHOD, BASELINE), *WITHOUT_WEIGHTS], is_oracle))
+    return effects_table(
+        results, chosen(results, [(METHOD, BASELINE), *WITHOUT_WEIGHTS], is_oracle)
+    )
 
 
 def hard(results: Results) -> str:
     """The same where a class is hard, or classes are unequal."""
-    return effects_table(chosen(results, [(METHOD, BASELINE), *WITHOUT_WEIGHTS], is_hard))
+    return effects_table(results, chosen(results, [(METHOD, BASELINE), *WITHOUT_WEIGHTS], is_hard))
 
 
 def random_cells(results: Results) -> str:
     """Cells that were searched beside those that were drawn."""
-    return effects_table(chosen(results, [(BASELINE, RANDOM), (METHOD, RANDOM)], lambda _: True))
+    return effects_table(
+        results, chosen(results, [(BASELINE, RANDOM), (METHOD, RANDOM)], lambda _: True)
+    )
 
 
 def ablations(results: Results) -> str:
@@ -186,14 +190,13 @@ def ablations(results: Results) -> str:
     pairs = [(BOTH, SYNTHETIC), (SYNTHETIC_ONLY, BASELINE)]
     for name in ("table5", "fig3"):
         pairs += contrasts(name)
-    return effects_table(chosen(results, pairs, lambda _: True))
+    return effects_table(results, chosen(results, pairs, lambda _: True))
 
 
 def quality(results: Results) -> str:
     """What is known of the generators of the searches."""
-    designs = distinct_titles(experiment.design for experiment in results.experiments)
     rows = []
-    for experiment in results.experiments:
+    for title, experiment in results.titled():
         for arm in experiment.arms:
             known = [row for row in experiment.runs(arm) if row.gan_test_percent is not None]
             if known:
@@ -204,7 +207,7 @@ def quality(results: Results) -> str:
                 shown = ["" if math.isnan(figure) else f"{figure:.1f}" for figure in figures]
                 variety = mean(row.variety for row in known)
                 shown.append("" if math.isnan(variety) else f"{variety:.2f}")
-                rows.append((designs[experiment.design], arm, len(known), *shown))
+                rows.append((title, arm, len(known), *shown))
     head = ("experiment", "arm", "runs", "GAN-test, %", "GAN-train, %", "variety")
     return table(head, rows)
 
@@ -279,7 +282,7 @@ def power(results: Results) -> str:
     rows = [(pairs, *_spreads(pairs, (1, tests))) for pairs in counts]
     general = table(head, rows)
     effects = results.effects(METHOD, BASELINE)
-    titles = distinct_titles(effect.design for effect in effects)
+    titles = results.titles(effect.design for effect in effects)
     claimed = paper_change(results)
     rows = []
     for effect in effects:
@@ -502,12 +505,14 @@ def answer(results: Results) -> str:
         "LFM-CW compared with", "experiment", "points (95% interval)", "seeds", "conclusion",
     )  # fmt: skip
     answers = [*_answers_on_plain_data(results), *_answers_on_other_data(results)]
-    rows = [_answer_row(question, effect) for question, effect in answers]
+    titles = results.titles(e.design for _, e in answers if e is not None)
+    rows = [_answer_row(question, effect, titles) for question, effect in answers]
     rows.append(("plain search, at the paper's sizes", "", "", "", _at_the_papers_sizes(results)))
     shown = {_identity(effect) for _, effect in answers if effect is not None}
     effects = results.effects(METHOD, BASELINE)
     told = sum(_identity(effect) in shown for effect in effects)
-    return f"{_counted(effects, told)}\n\n{table(head, rows)}"
+    said = [_counted(effects, told), *results_ends.dead_said(results)]
+    return f"{' '.join(said)}\n\n{table(head, rows)}"
 
 
 def in_common(results: Results) -> str:
@@ -516,9 +521,9 @@ def in_common(results: Results) -> str:
     if not found:
         return NOTHING
     rows = [row for experiment in found for row in experiment.rows]
-    runs = {row.run for row in rows}
-    said = f"{len(found)} experiments of {len(rows)} rows, which are {len(runs)} runs"
-    return f"*{results.in_common or found[0].design.title}*: {said}."
+    runs = len({row.run for row in rows})
+    said = f"{len(found)} experiments with {len(rows)} rows, which are {runs} different runs"
+    return f"{said}: *{results.in_common or found[0].design.title}*."
 
 
 def _identity(effect: Effect) -> tuple[Design, str, str]:
@@ -605,11 +610,13 @@ def _answers_on_other_data(results: Results) -> list[Answer]:
     return rows
 
 
-def _answer_row(question: str, effect: Effect | None) -> tuple[str, str, str, str, str]:
+def _answer_row(
+    question: str, effect: Effect | None, titles: Mapping[Design, str]
+) -> tuple[str, str, str, str, str]:
     if effect is None:
         return (question, "", "", "", NOT_RUN)
     difference = "0" if effect.found.identical else points(effect)
-    row = (question, effect.design.title, difference, effect.found.seeds_said)
+    row = (question, titles[effect.design], difference, effect.found.seeds_said)
     return (*row, _concluded(effect))
 
 
@@ -707,7 +714,7 @@ def superseded(results: Results) -> str:
         for row in experiment.rows
     ]
     found = [experiment.effect(METHOD, BASELINE) for experiment in results.superseded]
-    effects = effects_table([effect for effect in found if effect is not None])
+    effects = effects_table(results, [effect for effect in found if effect is not None])
     return f"{table(('arm', 'seed', 'test error, %', 'parameters'), rows)}\n\n{effects}"
 
 
@@ -723,7 +730,7 @@ def drawn_cells(results: Results) -> str:
 
 
 def weights_of_classes(results: Results) -> str:
-    """The classes with the largest weights, search by search."""
+    """Classes with large weights, and some others, of searches whose other classes are not kept."""
     entries = results.rows_of("class_weights.csv")
     rows = []
     for key, group in groupby(entries, key=lambda e: (e["data"], e["labels"], e["rounds"])):
@@ -769,6 +776,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "sources": sources,
     "reported": reported,
     "superseded": superseded,
+    "weights and errors": results_classes.weights_and_errors,
     "weights of classes": weights_of_classes,
     "recognised": lambda r: verbatim(r, "recognised.csv"),
     "drawn cells": drawn_cells,

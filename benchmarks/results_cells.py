@@ -91,6 +91,7 @@ def cell_lines(table: CellTable) -> Iterator[tuple[object, ...]]:
             yield name, f"`{shown}`", count, f"{cell.mean:.2f}", by_seed, f"{cell.parameters:,}"
     means = [cell.mean for cell in table.cells.values()]
     yield "different networks", "", len(known), "", "", ""
+    yield "median of the cells", "", len(means), f"{statistics.median(means):.2f}", "", ""
     yield "mean of all cells", "", len(means), f"{statistics.fmean(means):.2f}", "", ""
     regret = statistics.fmean(means) - min(means)
     yield "a random cell's regret", "", len(means), f"{regret:.2f}", "", ""

@@ -122,7 +122,7 @@ class Design:
         """Side of the images in pixels, where the preset reduces them."""
         if told := self._told("data.image_size"):
             return int(told)
-        return load_recipe(self.preset).data.image_size if self.preset in PRESETS else None
+        return _usual_image_size(self.preset)
 
     @property
     def _table_said(self) -> str:
@@ -322,25 +322,28 @@ class Results:
                 found[runs] = effect
         return [*found.values(), *self._reported_effects(arm, against)]
 
+    def titles(self, designs: Iterable[Design]) -> dict[Design, str]:
+        """Design → its title, which leaves out what `in_common` says of looked-up experiments."""
+        common = f"{self.in_common}, "
+        return {
+            design: title.removeprefix(common) if design.looked_up else title
+            for design, title in distinct_titles(designs).items()
+        }
+
     def titled(self) -> list[tuple[str, Experiment]]:
         """The experiments whose runs are kept, with their titles."""
-        titles = distinct_titles(experiment.design for experiment in self.experiments)
+        titles = self.titles(experiment.design for experiment in self.experiments)
         return [(titles[experiment.design], experiment) for experiment in self.experiments]
 
     def looked_up(self) -> list[tuple[str, Experiment]]:
-        """The experiments whose errors come from a table of cells, with their titles.
+        """The experiments whose errors come from a table of cells, with their titles."""
+        return [(title, e) for title, e in self.titled() if e.design.looked_up]
 
-        What all titles begin with is left out; `in_common` has it.
-        """
-        found = [(title, e) for title, e in self.titled() if e.design.looked_up]
-        skipped = len(_shared_parts([title for title, _ in found]))
-        return [(", ".join(title.split(", ")[skipped:]), e) for title, e in found]
-
-    @property
+    @cached_property
     def in_common(self) -> str:
-        """What the titles of all looked-up experiments begin with."""
-        found = [title for title, e in self.titled() if e.design.looked_up]
-        return ", ".join(_shared_parts(found))
+        """What the titles of all looked-up experiments begin with, if there are several."""
+        designs = [e.design for e in self.experiments if e.design.looked_up]
+        return ", ".join(_shared_parts([*distinct_titles(designs).values()]))
 
     def _reported_effects(self, arm: str, against: str) -> Iterator[Effect]:
         # A table reports differences from its first arm, which either of the two may be.
@@ -531,6 +534,11 @@ def _begins_warm(preset: str, settings: Iterable[str]) -> bool:
     if (rounds := told.get("search.generator.warmup_rounds")) is not None:
         return float(rounds) > 0
     return _usually_warm(preset)
+
+
+@lru_cache
+def _usual_image_size(preset: str) -> int | None:
+    return load_recipe(preset).data.image_size if preset in PRESETS else None
 
 
 @lru_cache

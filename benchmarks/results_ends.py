@@ -65,6 +65,16 @@ def dead_cells(results: Results) -> str:
     return table(("experiment", *arms), rows)
 
 
+def dead_said(results: Results) -> list[str]:
+    """How many searches of LFM-CW and of plain search end at dead cells, in a sentence."""
+    parts = [
+        f"{_dead_of(same, METHOD)} of LFM-CW with {images}, {_dead_of(same, BASELINE)} of plain "
+        "search beside it"
+        for images, same in _by_images(results)
+    ]
+    return [f"Searches that end at dead cells: {'; '.join(parts)}."] if parts else []
+
+
 def _dead_of(experiments: Sequence[Experiment], arm: str) -> str:
     runs = [row for experiment in experiments for row in experiment.runs(arm)]
     return f"{sum(map(is_dead, runs))} of {len(runs)}" if runs else ""

@@ -25,7 +25,6 @@ from results_data import (
     UNIFORM,
     Effect,
     Results,
-    distinct_titles,
 )  # fmt: skip
 from results_markdown import digest, save_figure
 
@@ -34,6 +33,7 @@ from lfmcw_app.drawing import as_label
 GROUPS = (
     ("LFM-CW minus plain search", METHOD, BASELINE),
     ("LFM-CW minus LFM-CW with uniform class weights", METHOD, UNIFORM),
+    ("LFM-CW with uniform class weights minus plain search", UNIFORM, BASELINE),
     ("LFM-CW minus LFM-CW with λ = 0", METHOD, NO_WEIGHT),
     ("images generated and real, minus generated only", BOTH, SYNTHETIC),
 )
@@ -59,7 +59,7 @@ def forest_lines(results: Results) -> list[Line]:
     lines = []
     for heading, arm, against in GROUPS:
         effects = results.effects(arm, against)
-        titles = distinct_titles(effect.design for effect in effects)
+        titles = results.titles(effect.design for effect in effects)
         if effects:
             lines.append(Line(text=heading))
         lines += [Line(text=titles[effect.design], effect=effect) for effect in effects]
@@ -68,7 +68,8 @@ def forest_lines(results: Results) -> list[Line]:
 
 def forest_digest(results: Results) -> str:
     """Names what the forest plot shows."""
-    return digest((line.text, *_numbers(line.effect)) for line in forest_lines(results))
+    lines = [(line.text, *_numbers(line.effect)) for line in forest_lines(results)]
+    return digest([results.in_common, *lines])
 
 
 def _numbers(effect: Effect | None) -> list[object]:
@@ -96,6 +97,9 @@ def draw_forest(results: Results, path: Path) -> None:
     axes.set_ylim(-0.7, len(lines) + 0.5)
     head = "points (95% interval) · seeds · seen in 80%"
     axes.text(1.01, len(lines), head, **_beside(axes), ha="left", style="italic")
+    if results.in_common:
+        said = f"Unless named: {results.in_common}"
+        axes.text(-0.01, len(lines), said, **_beside(axes), ha="right", style="italic")
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.set_xlabel("difference of the test errors, percentage points: left of 0 is better")

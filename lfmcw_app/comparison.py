@@ -205,9 +205,14 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     least = abs(float(values.sum())) - 1e-9 * float(np.abs(values).sum())  # sums are rounded
     if len(values) <= MOST_EXACT:
         return float(_as_far(values, least) / 2.0 ** len(values))
-    drawn = np.random.default_rng(0).integers(0, 2, (DRAWN_FLIPS, len(values)))
+    drawn = _drawn_flips(len(values))
     as_far = int((np.abs((2.0 * drawn - 1.0) @ values) >= least).sum())
     return (as_far + 1) / (DRAWN_FLIPS + 1)
+
+
+def _drawn_flips(count: int) -> np.ndarray:
+    """Random sign patterns, the same each time: ones for the pairs of one sign, zeros."""
+    return np.random.default_rng(0).integers(0, 2, (DRAWN_FLIPS, count))
 
 
 def _as_far(values: np.ndarray, least: float) -> int:
@@ -236,8 +241,9 @@ def _sums(values: np.ndarray) -> np.ndarray:
 def sign_flip_bounds(differences: Sequence[float], level: float) -> tuple[float, float]:
     """The interval of all true differences that `sign_flip_p` does not reject at this level.
 
-    A true difference is tested by taking it off every pair. Towards the mean p only rises
-    (Hartigan 1969), so each end is found by bisection.
+    A true difference is tested by taking it off every pair. It is as far from the mean as p says
+    where that share of the pairs' subsets has a mean beyond it (Hartigan 1969). So p only rises
+    towards the mean, and bisection finds each end. Of drawn patterns the subsets' means are known.
 
     Args:
         differences: one per seed.
@@ -249,6 +255,11 @@ def sign_flip_bounds(differences: Sequence[float], level: float) -> tuple[float,
     values = np.asarray(differences, dtype=np.float64)
     if len(values) == 0 or 2.0 ** (1 - len(values)) > level:
         return -math.inf, math.inf
+    if len(values) > MOST_EXACT:
+        drawn = _drawn_flips(len(values))
+        means = (drawn @ values) / np.maximum(1, drawn.sum(axis=1))
+        low, high = (float(np.quantile(means, q)) for q in (level / 2, 1 - level / 2))
+        return low, high
     mean = float(values.mean())
     ends = (float(values.min()) - 1e-6, float(values.max()) + 1e-6)
     low, high = (_rejected_from(values, mean, end, level) for end in ends)
@@ -396,6 +407,8 @@ def summarise(
     """
     found = findings(arms, contrasts)
     parts = [power_said(found, len(contrasts)), _arms_table(arms, measure)]
+    if found and measure == REGRET:
+        parts[0] += f" {_largest_gain_said(arms, found[0].against)}"
     if found:
         parts.append(_findings_table(found))
         if ranked := by_rank(arms):
@@ -406,6 +419,14 @@ def summarise(
             ]
         parts.append(_notes(len(contrasts)))
     return "\n\n".join(parts) + "\n"
+
+
+def _largest_gain_said(arms: Sequence[Summary], baseline: str) -> str:
+    (mean,) = (arm.mean for arm in arms if arm.label == baseline)
+    return (
+        "No arm can gain more than the mean regret of the arm that it is compared with: "
+        f"{mean:.2f} points in comparisons with {baseline}."
+    )
 
 
 def power_planned(pairs: int, tests: int) -> str:

@@ -10,18 +10,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mlo.advice import EngineAdvice
 from mlo.check_schedule import CheckSchedule
 from mlo.distributed import DataParallel
 from mlo.errors import EngineError, GraphError, ProblemError, warn_user
 from mlo.graph import DependencyGraph
+from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.double_backward import (
     check_checkpointing,
     check_double_backward,
+    is_about_third_derivative,
     leaves_of,
+    no_third_derivative,
 )
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.identity import Identity
 from mlo.hypergradient.one_step import OneStep
 from mlo.hypergradient.products import Engine
+from mlo.hypergradient.registry import engine_from
 from mlo.loss import Examine, gradients
 from mlo.optimizer_step import (
     OptimizerStep,
@@ -32,8 +38,8 @@ from mlo.optimizer_step import (
     is_foreign,
 )
 from mlo.problem import Problem, Tensors
-from mlo.response import AbstractEngine, Evaluation, StepEngine
-from mlo.restart import Start
+from mlo.response import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
+from mlo.restart import Start, starts_of
 from mlo.sharding import is_sharded
 
 __all__ = [
@@ -45,12 +51,23 @@ __all__ = [
     "check_simultaneous",
     "differentiated_problems",
     "differentiated_starts",
+    "engine_advice",
     "estimates_total",
+    "explain_third_derivative",
     "several_graphs",
     "watched_terms",
 ]
 
 Engines = Mapping[str, AbstractEngine]
+
+OF_NO_STEP = ("cg", "gmres", "neumann")
+"""Engines to advise that differentiate no step of an optimizer."""
+
+SOLVES = ("soba", *OF_NO_STEP)
+"""The same, with the one that corrects its products by estimators first."""
+
+EXACT = ("one_step", "direct")
+"""Engines to advise whose products are exact."""
 
 
 def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozenset[str]:
@@ -92,6 +109,7 @@ def check_engines(
     *,
     looks_ahead: Collection[str] = (),
     parallel: DataParallel | None = None,
+    simultaneous: bool = False,
 ) -> None:
     """Refuses engines that cannot differentiate the responses they are chosen for.
 
@@ -100,30 +118,126 @@ def check_engines(
         engines: problem → engine of its solution.
         looks_ahead: the problems that see lower solutions one step ahead.
         parallel: the processes among which batches are divided.
+        simultaneous: whether all gradients of a round are taken where it begins.
 
     Raises:
         EngineError: naming the problem, the reason and an engine that can.
     """
     differentiated = differentiated_problems(graph, engines)
     for name, problem in graph.problems.items():
+        advice = engine_advice(
+            graph,
+            engines,
+            name,
+            looks_ahead=looks_ahead,
+            parallel=parallel,
+            simultaneous=simultaneous,
+        )
         _check_parameters(problem)
         if name in differentiated:
-            engine = engines[name]
-            _check_problem(problem, engine)
-            _warn_of_inexact(problem, engine)
-            _check_inner_responses(graph, engines, name)
-            _check_kept_graph(graph, engines, name, parallel)
-            if problem.accumulate_solves > 1:
-                raise EngineError(
-                    f"Problem {name!r} moves by the mean of its gradients over "
-                    f"{problem.accumulate_solves} solves of the problems below it, but only the "
-                    f"last is available when {engine.label!r} differentiates its solution. Drop "
-                    f"accumulate_solves=, solve all tasks in one problem, or give {name!r} the "
-                    "engine 'first_order'."
-                )
+            _check_differentiated(graph, engines, name, parallel, advice)
+            _warn_of_inexact(problem, engines[name], advice)
         _check_sharding(graph, engines, name, parallel)
-        _check_estimator(graph, engines, name, parallel)
+        _check_estimator(graph, engines, name, parallel, advice)
     _check_look_ahead(graph, engines, looks_ahead)
+
+
+def _check_differentiated(
+    graph: DependencyGraph,
+    engines: Engines,
+    name: str,
+    parallel: DataParallel | None,
+    advice: EngineAdvice,
+) -> None:
+    """Refuses the engine of a problem whose solution is differentiated."""
+    problem, engine = graph.problems[name], engines[name]
+    _check_problem(problem, engine, advice)
+    _check_inner_responses(graph, engines, name, advice)
+    _check_kept_graph(graph, engines, name, parallel)
+    if problem.accumulate_solves > 1:
+        raise EngineError(
+            f"Problem {name!r} moves by the mean of its gradients over "
+            f"{problem.accumulate_solves} solves of the problems below it, but only the "
+            f"last is available when {engine.label!r} differentiates its solution. Drop "
+            f"accumulate_solves=, solve all tasks in one problem, or give {name!r} the "
+            "engine 'first_order'."
+        )
+
+
+def engine_advice(
+    graph: DependencyGraph,
+    engines: Engines,
+    name: str,
+    *,
+    looks_ahead: Collection[str] = (),
+    parallel: DataParallel | None = None,
+    simultaneous: bool = False,
+) -> EngineAdvice:
+    """What messages on a problem may advise: engines that would be accepted instead of its own.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        name: the problem.
+        looks_ahead: the problems that see lower solutions one step ahead.
+        parallel: the processes among which batches are divided.
+        simultaneous: whether all gradients of a round are taken where it begins.
+    """
+
+    def serves(choice: str) -> bool:
+        # The engines of other problems may be at fault too. So only the checks that look at this
+        # problem's engine are made: its own, and those of problems that contain its response.
+        others = {**engines, name: engine_from(choice)}
+        starts = starts_of(graph.problems)
+        try:
+            for other in (name, *_readers_of_response(graph, others, name)):
+                _check_differentiated(graph, others, other, parallel, advice)
+                _check_estimator(graph, others, other, parallel, advice)
+            _check_sharding(graph, others, name, parallel)
+            _check_look_ahead(graph, others, looks_ahead, lower=name)
+            if name in starts:
+                check_restarts(graph, others, {name: starts[name]}, looks_ahead=looks_ahead)
+        except (EngineError, ProblemError):
+            return False
+        engine, problem = others[name], graph.problems[name]
+        if isinstance(engine, Direct) and problem.size > engine.max_parameters:
+            return False
+        return not (simultaneous and isinstance(engine, StepEngine))
+
+    advice = EngineAdvice(serves=serves, find_third=partial(third_derivative, graph, engines, name))
+    return advice
+
+
+def _readers_of_response(graph: DependencyGraph, engines: Engines, name: str) -> list[str]:
+    """The differentiated problems whose own gradients contain the response of a problem."""
+    differentiated = differentiated_problems(graph, engines)
+    return [
+        other
+        for other in graph.problems
+        if other in differentiated and name in set(_inner_responses(graph, engines, other))
+    ]
+
+
+def third_derivative(graph: DependencyGraph, engines: Engines, name: str) -> str:
+    """What takes third derivatives of a problem's loss, in words; empty if nothing does.
+
+    The gradient of a middle problem contains the response of the problem, which has second
+    derivatives of its loss. An engine that differentiates this gradient takes the third ones. One
+    that differentiates it in what is read from above, and not in the middle problem itself, needs
+    them only if the loss reads that too.
+    """
+    if isinstance(engines[name], FirstOrder):
+        return ""
+    for middle in _readers_of_response(graph, engines, name):
+        engine, problem = engines[middle], graph.problems[middle]
+        above = [read for read in graph.reads[name] if middle in graph.solutions_in[read]]
+        without = isinstance(engine, (OneStep, Identity)) and not problem.restart_from
+        if above or not without:
+            by = f"the engine {engine.label!r} of problem {middle!r}"
+            if above or problem.restart_from:
+                return by
+            return by + engine_advice(graph, engines, middle).phrase(" ({} would not)", "one_step")
+    return ""
 
 
 def _check_parameters(problem: Problem) -> None:
@@ -137,7 +251,7 @@ def _check_parameters(problem: Problem) -> None:
             )
 
 
-def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
+def _check_problem(problem: Problem, engine: AbstractEngine, advice: EngineAdvice) -> None:
     """Refuses an engine that does not fit what the problem is."""
     name = problem.name
     for optimizer in problem.optimizers.values():
@@ -146,14 +260,19 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
     if problem.compile and engine.uses_second_derivatives:
         raise EngineError(
             f"Problem {name!r} is compiled, and compiled modules have no double backward, "
-            f"which the engine {engine.label!r} needs. Use 'darts' or another engine with "
-            "finite_difference products, or compile=False."
+            f"which the engine {engine.label!r} needs. Use compile=False"
+            f"{advice.phrase(', or {} or another engine with finite_difference products', 'darts')}"
+            "."
         )
     if engine.needs_symmetry and len(problem.players) > 1:
         raise EngineError(
             f"Problem {name!r} is a game, whose Jacobian is not symmetric, but {engine.label!r} "
-            "needs symmetry. Use 'gmres', 'one_step' or, where the eigenvalues of the Jacobian "
-            "have positive real parts, 'neumann'."
+            f"needs symmetry.{advice.phrase(' Use {}', 'gmres', 'direct', 'one_step')}"
+            + advice.phrase(
+                "; or, where the eigenvalues of the Jacobian have positive real parts, {}",
+                "neumann",
+            )
+            + "."
         )
     if not isinstance(engine, StepEngine):
         # Of a complex parameter autograd's gradient is conjugated, so A is linear over the real
@@ -163,22 +282,21 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
                 raise EngineError(
                     f"Problem {name!r}: its parameter {key!r} is complex, in which "
                     f"{engine.label!r} would solve wrongly. Keep it as a real tensor of one more "
-                    "dimension (torch.view_as_real) and use torch.view_as_complex in the loss, or "
-                    "use 'one_step', 'darts' or 'unroll'."
+                    "dimension (torch.view_as_real) and use torch.view_as_complex in the loss"
+                    f"{advice.phrase(', or use {}', 'one_step', 'darts', 'unroll')}."
                 )
         if problem.settings is not None:
             raise EngineError(
                 f"Problem {name!r} has settings=, which act on the steps of its optimizer. "
                 f"{engine.label!r} differentiates the condition that the gradient is zero, which "
-                "does not contain them. Use 'one_step', 'darts' or 'unroll'. To learn a weight "
-                "decay, you can also write it into the loss."
+                f"does not contain them.{advice.phrase(' Use {}.', 'one_step', 'darts', 'unroll')} "
+                "To learn a weight decay, you can also write it into the loss."
             )
         if problem.after_step is not None and not engine.takes_residuals:
             raise EngineError(
                 f"Problem {name!r} has after_step=, so its solution is a fixed point of projected "
-                f"steps, but {engine.label!r} does not differentiate such a point. Use "
-                "'one_step', 'unroll', or an implicit engine with autograd products, such as "
-                "'cg' or 'gmres'."
+                f"steps, but {engine.label!r} does not differentiate such a point."
+                + advice.phrase(" Use {}.", "one_step", "unroll", "cg", "gmres")
             )
         return
 
@@ -189,7 +307,7 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
             f"Problem {name!r}: its optimizer {type(plain[0]).__name__} has no differentiable "
             f"step (no option `differentiable` like torch.optim's), but {engine.label!r} needs "
             "one. Use a torch.optim optimizer, or an engine that does not differentiate the "
-            "step, such as 'neumann' or 'cg'."
+            f"step{advice.phrase(', such as {}', *OF_NO_STEP)}."
         )
     if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):
         raise EngineError(
@@ -199,12 +317,12 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
     if engine.recorded_steps > 1 and len(problem.player_moves) > 1:
         raise EngineError(
             f"Problem {name!r} has player_steps: {engine.label!r} would need the moves of "
-            "single players between the steps that it records. Use 'one_step' or an engine "
-            "that does not differentiate steps."
+            "single players between the steps that it records."
+            + advice.phrase(" Use {}.", "one_step", *OF_NO_STEP)
         )
 
 
-def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
+def _warn_of_inexact(problem: Problem, engine: AbstractEngine, advice: EngineAdvice) -> None:
     """Warns of what the engine computes inexactly, or leaves out."""
     inverts = isinstance(engine, Engine) and engine.inverts
     if inverts and not engine.uses_second_derivatives:
@@ -222,8 +340,8 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
                 f"Problem {problem.name!r}: the engine {engine.label!r} assumes that its solution "
                 "is a fixed point θ = P(θ − lr ∇L(θ)) with P of after_step. For "
                 f"{type(optimizer).__name__} that holds only if P acts on each entry separately "
-                "and is the same at every learning rate (nonnegative, box). Use torch.optim.SGD, "
-                "or 'one_step' or 'unroll'."
+                "and is the same at every learning rate (nonnegative, box). Use torch.optim.SGD"
+                f"{advice.phrase(', or {}', 'one_step', 'unroll')}."
             )
         answers = [decays_outside_gradient(optimizer, group) for group in optimizer.param_groups]
         name = type(optimizer).__name__
@@ -231,7 +349,8 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
             warn_user(
                 f"Problem {problem.name!r}: decoupled weight decay ({name}) is not the gradient of "
                 f"a penalty, so the engine {engine.label!r} leaves it out of the stationarity "
-                "condition. 'one_step' differentiates it exactly."
+                "condition. Put a penalty into the loss"
+                f"{advice.phrase(', or use {}, which is exact for the decay', 'one_step')}."
             )
         elif None in answers:
             warn_user(
@@ -242,20 +361,22 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
             )
 
 
-def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> None:
+def _check_inner_responses(
+    graph: DependencyGraph, engines: Engines, name: str, advice: EngineAdvice
+) -> None:
     """Refuses engines that cannot differentiate a response inside a problem's own gradient."""
     for inner in _inner_responses(graph, engines, name):
         if engines[name].needs_symmetry and inner in graph.problems[name].after_step_reads:
             raise EngineError(
                 f"The after_step of problem {name!r} reads {inner!r}, whose solution depends on "
                 f"{name!r}. So the system that {engines[name].label!r} solves is not symmetric, "
-                "but it needs symmetry. Use 'gmres', 'direct' or 'neumann'."
+                f"but it needs symmetry.{advice.phrase(' Use {}.', 'gmres', 'direct', 'neumann')}"
             )
         if not engines[name].uses_second_derivatives:
             raise EngineError(
                 f"The gradient of problem {name!r} contains the response of {inner!r}, which a "
                 f"finite difference in {name!r} would hold fixed. Give {name!r} an engine with "
-                "autograd products, such as 'one_step' or 'direct', instead of "
+                f"autograd products{advice.phrase(', such as {},', *EXACT)} instead of "
                 f"{engines[name].label!r}."
             )
         if not engines[inner].differentiable:
@@ -263,7 +384,8 @@ def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) 
                 f"Problem {name!r} is itself a lower problem and its gradient contains the "
                 f"response of {inner!r}, so that response is differentiated twice, but "
                 f"{engines[inner].label!r} does not support that. Give {inner!r} an engine with "
-                "autograd products, such as 'one_step' or 'direct'."
+                "autograd products"
+                f"{engine_advice(graph, engines, inner).phrase(', such as {}', *EXACT)}."
             )
 
 
@@ -326,16 +448,29 @@ def _check_kept_graph(
 
 
 def _check_look_ahead(
-    graph: DependencyGraph, engines: Engines, looks_ahead: Collection[str]
+    graph: DependencyGraph,
+    engines: Engines,
+    looks_ahead: Collection[str],
+    *,
+    lower: str | None = None,
 ) -> None:
-    """Refuses engines of several recorded steps where a problem looks ahead by one."""
+    """Refuses engines of several recorded steps where a problem looks ahead by one.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        looks_ahead: the problems that see lower solutions one step ahead.
+        lower: the only solution to look at; None: all.
+    """
     for name in looks_ahead:
-        for lower in graph.solutions_in[name]:
-            engine = engines[lower]
-            if isinstance(engine, StepEngine) and engine.recorded_steps > 1:
+        for other in graph.solutions_in[name]:
+            engine = engines[other]
+            if lower not in (None, other) or not isinstance(engine, StepEngine):
+                continue
+            if engine.recorded_steps > 1:
                 raise EngineError(
                     f"Problem {name!r} moves first in a round and looks one step ahead at the "
-                    f"solution of {lower!r}, but {engine.label!r} needs several steps. Use "
+                    f"solution of {other!r}, but {engine.label!r} needs several steps. Use "
                     "'one_step', or order='lower_first'."
                 )
 
@@ -355,7 +490,11 @@ def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
             raise EngineError(
                 f"Problem {name!r}: the engine {engines[name].label!r} differentiates the step "
                 "made in a round, but in a simultaneous round that step comes too late. Use "
-                "'soba', 'cg' or another implicit engine, or order='lower_first'."
+                "order='lower_first', or an implicit engine"
+                + engine_advice(graph, engines, name, simultaneous=True).phrase(
+                    ", such as {}", "soba", *OF_NO_STEP
+                )
+                + "."
             )
         if problem.steps > 1:
             raise GraphError(
@@ -389,7 +528,11 @@ def estimates_total(graph: DependencyGraph, engines: Engines, name: str) -> bool
 
 
 def _check_estimator(
-    graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
+    graph: DependencyGraph,
+    engines: Engines,
+    name: str,
+    parallel: DataParallel | None,
+    advice: EngineAdvice,
 ) -> None:
     """Refuses an estimator if something else relies on an uncorrected gradient."""
     problem, engine = graph.problems[name], engines[name]
@@ -401,8 +544,10 @@ def _check_estimator(
     if name in differentiated_problems(graph, engines) and isinstance(engine, StepEngine):
         raise EngineError(
             f"Problem {name!r} has the estimator {label!r}, but {engine.label!r} differentiates "
-            "its step as if it were made with the gradient of one batch. Use 'soba', which "
-            "corrects its products too, or another engine that does not differentiate steps."
+            "its step as if it were made with the gradient of one batch."
+            + advice.phrase(
+                " Use an engine that does not differentiate steps, such as {}.", *SOLVES
+            )
         )
     if (
         name in differentiated_problems(graph, engines)
@@ -412,7 +557,7 @@ def _check_estimator(
         raise EngineError(
             f"Problem {name!r} has the estimator {label!r} and after_step=. {engine.label!r} "
             "corrects products with the Hessian of the loss, but products of a projected step "
-            "are not linear in it. Drop one of the two, or use an engine such as 'gmres'."
+            f"are not linear in it. Drop one of the two{advice.phrase(', or use {}', 'gmres')}."
         )
     if problem.accumulate_solves > 1 or problem.restart_from is not None:
         argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
@@ -444,8 +589,9 @@ def _check_estimator(
                 raise EngineError(
                     f"Problem {name!r} has the estimator {label!r}, which repeats its gradient at "
                     f"an earlier point, but {other.label!r} differentiates the step that "
-                    f"{inner!r} has just made. Give {inner!r} an implicit engine, such as "
-                    "'neumann' or 'soba'."
+                    f"{inner!r} has just made. Give {inner!r} an implicit engine"
+                    + engine_advice(graph, engines, inner).phrase(", such as {}", *SOLVES)
+                    + "."
                 )
     if problem.estimator.uses_blocks and engine.takes_estimates and problem.solve_batches > 1:
         raise ProblemError(
@@ -502,8 +648,8 @@ def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None
         if not engine.takes_start:
             raise EngineError(
                 f"Problem {name!r} restarts from {problem.restart_from!r}, but {engine.label!r} "
-                "does not differentiate with respect to it. Use 'unroll', 'one_step' (if "
-                "steps=1) or 'first_order'."
+                f"does not differentiate with respect to it. Use mlo.Unroll(steps={steps})"
+                f"{', one_step' if steps == 1 else ''} or 'first_order'."
             )
         if engine.recorded_steps < steps:
             raise EngineError(
@@ -515,8 +661,8 @@ def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None
         if len(problem.player_moves) > 1:
             raise EngineError(
                 f"Problem {name!r} has player_steps, but {engine.label!r} differentiates the last "
-                f"move only: the derivative in {start.problem!r}, their start, would be lost. Use "
-                "'first_order', or drop player_steps."
+                f"move only: the derivative in {start.problem!r}, their start, would be lost. Drop "
+                "player_steps, or use 'first_order'."
             )
         return
     reads = (*problem.loss_reads, *problem.after_step_reads)
@@ -525,8 +671,8 @@ def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None
             f"Problem {name!r} restarts from {start.problem!r}, which its loss does not read. "
             f"{engine.label!r} differentiates the condition that the gradient of the loss is "
             f"zero, which forgets the start: the derivative in {start.problem!r} would be zero. "
-            "Read it in the loss (a proximal term, as in iMAML), or use 'unroll' or "
-            "'first_order'."
+            f"Read it in the loss (a proximal term, as in iMAML), or use mlo.Unroll(steps={steps}) "
+            "or 'first_order'."
         )
 
 
@@ -590,7 +736,9 @@ class LossChecks:
         self.pending: dict[str, Examine] = {}
         for name in graph.problems:
             undeclared = _parameters_of_others(graph, name)
-            self.pending[name] = partial(_examine, name, name in twice, undeclared)
+            self.pending[name] = partial(
+                _examine, name, name in twice, undeclared, engine_advice(graph, engines, name)
+            )
         self._warned: set[str] = set()
 
     def call_hooks(
@@ -618,12 +766,13 @@ class LossChecks:
             found[key] = seen
             engine = self._engines[name]
             if isinstance(engine, StepEngine):
+                advice = engine_advice(self._graph, self._engines, name)
                 raise ProblemError(
                     f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
                     f"gradient, but the engine {engine.label!r} differentiates the step that is "
                     "made with it, so the change would be missing. Put the change into the loss, "
-                    "or choose an engine that does not differentiate steps, such as 'neumann' or "
-                    "'cg'."
+                    "or choose an engine that does not differentiate steps"
+                    f"{advice.phrase(', such as {}', *OF_NO_STEP)}."
                 )
             if f"{name}.{key}" not in self._warned:
                 self._warned.add(f"{name}.{key}")
@@ -658,13 +807,17 @@ class LossChecks:
             )
         if name not in self._warned:
             self._warned.add(name)
-            cause = f"warm-up of {', '.join(still)}"
+            cause, advice = f"warm-up of {', '.join(still)}", ""
             if dropped:
                 cause = f"'first_order' of {', '.join(dropped)}"
+                others = engine_advice(self._graph, self._engines, dropped[-1])
+                advice = " Choose an engine that keeps it" + others.phrase(
+                    ", such as {}", "one_step", *OF_NO_STEP
+                )
+                advice += "."
             warn_user(
                 f"The gradient of problem {name!r} is zero: its loss depends only on the solutions "
-                f"of other problems, and the {cause} drops their derivative. Choose an engine that "
-                "keeps it, such as 'one_step'."
+                f"of other problems, and the {cause} drops their derivative.{advice}"
             )
 
 
@@ -710,6 +863,7 @@ def _examine(
     name: str,
     twice: bool,
     undeclared: Mapping[int, tuple[str, str]],
+    advice: EngineAdvice,
     loss: Tensor,
     parameters: Sequence[Tensor],
 ) -> None:
@@ -728,7 +882,7 @@ def _examine(
                 "value should be constant, detach the tensor."
             )
     if twice:
-        check_double_backward(name, loss, parameters)
+        check_double_backward(name, loss, parameters, advice)
 
 
 def _parameters_of_others(graph: DependencyGraph, name: str) -> dict[int, tuple[str, str]]:
@@ -739,6 +893,27 @@ def _parameters_of_others(graph: DependencyGraph, name: str) -> dict[int, tuple[
             for key, parameter in problem.parameters.items():
                 found[id(parameter)] = other, key
     return found
+
+
+def explain_third_derivative(error: BaseException, evaluation: Evaluation) -> None:
+    """Says which problem's loss has no third derivative, if that is the error.
+
+    Raises:
+        EngineError: naming it.
+    """
+    if not isinstance(error, RuntimeError) or not is_about_third_derivative(error):
+        return
+    waiting = list(evaluation.solutions.values())
+    names: list[str] = []
+    advice = EngineAdvice()
+    for solution in waiting:
+        if isinstance(solution, (Stationary, Stepped)):
+            waiting += solution.evaluation.solutions.values()
+            if solution.evaluation.loss.advice.third and solution.name not in names:
+                names.append(solution.name)
+                advice = solution.evaluation.loss.advice
+    named = " or ".join(names) or evaluation.loss.problem.name
+    raise no_third_derivative(named, f"an operation without one ({error})", advice) from error
 
 
 # ------------------------------ of steps
@@ -778,6 +953,7 @@ class StepChecks:
         step: OptimizerStep,
         before: Tensors,
         gradient: Tensors,
+        advice: EngineAdvice,
     ) -> None:
         """Checks a step that was just made.
 
@@ -787,6 +963,7 @@ class StepChecks:
             step: the step with all state, captured before it was made.
             before: parameter → value before the step, for the parameters that moved.
             gradient: parameter → gradient that it was made with, before clipping.
+            advice: names other engines.
 
         Raises:
             ProblemError: if the twin makes a different step, or one with a wrong derivative.
@@ -801,7 +978,7 @@ class StepChecks:
                     "differentiates the optimizer's own step, so that change would be missing. "
                     "Put the change into the loss (or use grad_clip=, or an optimizer whose "
                     "whole step is differentiable), or choose an engine that does not "
-                    "differentiate steps, such as 'neumann' or 'cg'."
+                    f"differentiate steps{advice.phrase(', such as {}', *OF_NO_STEP)}."
                 )
 
         # Then its derivative, which torch.optim's classes need not prove.
@@ -817,7 +994,7 @@ class StepChecks:
                 "torch.no_grad() or on .data (a projection, say) changes the value and is "
                 "missing in the derivative. Write it with differentiable operations if the "
                 "option `differentiable` of the group is set, or choose an engine that does not "
-                "differentiate steps, such as 'neumann' or 'cg'."
+                f"differentiate steps{advice.phrase(', such as {}', *OF_NO_STEP)}."
             )
 
     def check_bare(self, problem: Problem) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -38,6 +38,12 @@ __all__ = ["EngineComparison", "EngineRow", "compare_engines"]
 
 Choice = EngineChoice | Mapping[str, EngineChoice]
 """What `hypergradient=` takes: one engine for all problems, or one per problem."""
+
+ENOUGH = 1.0
+"""Seconds after which the gradient of a row is not repeated for its time."""
+
+SMALL = 1e-2
+"""Relative residual up to which a row is called exact."""
 
 HEADINGS = ("engine", "error", "cosine", "seconds", "products")
 
@@ -119,9 +125,17 @@ class EngineComparison:
             else:
                 entries += cells[1:]
             lines.append("  ".join(entries))
-        for row in self.rows:
-            lines += [f"{row.label}: {note}" for note in (row.failure, *row.notes) if note]
+        lines += [f"{', '.join(labels)}: {note}" for note, labels in self._labels_of.items()]
         return "\n".join(lines)
+
+    @property
+    def _labels_of(self) -> dict[str, list[str]]:
+        """Note → the labels of the rows that have it."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for note in filter(None, (row.failure, *row.notes)):
+                found.setdefault(note, []).append(row.label)
+        return found
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
@@ -171,6 +185,7 @@ def compare_engines(
     *,
     reference: str | None = None,
     repetitions: int = 3,
+    on_row: Callable[[EngineRow], object] | None = None,
 ) -> EngineComparison:
     """Computes one total gradient with several engines, at the optimizer's current state.
 
@@ -182,11 +197,11 @@ def compare_engines(
     (`soba`, `warm_start`) uses the optimizer's if it is the optimizer's own engine; otherwise it
     starts without one. `one_step` is timed without a kept graph.
 
-    The reference is the most exact engine, unless `reference` names one. A choice that treats the
-    fewest solutions as constant comes first. Among engines with exact products and without damping,
-    it is the one whose solves have the smallest residual. If no
-    engine solves a system, it is the one that differentiates the most steps. (If the lower problem
-    is not solved, an implicit engine and one that differentiates steps approach different
+    The reference is the most exact row, unless `reference` names one. First come the rows that
+    treat the fewest solutions as constant, then those with exact products. Of these, it is one
+    that solves systems for the most problems, with the least damping and then the smallest
+    residual; then one that differentiates the most steps, of all problems together. (If a lower
+    problem is not solved, an implicit engine and one that differentiates steps approach different
     gradients; then name the reference.)
 
     Args:
@@ -195,7 +210,9 @@ def compare_engines(
         engines: choices as `hypergradient=` takes them, an engine per problem included; or a dict
             label → choice.
         reference: the label of the row to which errors are relative.
-        repetitions: how often each gradient is taken for its time, after one that is not timed.
+        repetitions: how often each gradient is taken for its time, after one that is not timed;
+            no more often once that took a second.
+        on_row: is called with each row as it is made, for progress. Its error is not known yet.
 
     Raises:
         GraphError: if there is no problem of that name, or its gradient flows through no solution.
@@ -221,9 +238,11 @@ def compare_engines(
     for loss in optimizer._history.losses.values():
         loss.check_unedited()
     # Every row is made before any is compared, since the best of them is the measure.
-    rows = {
-        label: _row(optimizer, name, label, made, repetitions) for label, made in chosen.items()
-    }
+    rows: dict[str, EngineRow] = {}
+    for label, made in chosen.items():
+        rows[label] = _row(optimizer, name, label, made, repetitions)
+        if on_row is not None:
+            on_row(rows[label])
     served = [label for label, row in rows.items() if not row.failure]
     if not served or (reference is not None and reference not in served):
         failures = "; ".join(
@@ -271,7 +290,11 @@ def _row(
             warnings.simplefilter("always")
             looks_ahead = optimizer._history.looks_ahead
             check_engines(
-                optimizer.graph, engines, looks_ahead=looks_ahead, parallel=optimizer.parallel
+                optimizer.graph,
+                engines,
+                looks_ahead=looks_ahead,
+                parallel=optimizer.parallel,
+                simultaneous=optimizer.order == "simultaneous",
             )
             check_restarts(
                 optimizer.graph, engines, optimizer._history.starts, looks_ahead=looks_ahead
@@ -283,13 +306,13 @@ def _row(
             notes += _missing_steps(history, name)
             for loss in history.losses.values():
                 loss.checks = NoChecks()
-            for _ in range(repetitions):
+            while len(seconds) < repetitions and sum(seconds) < ENOUGH:
                 began = _now(optimizer)
                 _ask(levels, name)
                 seconds.append(_now(optimizer) - began)
     except (EngineError, ProblemError, RuntimeError) as error:
         return EngineRow(label=label, failure=" ".join(str(error).split()))
-    notes += [_unconverged(report) for report in found.reports if not report.converged]
+    notes += _unconverged(found.reports)
     notes += [str(warning.message) for warning in said]
 
     from statistics import median  # slow to import, with decimals and fractions
@@ -304,12 +327,28 @@ def _row(
     )
 
 
-def _unconverged(report: SolveReport) -> str:
-    """The note on a solve that did not converge."""
-    if report.failed:
-        return f"the solve of {report.problem!r} did not converge. {report.advice}"
-    left = "" if report.residual is None else f" at a relative residual of {report.residual:.1g}"
-    return f"the solve of {report.problem!r} is truncated{left}"
+def _unconverged(reports: Sequence[SolveReport]) -> list[str]:
+    """One note for each problem of which solves did not converge, and each outcome."""
+    groups: dict[tuple[str, str, str], list[SolveReport]] = {}
+    for report in reports:
+        if not report.converged:
+            groups.setdefault((report.problem, report.outcome, report.advice), []).append(report)
+    notes = []
+    for (problem, outcome, advice), members in groups.items():
+        # In three levels the response of the lowest problem is differentiated several times.
+        made = sum(report.problem == problem for report in reports)
+        residuals = [report.residual for report in members if report.residual is not None]
+        left = ""
+        if residuals:
+            largest = "up to " if len(members) > 1 else ""
+            left = f" at a relative residual of {largest}{max(residuals):.1g}"
+        which = f"the solve of {problem!r}"
+        if made > 1:
+            which = f"{len(members)} of the {made} solves of {problem!r}"
+        are = "is" if len(members) == 1 else "are"
+        ending = f"{are} truncated{left}" if outcome == "truncated" else f"failed{left}. {advice}"
+        notes.append(f"{which} {ending}")
+    return notes
 
 
 def _ask(levels: Levels, name: str) -> TotalGradient:
@@ -408,14 +447,14 @@ def _missing_steps(history: History, name: str) -> list[str]:
 def _checks_restored(optimizer: MultilevelOptimizer) -> Iterator[None]:
     """Lets losses be checked again in the body, for the notes, without the run's own checks."""
     losses = optimizer._history.losses.values()
-    before = [(loss.checks, loss.repeats) for loss in losses]
+    before = [(loss.checks, loss.repeats, loss.advice) for loss in losses]
     try:
         for loss in losses:
             loss.checks, loss.repeats = CheckSchedule(), False
         yield
     finally:
-        for loss, (checks, repeats) in zip(losses, before, strict=True):
-            loss.checks, loss.repeats = checks, repeats
+        for loss, (checks, repeats, advice) in zip(losses, before, strict=True):
+            loss.checks, loss.repeats, loss.advice = checks, repeats, advice
 
 
 def _now(optimizer: MultilevelOptimizer) -> float:
@@ -441,27 +480,43 @@ def _inexactness(
         below: the problems whose solutions the gradient flows through.
     """
     dropped = [lower for lower in below if isinstance(engines[lower], FirstOrder)]
-    used = [engines[report.problem] for report in row.reports]
-    approximate = any(not engine.uses_second_derivatives for engine in used)
-    damping = max([float(getattr(engine, "damping", 0.0)) for engine in used], default=0.0)
-    residuals = [report.residual for report in row.reports if report.residual is not None]
-    solves = bool(used) and len(residuals) == len(used)
-    steps = min([e.recorded_steps if isinstance(e, StepEngine) else 0 for e in used], default=0)
+    solves: dict[str, list[SolveReport]] = {}  # a path that is not differentiated has no report
+    for report in row.reports:
+        solves.setdefault(report.problem, []).append(report)
+    approximate = [lower for lower in solves if not engines[lower].uses_second_derivatives]
+    # A row may solve one problem and differentiate steps of another.
+    residuals = [_largest_residual(reports) for reports in solves.values()]
+    solved = [residual for residual in residuals if residual is not None]
+    damping = [float(getattr(engines[lower], "damping", 0.0)) for lower in solves]
+    steps = 0
+    for lower in solves:
+        engine = engines[lower]
+        steps += engine.recorded_steps if isinstance(engine, StepEngine) else 0
     return (
-        float(len(dropped)),  # a path that is not differentiated has no report
-        float(approximate),
-        float(not solves),
-        damping,
-        max(residuals, default=0.0),
+        float(len(dropped)),
+        float(len(approximate)),
+        -float(len(solved)),
+        max(damping, default=0.0),
+        max(solved, default=0.0),
         -float(steps),
     )
 
 
+def _largest_residual(reports: Iterable[SolveReport]) -> float | None:
+    """The largest residual of some solves; None: no system was solved."""
+    return max([r.residual for r in reports if r.residual is not None], default=None)
+
+
 def _reason(row: EngineRow) -> str:
-    residuals = [report.residual for report in row.reports if report.residual is not None]
-    if residuals:
-        return f"the most exact of these: its largest residual is {max(residuals):.1e}"
-    return "the most exact of these"
+    largest = _largest_residual(row.reports)
+    if largest is None:
+        return "the most exact of these: no other solves more, or differentiates more steps"
+    if largest > SMALL:
+        return (
+            f"no other solves more, but its largest residual is {largest:.1e}: name another one "
+            "with reference="
+        )
+    return f"the most exact of these: its largest residual is {largest:.1e}"
 
 
 def _compared(row: EngineRow, exact: Mapping[str, Tensor]) -> EngineRow:

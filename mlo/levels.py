@@ -22,7 +22,9 @@ from mlo.checks import (
     LossChecks,
     differentiated_problems,
     differentiated_starts,
+    engine_advice,
     estimates_total,
+    explain_third_derivative,
     several_graphs,
     watched_terms,
 )
@@ -114,6 +116,15 @@ class History:
         self.graph, self.engines, self.losses, self.streams = graph, engines, losses, streams
         self.starts = starts or {}
         self.looks_ahead, self.simultaneous = frozenset(looks_ahead), simultaneous
+        for name, loss in losses.items():
+            loss.advice = engine_advice(
+                graph,
+                engines,
+                name,
+                looks_ahead=looks_ahead,
+                parallel=loss.parallel,
+                simultaneous=simultaneous,
+            )
         self.checks = LossChecks(graph, engines)
         self.zero_terms = ZeroTerms(watched_terms(graph, engines))
         self.solve_streams: dict[str, BatchStream] = {}
@@ -711,10 +722,11 @@ class Levels:
                 begun=begun if self._draws == draws else None,
                 flow=flow,
             )
-        except BaseException:
+        except BaseException as error:
             # An update is made completely or not at all. A question has worked on copies.
             if is_update:
                 restore_buffers(evaluation)
+            explain_third_derivative(error, evaluation)
             raise
         finally:
             for key, own in hooks.items():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mlo.advice import EngineAdvice
 from mlo.backward import grad
 from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.distributed import DataParallel, inside
@@ -96,6 +97,7 @@ class LossFunction:
         self._modules = list(unique.values())
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
         self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
+        self.advice = EngineAdvice()  # on engines of its solution
         self.repeats = False  # whether a repeated evaluation gave the same value
         # The declared structure: the place of each of its parameters and modules.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
@@ -636,7 +638,7 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
 
 
 def _say_whose(error: Exception, problem: str) -> None:
-    """Adds to an error out of a user's loss whose loss it was: all losses may share one function."""
+    """Adds to an error whose loss it came from: all losses may share one function."""
     note = f"It was raised in the loss of problem {problem!r}."
     if note not in getattr(error, "__notes__", ()) and repr(problem) not in str(error):
         error.add_note(note)

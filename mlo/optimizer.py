@@ -106,7 +106,13 @@ class MultilevelOptimizer:
         looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         self.parallel = data_parallel(distributed)
         starts = starts_of(self.graph.problems)
-        check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
+        check_engines(
+            self.graph,
+            self.engines,
+            looks_ahead=looks_ahead,
+            parallel=self.parallel,
+            simultaneous=order == "simultaneous",
+        )
         if order == "simultaneous":
             check_simultaneous(self.graph, self.engines)
         check_restarts(self.graph, self.engines, starts, looks_ahead=looks_ahead)
@@ -222,7 +228,6 @@ class MultilevelOptimizer:
         Raises:
             ConfigurationError: if `steps` is no number of rounds.
         """
-
         check_count("run", "steps", steps)
 
         def rounds() -> Iterator[Record]:
@@ -264,7 +269,6 @@ class MultilevelOptimizer:
         Raises:
             NonFiniteError: as `step`.
         """
-
         check_count("updates", "rounds", rounds)
 
         def updates() -> Iterator[Update]:

@@ -877,17 +877,19 @@ def _check_serves(
     engine: AbstractEngine, solution: Stationary | Stepped, *, differentiate: bool
 ) -> None:
     """Refuses an engine that cannot differentiate this solution, or not twice."""
+    advice = solution.evaluation.loss.advice
     if differentiate and not engine.differentiable:
         raise EngineError(
             f"The response of problem {solution.name!r} is differentiated twice, but its engine "
-            f"{engine.label!r} cannot be. Give it an engine with autograd products, such as "
-            "'one_step' or 'direct'."
+            f"{engine.label!r} cannot be. Give it an engine with autograd products"
+            f"{advice.phrase(', such as {}', 'one_step', 'direct')}."
         )
     if solution.residual is not None and not engine.takes_residuals:
         raise EngineError(
             f"The solution of problem {solution.name!r} is defined by a condition other than a "
             f"vanishing gradient of its loss, and {engine.label!r} does not differentiate such a "
-            "condition. Use an engine with autograd products, such as 'gmres'."
+            "condition. Use an engine with autograd products"
+            f"{advice.phrase(', such as {}', 'gmres')}."
         )
 
 

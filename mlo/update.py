@@ -306,7 +306,8 @@ class Updater:
 
         if checked is not None and engine is not None:
             bare = {key: found.gradient[key] for key in before}
-            self._step_checks.check(problem, engine, checked, before, bare)
+            advice = self._history.losses[problem.name].advice
+            self._step_checks.check(problem, engine, checked, before, bare, advice)
         return step
 
     @staticmethod
@@ -338,8 +339,11 @@ class Updater:
                     f"before_update of problem {problem.name!r} changed the gradient of {key!r}, "
                     f"and the engine {engine.label!r} differentiates the step, in which the change "
                     "would be missing. Put the change into the loss or the optimizer (grad_clip= "
-                    "clips), or give the problem an engine that does not differentiate steps, such "
-                    "as 'neumann' or 'cg'."
+                    "clips), or give the problem an engine that does not differentiate steps"
+                    + self._history.losses[problem.name].advice.phrase(
+                        ", such as {}", "cg", "gmres", "neumann"
+                    )
+                    + "."
                 )
         changed = self._changed_value(problem, seen)
         if changed:

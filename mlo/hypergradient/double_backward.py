@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mlo.advice import EngineAdvice
 from mlo.errors import EngineError, ProblemError
 
 __all__ = [
@@ -18,6 +19,10 @@ __all__ = [
     "leaves_of",
     "no_double_backward",
 ]
+
+
+ANY_ENGINE = EngineAdvice()
+"""Of a problem of which nothing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +60,41 @@ WRONG_SECOND_DERIVATIVES = {
 }
 """Name of a node of the autograd graph → what is wrong with it."""
 
+WITHOUT_SECOND = ("darts", "penalty")
+"""Engines to advise that take no second derivatives."""
 
-def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+MISSING = "of which PyTorch has no third derivative"
+WRONG = "whose third derivative is wrong in PyTorch"
+_BATCH_NORM = WrongSecondDerivative(
+    operation="batch_norm in training mode (of BatchNorm or InstanceNorm)",
+    instead=MISSING,
+    applies=lambda node: getattr(node, "_saved_training", True),
+)
+
+# Found by third derivatives of the common operations in the same test.
+NO_THIRD_DERIVATIVES = {
+    "NativeBatchNormBackward0": _BATCH_NORM,
+    "CudnnBatchNormBackward0": _BATCH_NORM,
+    "MiopenBatchNormBackward0": _BATCH_NORM,
+    "BatchNormWithUpdateBackward0": _BATCH_NORM,
+    "NativeLayerNormBackward0": WrongSecondDerivative(operation="layer_norm", instead=WRONG),
+}
+"""The same of third derivatives: missing, or wrong (as if the statistics were constants)."""
+
+
+def check_double_backward(
+    problem: str,
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    advice: EngineAdvice = ANY_ENGINE,
+) -> None:
     """Refuses a loss whose gradient cannot be differentiated, from its graph alone.
 
     Args:
         problem: its name.
         loss: scalar, with its graph, which is retained.
         parameters: leaves that it depends on.
+        advice: names other engines.
 
     Raises:
         EngineError: naming the operation and what to do.
@@ -75,14 +107,16 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
         if wrong is not None and wrong.applies(node):
             raise EngineError(
                 f"Problem {problem!r}: its loss uses {wrong.operation}, whose second derivative is "
-                f"wrong in PyTorch (found with {torch.__version__} or before). {wrong.instead} Or "
-                "use 'darts', 'penalty' or another engine with finite_difference products."
+                f"wrong in PyTorch (found with {torch.__version__} or before). {wrong.instead}"
+                + advice.phrase(" Or use {}.", *WITHOUT_SECOND)
             )
         cls = getattr(node, "_forward_cls", None)  # of a torch.autograd.Function
         backward = getattr(cls, "backward", None)
         if cls is not None and _is_once_differentiable(backward):
             # PyTorch would not fail, but treat its second derivative as zero.
-            raise no_double_backward(problem, f"{cls.__name__}.backward is once_differentiable")
+            raise no_double_backward(
+                problem, f"{cls.__name__}.backward is once_differentiable", advice
+            )
 
     # Then operations that fail, tried before the first step rather than in the middle of a solve.
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
@@ -95,7 +129,7 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
         try:
             torch.autograd.grad([g.sum() for g in gradient], list(parameters), allow_unused=True)
         except RuntimeError as error:
-            raise no_double_backward(problem, str(error)) from error
+            raise no_double_backward(problem, str(error), advice) from error
 
 
 def is_about_double_backward(error: RuntimeError) -> bool:
@@ -109,13 +143,61 @@ def is_about_double_backward(error: RuntimeError) -> bool:
     return any(part in str(error) for part in words)
 
 
-def no_double_backward(problem: str, reason: str) -> EngineError:
+def no_double_backward(problem: str, reason: str, advice: EngineAdvice) -> EngineError:
     """Returns the error for a loss whose second derivative was requested and does not exist."""
     return EngineError(
-        f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use "
-        "'darts', 'penalty' or another engine with finite_difference products, or an "
+        f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use an "
         "implementation that has one (for attention: "
-        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH))."
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
+        f"{advice.phrase(', or {}', *WITHOUT_SECOND)}."
+    )
+
+
+def check_third_derivative(
+    problem: str, losses: Iterable[Tensor], variables: Sequence[Tensor], advice: EngineAdvice
+) -> None:
+    """Refuses a loss whose second derivative is differentiated again, and cannot be.
+
+    Args:
+        problem: its name.
+        losses: scalars with their graphs, one per player.
+        variables: what the third derivative is taken in.
+        advice: says which engine takes it.
+
+    Raises:
+        EngineError: naming the operation, that engine and what to do.
+    """
+    starts = {tensor.grad_fn for tensor in variables if tensor.grad_fn is not None}
+    for node in _graph(losses):
+        lacking = NO_THIRD_DERIVATIVES.get(node.name())
+        if lacking is None or not lacking.applies(node):
+            continue
+        # Statistics that no variable moves are constants, whose missing derivative is not used.
+        inputs = _behind([earlier for earlier, _ in node.next_functions[:1]])
+        if starts.isdisjoint(inputs):
+            continue
+        raise no_third_derivative(problem, f"{lacking.operation}, {lacking.instead}", advice)
+
+
+def is_about_third_derivative(error: RuntimeError) -> bool:
+    """Whether an error of PyTorch says that a third derivative is missing."""
+    return "3rd+ order" in str(error)
+
+
+def no_third_derivative(problem: str, operation: str, advice: EngineAdvice) -> EngineError:
+    """Returns the error for a loss whose third derivative was requested and does not exist.
+
+    Args:
+        problem: its name.
+        operation: what lacks it, and how.
+        advice: says which engine takes it.
+    """
+    by = advice.third or "an engine of a problem above it"
+    return EngineError(
+        f"Problem {problem!r}: its loss uses {operation}. It is needed, because {by} "
+        f"differentiates a gradient that contains the response of {problem!r}. Use another "
+        "normalization (GroupNorm, RMSNorm; GroupNorm(1, n) is LayerNorm(n) for inputs [batch, n]) "
+        "or BatchNorm in eval mode, or another engine there."
     )
 
 
@@ -156,10 +238,17 @@ def leaves_of(*outputs: Tensor) -> list[Tensor]:
     return [*leaves, *[leaf for leaf in variables if leaf is not None]]
 
 
-def _graph(outputs: Sequence[Tensor]) -> list[torch.autograd.graph.Node]:
+def _graph(outputs: Iterable[Tensor]) -> list[torch.autograd.graph.Node]:
     """Every node of the graph behind some tensors, once."""
+    return _behind([output.grad_fn for output in outputs])
+
+
+def _behind(
+    nodes: Iterable[torch.autograd.graph.Node | None],
+) -> list[torch.autograd.graph.Node]:
+    """Some nodes and every node behind them, once."""
     found: dict[torch.autograd.graph.Node, None] = {}
-    waiting = [output.grad_fn for output in outputs]
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node is None or node in found:

@@ -48,6 +48,10 @@ DETACHED = (
     "straight-through estimators and gradient reversal. Use exact products ('one_step', or "
     "products='autograd'), or compute the detached part with mlo.once."
 )
+DETACHED_ALONE = (
+    "Finite differences know only the value of a loss: they see through .detach(), "
+    "straight-through estimators and gradient reversal. Compute the detached part with mlo.once."
+)
 KINKS = (
     "They measure the kinks of ReLU and max-pooling, and magnify rounding. Use exact products "
     "('one_step', or products='autograd'), a smooth activation, or float64."
@@ -389,7 +393,7 @@ class FiniteDifferenceSystem(LinearSystem):
                 warn_user(
                     f"Problem {self.problem!r}: along a direction its loss changes by "
                     f"{difference:.3g}, and its gradient says {slope:.3g}; the engine {engine!r} "
-                    f"uses finite differences. {DETACHED}"
+                    f"uses finite differences. {DETACHED_ALONE}"
                 )
 
     def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:

@@ -219,6 +219,8 @@ class _Correction(torch.autograd.Function):
         return None, None, None, outcome.x
 
 
+POSITIVE = "; or, where its eigenvalues have positive real parts, {}"
+
 ASYMMETRY = 1e-3
 """Relative asymmetry of A that causes a warning; rounding counts ten times the root of epsilon."""
 
@@ -242,8 +244,9 @@ def warn_of_asymmetry(system: LinearSystem, engine: str) -> None:
         warn_user(
             f"Problem {system.problem!r}: the Jacobian A of its condition is not symmetric, which "
             f"the engine {engine!r} needs (for two random directions uᵀAw and wᵀAu differ by "
-            f"{difference / size:.1g} of their size). Use 'gmres', 'direct' or, where its "
-            "eigenvalues have positive real parts, 'neumann'."
+            f"{difference / size:.1g} of their size)."
+            f"{system.advice.phrase(' Use {}', 'gmres', 'direct')}"
+            f"{system.advice.phrase(POSITIVE, 'neumann')}."
         )
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from mlo.advice import EngineAdvice
 from mlo.errors import EngineError
 from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
 from mlo.hypergradient.options import count, number, number_or_auto
@@ -23,7 +24,7 @@ __all__ = ["Neumann"]
 GROWTH = 10.0
 """A term this many times larger than the first one means that the series diverges."""
 
-ADVICE_SLOW = "The series has hardly begun to converge: raise num_terms, or use 'cg'."
+ADVICE_SLOW = "The series has hardly begun to converge: raise num_terms"
 
 HALVINGS = 3
 """How often "auto" halves a step size at which the series diverged."""
@@ -81,18 +82,18 @@ class Neumann(IterativeEngine):
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
         if not isinstance(self.step_size, str):
-            return self._sum(operator, b, scale, float(self.step_size))
+            return self._sum(operator, b, scale, float(self.step_size), system.advice)
         largest = largest_inverse_step_size(operator, system)
         alpha = 1.0 / largest if largest > 0.0 else 1.0
         # Power iteration approaches λmax from below, so its 1 / λmax may be too long a step.
         for attempt in range(HALVINGS + 1):
-            outcome = self._sum(operator, b, scale, alpha / 2**attempt)
+            outcome = self._sum(operator, b, scale, alpha / 2**attempt, system.advice)
             if outcome.residual <= GROWTH * norm_of(b) / scale:
                 break
         return outcome
 
     def _sum(
-        self, operator: FlatOperator, b: Tensor, scale: float, alpha: float
+        self, operator: FlatOperator, b: Tensor, scale: float, alpha: float, others: EngineAdvice
     ) -> IterationResult:
         """The sum with one α."""
         # term = (I − αAᵀ)ᵏ b and total = Σ_{j ≤ k} (I − αAᵀ)ʲ b; x = α total.
@@ -108,7 +109,8 @@ class Neumann(IterativeEngine):
                     converged=False,
                     advice=f"The series diverges at step_size {alpha:.3g}: use step_size='auto', "
                     "or one below 2 / λmax; "
-                    "on a Jacobian with negative eigenvalues, damping, 'minres' or 'gmres'.",
+                    "on a Jacobian with negative eigenvalues, damping"
+                    f"{others.phrase(', or {}', 'minres', 'gmres')}.",
                 )
             total = total + term
         # The residual of the sum is the term after the last: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v. While the
@@ -120,7 +122,7 @@ class Neumann(IterativeEngine):
             x=alpha * total,
             residual=residual,
             converged=residual <= CONVERGED,
-            advice="" if enough else ADVICE_SLOW,
+            advice="" if enough else f"{ADVICE_SLOW}{others.phrase(', or use {}', 'cg', 'gmres')}.",
         )
 
 

@@ -75,10 +75,7 @@ class NormalConjugateGradient(IterativeEngine):
         )
 
 
-ADVICE_SLOW = (
-    "Raise max_steps, add damping, or use 'gmres': the normal equations square the condition "
-    "number."
-)
+ADVICE_SLOW = "Raise max_steps, or add damping: the normal equations square the condition number."
 ADVICE_SINGULAR = (
     "The Jacobian is singular, and the cotangent has a part that it does not reach: the solution "
     "is not a function of what it reads. Add weight decay to the problem, or damping."

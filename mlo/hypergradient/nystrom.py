@@ -110,8 +110,8 @@ class Nystrom(IterativeEngine):
         if int(info) != 0:
             raise EngineError(
                 f"Engine 'nystrom': the Jacobian of problem {system.problem!r} is not positive "
-                "semidefinite on its sketch. Add damping, or use 'minres' (symmetric, indefinite) "
-                "or 'gmres' (games)."
+                "semidefinite on its sketch. Add damping"
+                f"{system.advice.phrase(', or use {}', 'minres', 'gmres')}."
             )
         # ΩᵀAΩ = L Lᵀ, so the approximation is H Hᵀ with H = (AΩ) L⁻ᵀ: H = U S Vᵀ gives Λ = S².
         half = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T

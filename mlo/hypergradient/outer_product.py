@@ -39,9 +39,9 @@ REACH = 1e3
 
 ADVICE = (
     "The lower gradient has vanished, and this engine's response grows as its inverse. Give it "
-    "damping of the order of a usual ‖g‖², or use an engine for solved problems: 'cg', 'neumann', "
-    "'penalty'."
+    "damping of the order of a usual ‖g‖²"
 )
+SOLVERS = "cg", "gmres", "neumann", "penalty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,11 @@ class OuterProduct(PullbackEngine):
         vanished = self.damping == 0.0 and not (
             float(total_norm(h)) * _size(of) <= REACH * size * _size(list(theta.values()))
         )
-        report = self.report(
-            call.solution.name, converged=not vanished, advice=ADVICE if vanished else ""
-        )
+        advice = ""
+        if vanished:
+            others = call.solution.evaluation.loss.advice
+            advice = ADVICE + others.phrase(", or use {}, for solved problems", *SOLVERS) + "."
+        report = self.report(call.solution.name, converged=not vanished, advice=advice)
         return call.scatter([factor * entry for entry in h]), report
 
 

@@ -28,6 +28,7 @@ from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.double_backward import (
     check_double_backward,
+    check_third_derivative,
     is_about_double_backward,
     no_double_backward,
 )
@@ -64,6 +65,7 @@ class LinearSystem(ABC):
 
     Attributes:
         problem: name of the problem.
+        advice: names other engines that could serve the problem.
         names: its parameters, in the order of all lists of tensors here.
         players: player → its parameters.
         step: the optimizer's last step, if it is the step that is differentiated; otherwise None.
@@ -75,6 +77,7 @@ class LinearSystem(ABC):
         problem = solution.evaluation.loss.problem
         self.call = call
         self.problem = problem.name
+        self.advice = solution.evaluation.loss.advice
         self.names = tuple(solution.evaluation.parameters)
         self.players = problem.player_parameters
         self.step: OptimizerStep | None = None
@@ -230,6 +233,12 @@ class AutogradSystem(LinearSystem):
             self._theta = call.parameter_aliases(self._inputs)
             if call.residual is None:
                 self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
+                loss = evaluation.loss
+                if call.differentiate and self.advice.third and loss.checks.is_due("third"):
+                    variables = [*self._theta.values(), *self._inputs]
+                    check_third_derivative(
+                        self.problem, self._losses.values(), variables, self.advice
+                    )
                 return
             # F as given: it replaces the players' gradients.
             found = call.stack.enter_context(call.residuals(self._theta, self._inputs))
@@ -305,7 +314,7 @@ class AutogradSystem(LinearSystem):
         """
         for player, members in self.players.items():
             own = [self._theta[name] for name in members]
-            check_double_backward(self.problem, self._losses[player], own)
+            check_double_backward(self.problem, self._losses[player], own, self.advice)
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
         # With its graph, once: every product is a further backward pass through it.
@@ -350,7 +359,7 @@ class AutogradSystem(LinearSystem):
         except RuntimeError as error:
             if not is_about_double_backward(error):
                 raise
-            raise no_double_backward(self.problem, str(error)) from error
+            raise no_double_backward(self.problem, str(error), self.advice) from error
         return found
 
 
@@ -535,9 +544,11 @@ class Engine(PullbackEngine):
                 f"by about {min(float(bias / size), 10.0):.0%} of the implicit term (estimated "
                 f"from the halves of the batch). Give the engine {self.label!r} larger batches or "
                 "several: Problem(solve_data=..., solve_batches=...), or accumulate=; or "
-                "damping, or an engine that averages over batches as it runs, such as 'soba'."
+                f"damping{system.advice.phrase(AVERAGING, 'soba')}."
             )
 
+
+AVERAGING = ", or an engine that averages over batches as it runs, such as {}"
 
 BIAS = 0.1
 """Relative bias of a solve on one batch that causes a warning."""

@@ -44,8 +44,7 @@ ADVICE_LOST = (
 )
 ADVICE_BEHIND = (
     "The persistent solve lags behind: the problems move too fast for one step per update, or the "
-    "Jacobian is too ill-conditioned. Lower the learning rates, use a larger batch (accumulate=), "
-    "or 'cg' with solve_data= that holds all of the data."
+    "Jacobian is too ill-conditioned. Lower the learning rates, or use a larger batch (accumulate=)"
 )
 
 
@@ -266,7 +265,7 @@ class Soba(Engine):
             iterations=iterations,
             residual=followed if lost is None else lost,
             converged=lost is None and followed <= CONVERGED,
-            advice=ADVICE_LOST if restart else ADVICE_BEHIND if behind else "",
+            advice=ADVICE_LOST if restart else _behind(system) if behind else "",
         )
 
     @staticmethod
@@ -293,3 +292,9 @@ def _taken(
 def _named(hessian: Cotangent, mixed: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
     named = {f"A {k}": entry for k, entry in enumerate(hessian)}
     return named | {f"B {k}": entry for k, entry in enumerate(mixed)}
+
+
+def _behind(system: LinearSystem) -> str:
+    """What to do about a solve that lags behind."""
+    solver = system.advice.phrase("; or use {} with solve_data= that holds all data", "cg", "gmres")
+    return f"{ADVICE_BEHIND}{solver}."

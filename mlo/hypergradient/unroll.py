@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.hypergradient.double_backward import check_third_derivative
 from mlo.hypergradient.options import count
 from mlo.loss import gradients
 from mlo.optimizer_step import acts_around_step
@@ -177,6 +178,10 @@ def _pull_back(
     # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t), then what `after_step` leaves of θ_{t+1}
     reads = stack.enter_context(call.reads_at(theta, inputs))
     losses = stack.enter_context(evaluation.losses(theta, reads))
+    loss = evaluation.loss
+    if differentiate and loss.advice.third and loss.checks.is_due("third"):
+        variables = [*theta.values(), *inputs]
+        check_third_derivative(loss.problem.name, losses.values(), variables, loss.advice)
     gradient: Tensors = {}
     for player, members in evaluation.loss.problem.player_parameters.items():
         found = gradients(losses[player], [theta[name] for name in members], create_graph=True)

@@ -210,8 +210,9 @@ class _Estimate(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise EngineError(
                 f"The response of problem {solution.name!r} is differentiated twice, but its "
-                f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
-                "such as 'one_step' or 'direct'."
+                f"engine {engine.label!r} cannot be. Give it an engine with autograd products"
+                + solution.evaluation.loss.advice.phrase(", such as {}", "one_step", "direct")
+                + "."
             )
         wanted = ctx.needs_input_grad[3:]  # after `engine`, `solution` and `reading`
         pairs = zip(solution.value, cotangents, strict=True)

@@ -88,11 +88,17 @@ def test_the_fused_loss_beside_the_composition():
 
 
 @pytest.mark.slow
-def test_the_class_weights_find_the_class_that_cannot_be_learned():
-    printed = output_of("class_weights.py", "--dataset", "digits", "--rounds", "40")
+def test_the_class_weights_find_the_class_that_cannot_be_learned(tmp_path):
+    file = tmp_path / "weights.csv"
+    printed = output_of(
+        "class_weights.py", "--dataset", "digits", "--rounds", "40", "--csv", str(file)
+    )
     ranked = [line for line in printed.splitlines() if line.startswith("|")][2:]
     assert len(ranked) == 10
     assert "half mislabelled" in ranked[0]
+    head, *lines = file.read_text("utf-8").splitlines()
+    assert head == "data,labels,rounds,seed,class,weight,wrong_percent" and len(lines) == 10
+    assert lines[0].startswith("digits,half of 0 are wrong,40,0,0,")
 
 
 @pytest.mark.slow

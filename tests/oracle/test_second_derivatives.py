@@ -1,4 +1,4 @@
-"""Which of PyTorch's common operations have a wrong second derivative: the list that is refused.
+"""Which of PyTorch's common operations have a wrong second or third derivative: the refused ones.
 
 A new version of PyTorch that mends one, or breaks another, fails here.
 """
@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import gradgradcheck
 
 import mlo
-from mlo.hypergradient.double_backward import WRONG_SECOND_DERIVATIVES
+from mlo.hypergradient.double_backward import NO_THIRD_DERIVATIVES, WRONG_SECOND_DERIVATIVES
 
 
 def randn(*shape):
@@ -200,3 +200,52 @@ def test_an_operation_on_the_list_is_still_wrong_and_refused(name):
 def test_the_list_holds_what_is_tested():
     assert len(WRONG_SECOND_DERIVATIVES) == len(KNOWN_WRONG)
     assert len(OPERATIONS) > 75
+
+
+# ------------------------------ third derivatives
+
+LACKING = {
+    "layer_norm",
+    "layer_norm, plain",
+    "layer_norm, weight",
+    "instance_norm",
+    "batch_norm",
+    "batch_norm, plain",
+}
+
+
+def is_right_thrice(name):
+    """Whether the second derivative of the gradient of a function of the operation is right."""
+    function, inputs = OPERATIONS[name]
+
+    def gradient(*inputs):
+        torch.manual_seed(0)
+        loss = (function(*inputs) ** 3).sum() + (function(*inputs) ** 2).sum()
+        found = torch.autograd.grad(loss, inputs, create_graph=True)
+        return tuple(entry for entry in found if entry.requires_grad)
+
+    try:
+        return gradgradcheck(gradient, inputs, raise_exception=False)
+    except RuntimeError as error:
+        if "3rd+ order" not in str(error):
+            raise
+        return False
+
+
+@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - KNOWN_WRONG - LACKING))
+def test_a_common_operation_has_a_right_third_derivative(name):
+    assert is_right_thrice(name)
+
+
+@pytest.mark.parametrize("name", sorted(LACKING))
+def test_an_operation_without_a_third_derivative_is_on_the_list(name):
+    """Where PyTorch has mended it, take it off the list."""
+    assert not is_right_thrice(name)
+    function, inputs = OPERATIONS[name]
+    names, waiting = set(), [function(*inputs).sum().grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.add(node.name())
+            waiting += [earlier for earlier, _ in node.next_functions]
+    assert names & set(NO_THIRD_DERIVATIVES)

@@ -129,6 +129,9 @@ def test_the_p_value_of_many_pairs_is_drawn_and_repeats():
     t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(40))
     assert p_value == pytest.approx(2 * (1 - NormalDist().cdf(abs(t))), rel=0.4)
     assert 0 < sign_flip_p([1.0] * 40) < 1e-4
+    low, high = sign_flip_bounds(differences, 0.05)
+    for end in (low, high):
+        assert sign_flip_p([value - end for value in differences]) == pytest.approx(0.05, abs=0.005)
 
 
 def test_a_rounding_error_does_not_make_patterns_differ():
@@ -274,6 +277,8 @@ def test_rows_that_were_looked_up_are_compared_by_regret():
     assert second.ranks == {1: 3, 0: 3}
     text = summarise([first, second], [("random", "LFM-CW")], REGRET)
     assert "| LFM-CW | 0.50 ± 0.00 | 0.50 | 2 | 3 | 10,165 |" in text
+    assert "it is compared with: 0.50 points in comparisons with LFM-CW." in text
+    assert "No arm can gain" not in summarise([first, second], [("random", "LFM-CW")])
     mixed = [*rows, result_row()]
     assert looked_up(rows)
     assert not looked_up(mixed) and not looked_up([])

@@ -328,6 +328,87 @@ def test_the_reference_is_the_most_exact_that_is_there():
         del engines[found.reference]
 
 
+SOLVES_ONE = {"aug": "one_step", "net": "direct"}
+MORE_STEPS = {"aug": "one_step", "net": mlo.Unroll(steps=3)}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (SOLVES_ONE, "one_step"),
+        (MORE_STEPS, "one_step"),
+        (SOLVES_ONE, MORE_STEPS),
+        ("direct", SOLVES_ONE),
+        (SOLVES_ONE, {"net": "direct", "aug": "first_order"}),
+        (SOLVES_ONE, {"net": mlo.Direct(damping=0.1), "aug": "one_step"}),
+    ],
+)
+def test_the_reference_of_engines_per_problem_is_the_best(better, worse, swapped):
+    """A problem without a residual does not count as one that is solved exactly."""
+    closed = displaced(trilevel_quadratic())
+    renamed = dict(zip(("net", "aug"), [problem.name for problem in closed.problems], strict=False))
+    closed.problems[0].steps = 3
+    optimizer = closed.optimizer({"default": "one_step", renamed["net"]: mlo.Unroll(steps=3)})
+    optimizer.step()
+    engines = {"better": better, "worse": worse}
+    for label, choice in engines.items():
+        if isinstance(choice, dict):
+            engines[label] = {renamed[name]: engine for name, engine in choice.items()}
+    given = dict(reversed(engines.items())) if swapped else engines
+    top = list(optimizer.problems)[-1]
+    assert mlo.compare_engines(optimizer, top, given, repetitions=1).reference == "better"
+
+
+def test_a_reference_with_a_large_residual_is_not_called_exact():
+    optimizer = displaced(bilevel_quadratic()).optimizer("one_step")
+    optimizer.step()
+    found = mlo.compare_engines(optimizer, "x", ["one_step", mlo.ConjugateGradient(max_steps=2)])
+    assert found.reference.startswith("cg")
+    assert "exact" not in found.why and "name another one with reference=" in found.why
+
+
+def test_a_slow_gradient_is_not_repeated_for_its_time(monkeypatch):
+    asked, clock = [], iter(range(100))
+    ask = compare._ask
+    monkeypatch.setattr(compare, "_ask", lambda *args: asked.append(args) or ask(*args))
+    monkeypatch.setattr(compare, "_now", lambda optimizer: float(next(clock)))
+    optimizer = bilevel_quadratic().optimizer("cg")
+    mlo.compare_engines(optimizer, "x", ["cg"], repetitions=5)
+    assert len(asked) == 2  # one to look at, and one second
+
+
+def test_rows_are_shown_as_they_are_made():
+    optimizer, seen = bilevel_quadratic().optimizer("cg"), []
+    found = mlo.compare_engines(optimizer, "x", ["cg", "direct"], on_row=seen.append)
+    assert [row.label for row in seen] == [row.label for row in found.rows]
+    assert all(row.error is None and row.seconds is not None for row in seen)
+
+
+def test_a_note_of_several_rows_is_printed_once():
+    optimizer = trilevel_quadratic().optimizer("one_step")
+    top = list(optimizer.problems)[-1]
+    engines = {"a": "unroll", "b": {"name": "unroll", "steps": 2}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = mlo.compare_engines(optimizer, top, engines)
+    lines = str(found).splitlines()
+    common = set(found.rows[0].notes) & set(found.rows[1].notes)
+    assert common and all(f"a, b: {note}" in lines for note in common)
+
+
+def test_solves_of_one_problem_share_a_note():
+    optimizer = trilevel_quadratic().optimizer({"name": "neumann", "num_terms": 5})
+    optimizer.step()
+    top = list(optimizer.problems)[-1]
+    found = mlo.compare_engines(optimizer, top, [{"name": "neumann", "num_terms": 5}])
+    lowest = next(iter(optimizer.problems))
+    made = sum(report.problem == lowest for report in found.rows[0].reports)
+    notes = [note for note in found.rows[0].notes if repr(lowest) in note]
+    assert made > 1 and len(notes) == 1
+    assert f"{made} of the {made} solves of {lowest!r} are truncated at a relative" in notes[0]
+
+
 def test_a_reference_may_be_named():
     optimizer = diamond().optimizer("one_step")
     found = mlo.compare_engines(optimizer, "arch", ["direct", "identity"], reference="identity")
@@ -454,8 +535,8 @@ def test_labels_say_engines_and_options():
 
 
 def comparison(monkeypatch):
-    """A comparison: one engine takes 0.5 seconds, another 1, 4 and 2, which is 2 in the median."""
-    clock = iter([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 10.0, 11.0, 20.0, 24.0, 30.0, 32.0])
+    """A comparison: one engine takes 0.5 seconds, another 1/8, 1/2 and 1/4 (the median)."""
+    clock = iter([0.0, 0.5, 1.0, 1.5, 10.0, 10.125, 20.0, 20.5, 30.0, 30.25])
     monkeypatch.setattr(compare, "_now", lambda optimizer: next(clock))
     optimizer = diamond().optimizer("one_step")
     optimizer.step()
@@ -469,7 +550,7 @@ def test_a_comparison_prints_as_a_table(monkeypatch):
     title, heading, first, direct, refused, note = str(found).splitlines()
     assert title.startswith("Gradient of 'arch' at round 1; errors are relative to 'direct' (the")
     assert heading.split() == ["engine", "error", "cosine", "seconds", "products"]
-    assert direct.split() == ["direct", "0.0e+00", "1.000000", "2", "15"]
+    assert direct.split() == ["direct", "0.0e+00", "1.000000", "0.25", "15"]
     assert refused.split() == ["direct(max_parameters=1)", "not", "served"]
     assert len(heading) == len(first) == len(direct)
     assert note.startswith("direct(max_parameters=1): Engine 'direct' builds a dense Jacobian")
@@ -479,7 +560,7 @@ def test_a_notebook_shows_a_table(monkeypatch):
     table = ET.fromstring(comparison(monkeypatch)._repr_html_())
     rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
     assert rows[0] == ["engine", "error", "cosine", "seconds", "products", "notes"]
-    assert rows[2] == ["direct", "0.0e+00", "1.000000", "2", "15", ""]
+    assert rows[2] == ["direct", "0.0e+00", "1.000000", "0.25", "15", ""]
     assert rows[3][:2] == ["direct(max_parameters=1)", "not served"] and "dense" in rows[3][2]
 
 

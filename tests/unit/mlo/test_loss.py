@@ -274,9 +274,9 @@ def test_a_loss_with_the_graph_of_an_earlier_call_is_named():
 
     problems = upper_of(loss).problems
     optimizer = mlo.MultilevelOptimizer(problems, {"w": "first_order"})
-    with pytest.raises(mlo.ProblemError, match=r"Problem 'w'.*graph of an earlier call"):
-        with pytest.warns(mlo.SolveWarning):
-            list(optimizer.run(3))
+    message = r"Problem 'w'.*graph of an earlier call"
+    with pytest.warns(mlo.SolveWarning), pytest.raises(mlo.ProblemError, match=message):
+        list(optimizer.run(3))
 
 
 def test_an_error_in_a_loss_has_a_note_whose_loss_it_was():

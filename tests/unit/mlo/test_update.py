@@ -341,7 +341,7 @@ def test_a_rate_set_before_a_step_is_in_its_derivative(steps):
         return optimizer, optimizer.problems["w"].module.v.detach().clone()
 
     x, step = torch.tensor([0.5, -0.25]).double(), 1e-6
-    optimizer, w = solution(x)
+    optimizer, _ = solution(x)
     found = optimizer.gradient("x")["v"]
     loss = optimizer.problems["x"].loss
 

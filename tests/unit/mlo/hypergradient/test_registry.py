@@ -108,7 +108,7 @@ def test_an_installed_package_offers_engines_by_entry_point(monkeypatch):
     ],
 )
 def test_a_methods_usual_name_suggests_its_engine(given, meant):
-    with pytest.raises(mlo.EngineError, match=rf"{given!r}. Did you mean {meant!r}\?"):
+    with pytest.raises(mlo.EngineError, match=rf"{given!r}\. Did you mean {meant!r}\?"):
         mlo.engine_from(given)
 
 
@@ -123,5 +123,5 @@ def test_every_usual_name_suggests_an_engine_and_is_none():
 
 
 def test_the_usual_name_of_exact_products_suggests_autograd():
-    with pytest.raises(mlo.EngineError, match="'exact'. Did you mean 'autograd'"):
+    with pytest.raises(mlo.EngineError, match=r"'exact'\. Did you mean 'autograd'"):
         mlo.engine_from({"name": "cg", "products": "exact"})

@@ -1,0 +1,55 @@
+"""Which engines could serve a problem instead of its own, for advice that can be followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["EngineAdvice"]
+
+LOOKING: ContextVar[bool] = ContextVar("LOOKING", default=False)
+"""Whether an engine is only being tried: the refusal that this may cause needs no advice."""
+
+
+def _any_engine(name: str) -> bool:
+    """Whether an engine serves a problem of which nothing else is known."""
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAdvice:
+    """Names engines in messages on one problem: only such as the library would accept there.
+
+    Attributes:
+        serves: whether an engine, given by its name, could differentiate the problem's solution.
+        find_third: finds `third`.
+    """
+
+    serves: Callable[[str], bool] = _any_engine
+    find_third: Callable[[], str] = str
+
+    @cached_property
+    def third(self) -> str:
+        """What takes third derivatives of the problem's loss, in words; empty: nothing does."""
+        return self.find_third()
+
+    def phrase(self, text: str, *names: str) -> str:
+        """The text with those of the engines that serve in place of its `{}`; empty if none does.
+
+        Args:
+            text: a part of a message, such as ", or use {}".
+            names: of engines, the best one first.
+        """
+        if LOOKING.get():
+            return ""
+        token = LOOKING.set(True)
+        try:
+            quoted = [repr(name) for name in names if self.serves(name)]
+        finally:
+            LOOKING.reset(token)
+        if not quoted:
+            return ""
+        *first, last = quoted
+        return text.format(f"{', '.join(first)} or {last}" if first else last)
