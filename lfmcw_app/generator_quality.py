@@ -129,12 +129,13 @@ class Quality:
         lengths = set(map(len, (by_class.gan_test, by_class.gan_train, by_class.real)))
         if len(lengths | {len(by_class.variety)}) > 1 or lengths == {0}:
             raise ValueError("by_class needs one value of each measure for each class")
-        means = {
-            name: mean
-            for name in ("gan_test", "gan_train", "real")
-            if (mean := _mean(getattr(by_class, name))) is not None
-        }
-        return replace(read, **means)
+        tested, learned, known = map(_mean, (by_class.gan_test, by_class.gan_train, by_class.real))
+        return replace(
+            read,
+            gan_test=read.gan_test if tested is None else tested,
+            gan_train=read.gan_train if learned is None else learned,
+            real=read.real if known is None else known,
+        )
 
     @property
     def chance(self) -> float:

@@ -153,7 +153,7 @@ def _described(name: str, value: Any) -> str:
 
 
 def _with_unit(name: str, value: float) -> str:
-    """A number with its unit, which its name may end with: validation error %."""
+    """A number with its unit, which its name may end with: error %."""
     is_share = name.endswith(" %")
     return f"{name.removesuffix(' %')} {value:.1f}%" if is_share else f"{name} {value:.3f}"
 

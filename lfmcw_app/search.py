@@ -183,7 +183,7 @@ def _run_stage(
             done.entry["gradient_terms"] = gradient_terms(optimizer)
         if "arch" in record.losses:  # the architecture may rest in the first epochs
             accuracy = record.metrics["arch"]["accuracy"]
-            done.shown["validation error %"] = 100.0 * (1.0 - accuracy)
+            done.shown["error on the validation batch %"] = 100.0 * (1.0 - accuracy)
 
         if source is not None and folder.draws and record.round in snapshots:
             path = folder.samples / f"{stage.name}-{record.round:06d}.png"

@@ -7,7 +7,7 @@ from lfmcw_app.spaces import SearchStage, space_named
 
 __all__ = ["METHOD_LABELS", "TRAINING", "WARMUP", "phases_of", "search_stages"]
 
-METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
+METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "search without LFM-CW", "random": "random cells"}
 
 TRAINING = "training"
 """The phase that trains the derived network, unless its error is looked up."""

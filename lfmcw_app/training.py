@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -173,12 +175,23 @@ def _train(
     def set_drop_probability() -> None:
         network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
 
-    accuracy: list[float] = []
+    # Over the last epoch, because in earlier ones the network was different.
+    seen: deque[tuple[float, float]] = deque(maxlen=per_epoch)
     for done in phase.rounds(set_drop_probability):
         if not done.record.skipped:
-            # Over the last epoch, because in earlier ones the network was different.
-            accuracy = [*accuracy, done.record.metrics["network"]["accuracy"]][-per_epoch:]
-            done.shown["training error %"] = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
+            accuracy = done.record.metrics["network"]["accuracy"]
+            seen.append((done.record.losses["network"], 100.0 * (1.0 - accuracy)))
+            done.shown.update(_means(seen))
+
+
+def _means(seen: Collection[tuple[float, float]]) -> dict[str, float]:
+    """The means of loss and error over some rounds, under names that say of how many they are."""
+    losses, errors = zip(*seen, strict=True)
+    of = "1 round" if len(seen) == 1 else f"{len(seen):,} rounds"
+    return {
+        f"mean of the last {of}: loss": sum(losses) / len(seen),
+        "error on training batches %": sum(errors) / len(seen),
+    }
 
 
 def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,20 @@ Rows = list[list[float | None]]
 Places = dict[str, Sequence[Place] | None]
 """Kind of cell → the place of each edge; None where a space does not say it."""
 MOST_FRAMES = 60
+FLAT = 1.25
+"""Weights hardly differ if the largest is below so many times the mean."""
+
+PER_NODE = (
+    "A node takes two edges: those whose best operation has the largest weights. An edge whose row "
+    "has no outline was not taken."
+)
+NEVER_NONE = "“none” cannot be chosen, even where its weight is the largest."
+PER_EDGE = "Each edge takes the operation with the largest weight, which may be “none”."
+RULES = {
+    **dict.fromkeys(("darts", "pdarts", "pcdarts", "s1", "s2", "s3", "s4"), PER_NODE),
+    "nasbench201": PER_EDGE,
+}
+"""Space → how a cell is derived from the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +81,8 @@ class Evolution:
         charts: of all frames.
         ranges: the smallest and the largest relative weight in the run.
         titles: what people call the kind.
+        rule: how a cell is derived from the weights, in words; empty for other spaces.
+        nearly_even: a sentence if the weights at the end hardly differ, otherwise empty.
     """
 
     frames: Sequence[Frame]
@@ -73,6 +90,8 @@ class Evolution:
     pictures: dict[str, Markup]
     charts: dict[str, Markup]
     ranges: dict[str, tuple[float, float]]
+    rule: str
+    nearly_even: str
 
     def data(self) -> dict[str, Any]:
         """What the slider needs, in thousandths."""
@@ -108,6 +127,8 @@ def evolution(
         },
         charts={kind: _chart(kind, frames, boundaries, names) for kind in last.weights},
         ranges=ranges,
+        rule=rule_of(run.recipe.search.space, names),
+        nearly_even=_nearly_even(last),
     )
 
 
@@ -150,6 +171,25 @@ def _chart(
     ]
     return line_chart(
         "Mean over the edges", series, unit="× uniform", boundaries=boundaries, smooth=False
+    )
+
+
+def rule_of(space: str, names: Sequence[str]) -> str:
+    """How a space derives a cell; empty for a space of another package."""
+    rule = RULES.get(space, "")
+    return f"{rule} {NEVER_NONE}" if rule == PER_NODE and "none" in names else rule
+
+
+def _nearly_even(last: Frame) -> str:
+    """What weights that hardly differ say of the cell; empty where they differ."""
+    found = [weight for rows in last.relative.values() for row in rows for weight in row]
+    largest = max((weight for weight in found if weight is not None), default=math.inf)
+    if largest >= FLAT:
+        return ""
+    return (
+        f"At the end the weights hardly differ: the largest is only {100 * (largest - 1):.0f}% "
+        "above the mean of its node. So small differences decide on the cell, and another seed "
+        "may give another one. A longer search lets the weights part."
     )
 
 

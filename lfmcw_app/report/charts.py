@@ -210,9 +210,15 @@ def _nice(low: float, high: float, count: int) -> list[float]:
         return [low]
     rough = (high - low) / count
     base = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * base for s in (1, 2, 5, 10) if s * base >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [index * step for index in range(first, last + 1)]
+    steps = [s * base for s in (0.5, 1, 2, 5, 10)]
+    largest = next(place for place, step in enumerate(steps) if step >= rough * 0.999)
+    found: list[float] = []
+    for step in (steps[largest], steps[max(0, largest - 1)]):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        found = [index * step for index in range(first, last + 1)]
+        if len(found) > 2:  # two of them say little of what lies between
+            break
+    return found
 
 
 def _grid(scale: _Scale, x_label: str) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ MOST_ROWS = 40
 MOST_MISTAKES = 15
 PERMUTATIONS = 1999
 """Orders drawn at random, to see what chance gives: its share is known to a hundredth or so."""
+
+COUNTED = 7
+"""Up to so many classes all orders are counted, 5,040 at most."""
+
+FEWEST = 5
+"""Of four classes, two of the 24 orders are as far from 0 as can be: too many to tell anything."""
 
 LEVEL = 0.05
 """Share of chance below which a relation is called one."""
@@ -119,7 +126,7 @@ class Classes:
         balanced: the mean error of the classes, %.
         heaviest: the largest of all class weights; 0 without any.
         weighted: whether their weights are known.
-        relation: of errors and class weights; None where it is not defined.
+        relation: of errors and class weights; None where it is not defined, or says nothing.
         confusion: None where the result has none, as of very many classes.
         mistakes: the commonest ones; empty where the confusion says all in numbers.
     """
@@ -204,16 +211,24 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _relation(pairs: Sequence[tuple[float, float]]) -> Relation | None:
-    """The rank correlation, beside those of the same numbers paired at random (always alike)."""
+    """The rank correlation, beside those of the same numbers in other orders.
+
+    All orders up to `COUNTED` classes, and of more classes some drawn at random, always the same.
+    None for fewer than `FEWEST` classes.
+    """
     found = rank_correlation(pairs)
-    if found is None:
+    if found is None or len(pairs) < FEWEST:
         return None
     first, second = (_ranks(np.array(column)) for column in zip(*pairs, strict=True))
     first, second = first - first.mean(), second - second.mean()
     product = abs(float(first @ second)) - 1e-9
-    draws = np.random.default_rng(0)
-    beyond = sum(abs(first @ draws.permutation(second)) >= product for _ in range(PERMUTATIONS))
-    chance = float(1 + beyond) / (1 + PERMUTATIONS)
+    if len(pairs) <= COUNTED:
+        orders = np.array(list(permutations(second)))
+        chance = float((np.abs(orders @ first) >= product).mean())
+    else:
+        draws = np.random.default_rng(0)
+        beyond = sum(abs(first @ draws.permutation(second)) >= product for _ in range(PERMUTATIONS))
+        chance = float(1 + beyond) / (1 + PERMUTATIONS)
     return Relation(correlation=found, classes=len(pairs), chance=chance)
 
 

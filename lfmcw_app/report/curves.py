@@ -11,8 +11,8 @@ from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 
 __all__ = [
-    "Rounds", "error_charts", "gradient_charts", "loss_charts", "points_of", "training_charts",
-    "warmup_charts",
+    "Pick", "Rounds", "error_charts", "gradient_charts", "loss_charts", "points_of",
+    "training_charts", "w2_on_real", "warmup_charts",
 ]  # fmt: skip
 
 Pick = Callable[[dict[str, Any]], float | None]
@@ -40,6 +40,17 @@ def at(*keys: str, percent_wrong: bool = False) -> Pick:
         return 100.0 * (1.0 - value) if percent_wrong else float(value)
 
     return pick
+
+
+def w2_on_real(entry: dict[str, Any]) -> float | None:
+    """W2's loss on real training images alone, which every method has.
+
+    Plain search has no other. That of LFM-CW has the loss on generated images added.
+    """
+    value = at("metrics", "w2", "real")(entry)
+    if value is None and at("metrics", "w2", "synthetic")(entry) is None:
+        value = at("losses", "w2")(entry)
+    return value
 
 
 class Rounds:
@@ -190,9 +201,9 @@ def training_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
     losses = points_of(entries, at("losses", "network"))
     error = at("metrics", "network", "accuracy", percent_wrong=True)
     charts = [
-        line_chart("Training loss", [Series(label="loss", points=losses)]),
+        line_chart("Loss on training batches", [Series(label="loss", points=losses)]),
         line_chart(
-            "Training error",
+            "Error on training batches",
             [Series(label="error", points=points_of(entries, error), colour="series-2")],
             unit="%",
         ),

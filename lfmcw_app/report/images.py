@@ -6,7 +6,8 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Sheet:
     Attributes:
         phase: the stage of the search, or the warm-up, where there are several.
         label: its round, or "real".
+        real: whether they are real training images.
         source: the picture, as a data URL.
         rows: classes.
         columns: images of each.
@@ -58,6 +60,7 @@ class Sheet:
     source: str
     rows: int
     columns: int
+    real: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,10 @@ def gradient_bar() -> str:
 
 
 def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
-    """The names of the classes, and the sheets: generated images by round, then real ones."""
+    """The names of the classes, and the sheets.
+
+    What people look for comes first: the last round, beside real images. The other rounds follow.
+    """
     size = run.dataset.get("image_size")
     if run.real is None or not size:
         return [], []
@@ -164,8 +170,8 @@ def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
     ]
     if not found:
         return [], []
-    found.append(_sheet("", "real", run.real, size))
-    return class_names(run, len(run.dataset["class_names"]))[: found[0].rows], found
+    ordered = [found[-1], replace(_sheet("", "real", run.real, size), real=True), *found[:-1]]
+    return class_names(run, len(run.dataset["class_names"]))[: found[0].rows], ordered
 
 
 def tile_size(names: Sequence[str]) -> int:
@@ -180,10 +186,21 @@ def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
     with opened(path) as image:
         columns, rows = image.width // size, image.height // size
         if size > LARGEST_TILE:
-            image = image.resize(
-                (columns * LARGEST_TILE, rows * LARGEST_TILE), Image.Resampling.LANCZOS
-            )
+            size = LARGEST_TILE
+            image = image.resize((columns * size, rows * size), Image.Resampling.LANCZOS)
+        image = _parted(image, size, rows, columns)
         return Sheet(phase=phase, label=label, source=data_url(image), rows=rows, columns=columns)
+
+
+def _parted(image: Image.Image, size: int, rows: int, columns: int) -> Image.Image:
+    """The images of a sheet with a gap to the right of each and below it, which shows the page."""
+    pitch = size + max(1, size // 16)
+    parted = Image.new("RGBA", (columns * pitch, rows * pitch), (0, 0, 0, 0))
+    for row, column in product(range(rows), range(columns)):
+        left, top = column * size, row * size
+        tile = image.crop((left, top, left + size, top + size)).convert("RGBA")
+        parted.paste(tile, (column * pitch, row * pitch))
+    return parted
 
 
 def data_url(image: Image.Image) -> str:

@@ -17,6 +17,7 @@ from lfmcw_app.report.architecture import evolution
 from lfmcw_app.report.charts import Series, line_chart, short
 from lfmcw_app.report.classes import class_errors, w1_confusion
 from lfmcw_app.report.curves import (
+    Pick,
     Rounds,
     at,
     error_charts,
@@ -24,6 +25,7 @@ from lfmcw_app.report.curves import (
     loss_charts,
     points_of,
     training_charts,
+    w2_on_real,
     warmup_charts,
 )
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets, tile_size
@@ -41,10 +43,9 @@ from lfmcw_app.report.tables import (
     setting_text,
     solves,
 )
-from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.cell_cards import graphs_of, text_units
-from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_layout, cell_svg
+from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_layout, cell_svg, primitive_label
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
@@ -152,8 +153,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     rounds = [Rounds(run) for run in runs]
     labels = _labels(runs)
 
-    def overlaid(title: str, *keys: str, unit: str = "", wrong: bool = False) -> Markup:
-        pick = at(*keys, percent_wrong=wrong)
+    def overlaid(title: str, pick: Pick, unit: str = "") -> Markup:
         lines = [
             Series(label=label, points=own.points(pick), colour=f"series-{1 + index % 8}")
             for index, (label, own) in enumerate(zip(labels, rounds, strict=True))
@@ -167,12 +167,12 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         errors = points_of(run.training.entries, of_network)
         training.append(Series(label=label, points=errors, colour=f"series-{1 + index % 8}"))
 
-    of_w2 = ("metrics", "arch", "accuracy")
+    of_w2 = at("metrics", "arch", "accuracy", percent_wrong=True)
     charts = [
-        overlaid("Search: error of W2 on validation batches", *of_w2, unit="%", wrong=True),
-        overlaid("Search: loss of A on validation batches", "losses", "arch"),
-        overlaid("Search: loss of W2", "losses", "w2"),
-        overlaid("Search: loss of the generator", "losses", "gan", "generator"),
+        overlaid("Search: error of W2 on validation batches", of_w2, "%"),
+        overlaid("Search: loss of A on validation batches", at("losses", "arch")),
+        overlaid("Search: loss of W2 on real training images", w2_on_real),
+        overlaid("Search: loss of the generator", at("losses", "gan", "generator")),
         line_chart(
             "Training of the derived network: error on batches", training, unit="%", mark_ends=True
         ),
@@ -288,9 +288,17 @@ def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
             "title": graph.title,
             "svg": cell_svg(graph),
             "width": round(cell_layout(graph).width),
-            "nodes": [edge_names(edges, genotype) for edges in nodes],
+            "nodes": [_edges_as_drawn(edges, genotype) for edges in nodes],
         }
         for graph, nodes in zip(graphs_of(genotype), texts, strict=True)
+    ]
+
+
+def _edges_as_drawn(edges: Sequence[Any], cells: Cells) -> list[str]:
+    """The edges of a node in words, with the names that operations have in the drawing."""
+    return [
+        f"{primitive_label(primitive)} from {cells.state_name(source)}"
+        for primitive, source in edges
     ]
 
 

@@ -208,13 +208,13 @@ def _own_network(run: RunData) -> str:
     if found is None:
         return ""
     error, rounds = found
-    when = "in the last round" if rounds == 1 else f"mean of the last {rounds:,} rounds"
-    if run.stride > 1:
-        when = "mean of the last rounds"  # of which some were read
-    return (
-        f"The search's own network, W2, reached an error of {error:.1f}% on validation images "
-        f"({when})."
-    )
+    batch = run.recipe.search.batch_size
+    which = f"batch of the last round ({_count(batch, 'image')})"
+    if rounds > 1:
+        which = f"batches of the last {rounds:,} rounds ({_count(batch, 'image')} each)"
+    if run.stride > 1:  # of which some were read
+        which = f"batches of the last rounds ({_count(batch, 'image')} each)"
+    return f"The search's own network, W2, had an error of {error:.1f}% on the validation {which}."
 
 
 def _hardest(run: RunData) -> str:

@@ -7,8 +7,10 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from lfmcw_app.proportions import interval
 from lfmcw_app.report.charts import short
 from lfmcw_app.report.reading import RunData
+from lfmcw_app.result_file import counted_errors
 from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.units import duration, size
 
@@ -35,12 +37,13 @@ PROBLEM_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number at the head of the report."""
+    """A number at the head of the report, and what more is to be known of it."""
 
     key: str
     label: str
     value: str
     unit: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +90,24 @@ def key_figures(run: RunData) -> list[Figure]:
     """The result first, then what it took."""
     figures = []
 
-    def add(key: str, label: str, value: str, unit: str = "") -> None:
-        figures.append(Figure(key=key, label=label, value=value, unit=unit))
+    def add(key: str, label: str, value: str, unit: str = "", note: str = "") -> None:
+        figures.append(Figure(key=key, label=label, value=value, unit=unit, note=note))
 
     result = run.result
     if result is not None:
-        add("test_error", "test error", f"{result['test_error_percent']:.2f}", "%")
+        add(
+            "test_error",
+            "test error",
+            f"{result['test_error_percent']:.2f}",
+            "%",
+            _how_sure(result),
+        )
         top5 = result.get("test_top5_error_percent")
         if top5 is not None:
             add("top5_error", "top-5 test error", f"{top5:.2f}", "%")
         if "training_error_percent" in result:
-            add("training_error", "training error", f"{result['training_error_percent']:.2f}", "%")
+            error = f"{result['training_error_percent']:.2f}"
+            add("training_error", "training error", error, "%", "of the trained network")
         if "lookup" in result:
             found = result["lookup"]
             add("regret", "regret", f"{found['regret_percent']:.2f}", "points")
@@ -116,8 +126,18 @@ def key_figures(run: RunData) -> list[Figure]:
         add("training_time", "training", *duration(seconds[TRAINING]))
     peaks = [cost.peak for cost in costs(run) if cost.peak is not None]
     if peaks:
-        add("peak_memory", "peak memory", *size(max(peaks)))
+        whose = "of the device" if run.environment.get("gpu") else "of the whole process"
+        add("peak_memory", "peak memory", *size(max(peaks)), whose)
     return figures
+
+
+def _how_sure(result: dict[str, Any]) -> str:
+    """How many answers are wrong, and the interval of the error; empty if it was looked up."""
+    counted = counted_errors(result)
+    if counted is None:
+        return ""
+    low, high = interval(*counted)
+    return f"{counted[0]:,} of {counted[1]:,}; 95% interval {low:.1f}–{high:.1f}%"
 
 
 FIGURES = (

@@ -29,7 +29,7 @@ def show(
 
     with PhaseProgress(console, "search", 4) as progress:
         for number in rounds:
-            progress.update(number, LOSSES, {"validation error %": 40.0}, cells=cells)
+            progress.update(number, LOSSES, {"error on the validation batch %": 40.0}, cells=cells)
     return output.getvalue()
 
 
@@ -40,7 +40,7 @@ def test_plain_lines_tell_losses_and_the_time_left(monkeypatch):
     assert begins == "search: 4 rounds to come"  # the first may take long
     assert first.startswith(
         "search 1/4 rounds;  losses w1 1.250  gan generator 0.500, discriminator 1.500  w2 2.000  "
-        "arch 3.000;  validation error 40.0%;  "
+        "arch 3.000;  error on the validation batch 40.0%;  "
     )
     assert [line.split(":")[0] for line in told] == ["  w1", "  gan", "  w2", "  arch"]
     assert first.endswith("s left")

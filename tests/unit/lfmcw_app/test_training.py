@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from statistics import fmean
 
 import pytest
 import torch
@@ -98,7 +100,21 @@ def test_the_result_is_the_error_on_the_test_images(digits, tmp_path):
     assert result["genotype"] == genotype.to_data()
     assert 0.0 <= result["test_top5_error_percent"] <= result["test_error_percent"] <= 100.0
     assert result["test_error_percent"] % 2.5 == 0.0  # of 40 images
+    low, high = result["test_error_interval_percent"]
+    assert low < result["test_error_percent"] < high
     assert len(folder.metrics.read_text().splitlines()) == 8
+
+
+def test_loss_and_error_are_told_as_means_of_the_same_rounds(digits, tmp_path):
+    """Of the last epoch: four rounds here. The file has each round's own."""
+    folder = RunFolder.create(tmp_path / "run", recipe())
+    output = io.StringIO()
+    train_derived(folder, random_genotype(1, 0), digits, Console(file=output, width=200), CPU)
+    entries = [json.loads(line) for line in folder.metrics.read_text().splitlines()][-4:]
+    loss = fmean(entry["losses"]["network"] for entry in entries)
+    error = 100 * (1 - fmean(entry["metrics"]["network"]["accuracy"] for entry in entries))
+    told = f"mean of the last 4 rounds: loss {loss:.3f};  error on training batches {error:.1f}%"
+    assert told in output.getvalue()
 
 
 def test_a_result_lost_after_the_training_is_the_same(digits, tmp_path):

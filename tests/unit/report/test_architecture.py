@@ -10,7 +10,7 @@ import torch
 from made_run_folders import make_folder
 from one_cell_space import ONE_CELL, OPERATIONS, PLACES
 
-from lfmcw_app.report.architecture import MOST_FRAMES, evolution, relative
+from lfmcw_app.report.architecture import MOST_FRAMES, evolution, relative, rule_of
 from lfmcw_app.report.curves import Rounds
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.search_space.nasbench201 import OPERATIONS as OF_201
@@ -147,3 +147,21 @@ def test_edges_of_an_unknown_order_have_numbers():
     assert ONE_CELL.edge_places(6) == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
     assert SPACES.named("darts").edge_places(5) == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     assert ONE_CELL.edge_places(5) is None
+
+
+def test_the_page_says_how_a_cell_is_derived(tmp_path):
+    """A space of another package may do it in any way, so nothing is said."""
+    found = evolved(tmp_path, {"search": (8, 2)})
+    assert found.rule.startswith("A node takes two edges")
+    assert found.rule.endswith("“none” cannot be chosen, even where its weight is the largest.")
+    assert "“none”" not in rule_of("s1", ["sep_conv_3x3"])
+    assert rule_of("nasbench201", ["none"]).endswith("which may be “none”.")
+    assert rule_of("another", ["none"]) == ""
+
+
+def test_weights_that_hardly_differ_are_said_to(tmp_path):
+    even = [[0.2] * len(OF_201)] * 6
+    found = searched(tmp_path / "even", "nasbench201", [even], OF_201)
+    assert "the largest is only 0% above the mean of its node" in found.nearly_even
+    found = searched(tmp_path / "clear", "nasbench201", [preferring([2] * 6, 5)], OF_201)
+    assert found.nearly_even == ""

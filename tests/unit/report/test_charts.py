@@ -120,3 +120,10 @@ def test_lines_of_different_length_stand_at_their_rounds():
 def test_a_note_says_of_how_many_rounds_the_means_are():
     html = line_chart("Loss", [line([1.0] * 100, "a"), line([1.0] * 250, "b")])
     assert "thick: mean of 4 to 10" in html
+
+
+@pytest.mark.parametrize("values", [[0.83, 1.08], [1.04, 1.53], [0.92, 1.17], [0.0, 100.0], [3, 7]])
+def test_an_axis_has_three_values_or_more(values):
+    html = str(line_chart("Loss", [line(list(map(float, values)))]))
+    beside = re.findall(r'<text class="tick" text-anchor="end" x="-5"[^>]*>([^<]*)<', html)
+    assert len(set(beside)) == len(beside) >= 3

@@ -7,7 +7,7 @@ import json
 from made_run_folders import make_folder
 
 from lfmcw_app.report import read_run, run_page
-from lfmcw_app.report.curves import Rounds, at, loss_charts, training_charts
+from lfmcw_app.report.curves import Rounds, at, loss_charts, training_charts, w2_on_real
 
 
 def test_parts_of_a_gradient_are_drawn_where_recorded(tmp_path):
@@ -68,3 +68,12 @@ def test_the_training_has_its_loss_and_its_error(tmp_path):
     assert 'data-value="0.333333"' in loss
     assert 'data-value="50"' in error
     assert training_charts([]) == []
+
+
+def test_losses_of_w2_are_compared_on_real_images():
+    """That of a plain search has no other part; that of LFM-CW is not its total."""
+    ours = {"losses": {"w2": 1.75}, "metrics": {"w2": {"real": 0.9, "synthetic": 0.85}}}
+    assert w2_on_real(ours) == 0.9
+    assert w2_on_real({"losses": {"w2": 0.93}, "metrics": {"w2": {"accuracy": 0.5}}}) == 0.93
+    assert w2_on_real({"losses": {"w2": 0.8}, "metrics": {"w2": {"synthetic": 0.8}}}) is None
+    assert w2_on_real({"losses": {}, "metrics": {}}) is None

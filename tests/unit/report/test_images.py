@@ -67,13 +67,23 @@ def test_classes_without_names_have_numbers(tmp_path):
     assert class_names(run, 2) == ["0", "1"]
 
 
-def test_sheets_go_from_the_first_round_to_real_images(tmp_path):
+def test_the_last_sheet_is_first_beside_real_images(tmp_path):
     names, found = sheets(run_of(tmp_path))
     assert names == ["cat", "dog", "cow"]
-    assert [sheet.label for sheet in found] == ["1", "2", "3", "4", "real"]
+    assert [sheet.label for sheet in found] == ["4", "real", "1", "2", "3"]
     assert {(sheet.rows, sheet.columns) for sheet in found} == {(3, 2)}
-    assert np.asarray(opened(found[-1].source)).max() == 200
-    assert np.asarray(opened(found[0].source)).max() == 100
+    assert [sheet.real for sheet in found] == [False, True, False, False, False]
+    colours = [np.asarray(opened(sheet.source))[:, :, :3].max() for sheet in found]
+    assert colours == [100, 200, 100, 100, 100]
+
+
+def test_images_of_a_sheet_have_gaps(tmp_path):
+    """To the right of each and below it, as wide as a 16th of an image, the page shows through."""
+    _, found = sheets(run_of(tmp_path))
+    alpha = np.asarray(opened(found[0].source))[:, :, 3]
+    assert alpha.shape == (3 * 9, 2 * 9)
+    image = np.pad(np.full((8, 8), 255), (0, 1))
+    assert np.array_equal(alpha, np.tile(image, (3, 2)))
 
 
 def test_large_images_are_reduced(tmp_path):
@@ -83,7 +93,7 @@ def test_large_images_are_reduced(tmp_path):
     for path in (folder / "samples").iterdir():
         Image.new("L", (160, 240)).save(path)
     _, found = sheets(read_run(folder))
-    assert opened(found[0].source).size == (2 * 40, 3 * 40)
+    assert opened(found[0].source).size == (2 * 42, 3 * 42)
 
 
 def test_without_real_images_there_are_no_sheets(tmp_path):

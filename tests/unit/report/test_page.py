@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from statistics import fmean
 
 from made_run_folders import entry, make_folder
@@ -120,3 +121,18 @@ def test_a_page_leaves_nothing_of_a_writer_that_was_killed(tmp_path):
     (folder / ".report.17.part.html").touch()
     write_report(folder)
     assert leftovers(folder) == []
+
+
+def test_cells_as_text_have_the_names_of_the_drawing(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 3)})
+    page = run_page(read_run(folder))
+    said = page[page.index("As text") :].split("</ol>")[0]
+    edges = re.findall(r"<span>(.*?) from .*?</span>", said)
+    assert edges and all(f">{edge}<" in page for edge in edges)
+    assert "_" not in said.replace("_blank", "")
+
+
+def test_the_environment_is_closed_at_first(tmp_path):
+    """It has some twenty rows, which a phone would show one below the other."""
+    page = run_page(read_run(make_folder(tmp_path / "run", {"search": (8, 3)})))
+    assert "<details><summary>Environment</summary>" in page

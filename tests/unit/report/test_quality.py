@@ -63,7 +63,7 @@ def test_a_collapsed_generator_is_told_of(tmp_path):
     assert html.count("data-collapsed") == 1
     assert text in html
     head = html[html.index("<header>") : html.index("</header>")]
-    assert "images). The generator has collapsed: its pictures of a class are all alike" in head
+    assert "47.1%). The generator has collapsed: its pictures of a class are all alike" in head
 
 
 def test_one_measurement_has_no_curve(tmp_path):

@@ -43,9 +43,9 @@ def test_a_complete_run_says_what_it_found(tmp_path):
         "LFM-CW searched the DARTS space on digits for 4 rounds. "
         "The test error of the derived network is 12.50% (1 of 8 images; 95% interval 2.2 "
         "to 47.1%). Whether the generated images show their classes was not measured. "
-        "The search's own network, W2, reached an error of 75.0% on validation images (in "
-        "the last round). No class is clearly harder than the others. “cat” has the largest error "
-        "(3 of 10 test images wrong), but chance alone can explain that."
+        "The search's own network, W2, had an error of 75.0% on the validation batch of the last "
+        "round (32 images). No class is clearly harder than the others. “cat” has the largest "
+        "error (3 of 10 test images wrong), but chance alone can explain that."
     )
 
 
@@ -111,8 +111,16 @@ def test_a_generator_that_was_not_measured_is_not_judged(tmp_path, settings, fin
 def test_a_mean_says_of_how_many_rounds_it_is(tmp_path):
     """Of one round there is no mean, in the sentences and in the strips of class weights."""
     for rounds, own, end in (
-        (4, "(in the last round)", "End: the last round."),
-        (30, "(mean of the last 3 rounds)", "End: mean of the last 3 rounds."),
+        (
+            4,
+            "on the validation batch of the last round (32 images)",
+            "The column “end” has the last round.",
+        ),
+        (
+            30,
+            "on the validation batches of the last 3 rounds (32 images each)",
+            "The column “end” has the mean of the last 3 rounds.",
+        ),
     ):
         folder = make_folder(tmp_path / f"{rounds}", {"search": (8, rounds)})
         assert own in sentences(folder)
