@@ -26,6 +26,9 @@ __all__ = ["as_csv", "as_data", "draw", "print_predictions", "trained_on_said"]
 MOST_DRAWN, COLUMNS = 60, 3
 """Largest number of images in a picture, and in a row."""
 
+WIDEST_NAME = 40
+"""Letters of a line in the picture, which has room for the name and its probability."""
+
 
 def print_predictions(predictions: Predictions, count: int, console: Console) -> None:
     """Prints the most likely classes of each image, and the errors if classes are known.
@@ -201,11 +204,15 @@ def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Pat
     # Slow to import, and not needed without a picture.
     from matplotlib.figure import Figure
 
-    from lfmcw_app.drawing import as_label, drawing
+    from lfmcw_app.drawing import as_lines, drawing
 
     drawn = predictions.done[:MOST_DRAWN]
     rows = -(-len(drawn) // COLUMNS)
-    height = 0.75 + 0.2 * min(count, len(predictions.class_names))
+    names = [as_lines(name, WIDEST_NAME) for name in predictions.class_names]
+    titles = [as_lines(_title(prediction, predictions), WIDEST_NAME) for prediction in drawn]
+    bars = min(count, len(names)) * max(name.count("\n") + 1 for name in names)
+    most = max([title.count("\n") + 1 for title in titles], default=1)
+    height = 0.6 + 0.15 * most + 0.2 * bars
     with drawing():
         figure = Figure(figsize=(4.2 * COLUMNS, height * rows), layout="constrained")
         axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 2] * COLUMNS)
@@ -216,8 +223,8 @@ def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Pat
             left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
             pixels = preprocess.pixels(prediction.image.path).movedim(0, -1).numpy()
             left.imshow(_colours(pixels), interpolation="nearest")
-            _draw_bars(right, prediction, list(map(as_label, predictions.class_names)), count)
-            right.set_title(as_label(_title(prediction, predictions)), fontsize=8, loc="left")
+            _draw_bars(right, prediction, names, count)
+            right.set_title(titles[index], fontsize=8, loc="left")
         figure.savefig(path, dpi=110, format="png")
 
 
