@@ -33,6 +33,9 @@ WIDEST_NAME = 40
 def print_predictions(predictions: Predictions, count: int, console: Console) -> None:
     """Prints the most likely classes of each image, and the errors if classes are known.
 
+    Images that were taken for another class come first, the surest mistakes before the others, and
+    are marked.
+
     Args:
         predictions: of the images.
         count: classes per image.
@@ -40,24 +43,39 @@ def print_predictions(predictions: Predictions, count: int, console: Console) ->
     """
     names, known = predictions.class_names, predictions.scores()
     table = Table(show_edge=False)
-    table.add_column("image", overflow="fold")
+    if known:
+        table.add_column("")
+    table.add_column("image")
     if known:
         table.add_column("class")
     for rank in range(1, min(count, len(names)) + 1):
         table.add_column("prediction" if rank == 1 else f"{rank}.")
-    for prediction in predictions.done:
+    for prediction in sorted(predictions.done, key=_mistakes_first):
         label = prediction.image.label
-        row = [_cell(str(prediction.image.path))]
+        row = [_cell(_short_path(prediction.image.path))]
         best = prediction.top(count)
         if known:
-            wrong = label is not None and best[0][0] != label
-            row.append(_cell("" if label is None else names[label], "red" if wrong else ""))
+            style = "red" if prediction.is_wrong else ""
+            row.insert(0, _cell("wrong" if prediction.is_wrong else "", style))
+            row.append(_cell("" if label is None else names[label], style))
         row += [_cell(f"{names[label]} {100 * share:.1f}%") for label, share in best]
         table.add_row(*row)
     if predictions.done:
         print_table(console, table)
     if known:
         _print_scores(predictions, console)
+
+
+def _mistakes_first(prediction: Prediction) -> tuple[bool, float]:
+    """A key: mistakes come first, those of the highest probability before the others."""
+    wrong = prediction.is_wrong
+    return not wrong, -prediction.top(1)[0][1] if wrong else 0.0
+
+
+def _short_path(path: Path) -> str:
+    """The path from the working directory, if the file is in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _cell(text: str, style: str = "") -> Text:

@@ -54,7 +54,7 @@ def evaluate(
     lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
-    device: options.DeviceOption = "auto",
+    device: options.ProjectedDeviceOption = "auto",
     threads: options.ThreadsOption = None,
     max_steps: options.MaxStepsOption = None,
     quiet: options.QuietOption = False,

@@ -36,7 +36,7 @@ def run(
     lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
-    device: options.DeviceOption = "auto",
+    device: options.ProjectedDeviceOption = "auto",
     threads: options.ThreadsOption = None,
     max_steps: options.MaxStepsOption = None,
     detect_collapse: Annotated[
