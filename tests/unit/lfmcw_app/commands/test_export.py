@@ -45,7 +45,7 @@ def test_a_network_is_exported_beside_its_file(trained, tmp_path):
         (["--to", "onxx"], "Did you mean 'onnx'"),
         (["--to", "torch", "--input", "pixel"], "Did you mean 'pixels'"),
         (["--to", "torch", "--out", "nowhere/a.pt2"], "there is no folder nowhere"),
-        (["--to", "onnx", "--out", "a.onnx"], "pip install onnx"),
+        (["--to", "onnx", "--out", "a.onnx"], "pip install 'torch-mlo[export]'"),
     ],
 )
 def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained, monkeypatch):
