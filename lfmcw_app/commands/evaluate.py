@@ -118,6 +118,8 @@ def evaluate(
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             options.check_outside(dataset, out or options.RUNS)
+            if out is not None and not dry_run:
+                RunFolder.check_free(out)
             cells = _given(genotype, recipe)
             given = tuple(assign or ())
             for told in idle_settings(recipe, config=config, assignments=given, searches=False):

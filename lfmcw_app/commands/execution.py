@@ -58,7 +58,11 @@ def carry_out(
         work: returns the result.
         tensorboard: whether event files are written.
     """
+    from lfmcw_app.complete_runs import is_complete  # slow to import, as a run's work is
+
     say(console, f"Run folder: {folder.path}")
+    if is_complete(folder):
+        say(console, "The run is complete, so nothing is left to do. Its result:")
     if folder.begun and (changed := folder.changed_environment()):
         say(
             console,

@@ -69,6 +69,7 @@ def run(
         from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
         from lfmcw_app.projection import after_projection, print_choice, project
         from lfmcw_app.resolving import resolve_recipe
+        from lfmcw_app.run_folder import RunFolder
         from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
         from lfmcw_app.tensorboard import check_tensorboard
 
@@ -117,6 +118,8 @@ def run(
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             options.check_outside(dataset, out or options.RUNS)
+            if out is not None and not (print_config or dry_run):
+                RunFolder.check_free(out)
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return

@@ -30,6 +30,7 @@ def test_a_network_is_exported_beside_its_file(trained, tmp_path):
     result = invoke(run, "--to", "torch")
     assert result.exit_code == 0, result.stderr
     assert "On 14 images, 6 of them real" in words(result.stdout)
+    assert "0.0e+00" not in result.stdout
     program = torch.export.load(run / "network.pt2").module()
     network, preprocess, _ = load_network(run)
     pixels = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
