@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from matplotlib import font_manager, get_cachedir, rc_context
 
 from lfmcw_app.errors import DataWarning, listed
-from lfmcw_app.search_space.cell_cards import text_units
+from lfmcw_app.units import text_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

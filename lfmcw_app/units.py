@@ -1,8 +1,10 @@
-"""Times and sizes for people."""
+"""Times, sizes and widths of texts, for people."""
 
 from __future__ import annotations
 
-__all__ = ["duration", "size"]
+import unicodedata
+
+__all__ = ["duration", "size", "text_units"]
 
 
 YEAR = 365.25 * 86400
@@ -22,3 +24,8 @@ def size(count: int) -> tuple[str, str]:
         if count >= length:
             return f"{count / length:.3g}", unit
     return f"{count / 1e3:.3g}", "kB"
+
+
+def text_units(text: str) -> int:
+    """The width of a text in letters; those of Chinese, Japanese and Korean count twice."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

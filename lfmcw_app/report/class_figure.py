@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lfmcw_app.drawing import as_lines, drawing
 from lfmcw_app.errors import InputError
-from lfmcw_app.search_space.cell_cards import text_units
+from lfmcw_app.units import text_units
 
 __all__ = ["draw_class_weights"]
 

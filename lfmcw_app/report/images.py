@@ -17,7 +17,7 @@ from PIL import Image
 
 from lfmcw_app.decoding import opened
 from lfmcw_app.report.reading import RunData
-from lfmcw_app.search_space.cell_cards import text_units
+from lfmcw_app.units import text_units
 
 __all__ = [
     "ClassWeights",

@@ -45,13 +45,13 @@ from lfmcw_app.report.tables import (
     solves,
 )
 from lfmcw_app.run_folder import EVALUATED, REPORT
-from lfmcw_app.search_space.cell_cards import graphs_of, text_units
+from lfmcw_app.search_space.cell_cards import graphs_of
 from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_layout, cell_svg, primitive_label
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
-from lfmcw_app.units import duration, size
+from lfmcw_app.units import duration, size, text_units
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_page", "write_report"]
 

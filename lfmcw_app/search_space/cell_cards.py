@@ -8,15 +8,16 @@ another line, but no label, with any number of nodes and edges.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
+from lfmcw_app.units import text_units
+
 __all__ = [
     "ARROW", "Box", "CellGraph", "Drawn", "Label", "Layout", "Line", "graphs_of", "kind_title",
-    "layout_of", "rounded", "text_units",
+    "layout_of", "rounded",
 ]  # fmt: skip
 
 Box = tuple[float, float, float, float]
@@ -173,11 +174,6 @@ def _towards(place: Place, other: Place) -> Place:
     length = abs(other[0] - place[0]) + abs(other[1] - place[1])  # pieces are straight or upright
     share = min(1.0, CORNER / length) if length else 0.0
     return place[0] + share * (other[0] - place[0]), place[1] + share * (other[1] - place[1])
-
-
-def text_units(text: str) -> int:
-    """The width of a text in letters; those of Chinese, Japanese and Korean count twice."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def layout_of(graph: CellGraph, labels: dict[str, str]) -> Layout:

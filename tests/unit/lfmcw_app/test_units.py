@@ -1,10 +1,10 @@
-"""Times and sizes for people."""
+"""Times, sizes and widths of texts, for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from lfmcw_app.units import duration, size
+from lfmcw_app.units import duration, size, text_units
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_a_time_has_the_unit_that_suits_it(seconds, expected):
 )
 def test_a_size_has_three_digits(count, expected):
     assert size(count) == expected
+
+
+def test_east_asian_letters_are_twice_as_wide():
+    assert text_units("abc") == 3
+    assert text_units("猫a") == 3
+    assert text_units("정상") == 4

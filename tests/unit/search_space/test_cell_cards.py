@@ -10,7 +10,7 @@ import pytest
 from one_cell_space import OPERATIONS as ONE_CELL_OPERATIONS
 from one_cell_space import PLACES, OneCell
 
-from lfmcw_app.search_space.cell_cards import graphs_of, layout_of, text_units
+from lfmcw_app.search_space.cell_cards import graphs_of, layout_of
 from lfmcw_app.search_space.cell_svg import primitive_label
 from lfmcw_app.search_space.genotype import Cells, Edge, Genotype, random_genotype
 from lfmcw_app.search_space.nasbench201 import OPERATIONS, SumCell, sum_edges
@@ -164,9 +164,3 @@ class Backwards(Cells):
 def test_a_cell_that_reads_ahead_is_refused():
     with pytest.raises(ValueError, match="node 0 of 'cell' reads state 2"):
         graphs_of(Backwards())
-
-
-def test_east_asian_letters_are_twice_as_wide():
-    assert text_units("abc") == 3
-    assert text_units("猫a") == 3
-    assert text_units("정상") == 4
