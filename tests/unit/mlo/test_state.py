@@ -259,7 +259,7 @@ def test_a_question_after_a_load_tells_that_it_differs(engine):
         resumed.gradient("decay")
 
 
-def test_only_a_step_still_needed_is_missed_inside_a_round():
+def test_only_a_step_that_is_still_needed_is_missed():
     def told(engine, updates):
         optimizer = regression(hypergradient=engine, steps=3)
         made = optimizer.updates(1)

@@ -54,7 +54,7 @@ def test_the_ratio_has_no_units():
     )
 
 
-def test_only_what_a_gradient_takes_for_a_solution_is_reported():
+def test_only_what_is_taken_for_a_solution_is_reported():
     assert bilevel_quadratic().optimizer("one_step").gradient("x", report=True).stationarity == {}
     optimizer = trilevel_quadratic().optimizer({"w": "direct", "m": "one_step"})
     assert set(optimizer.gradient("x", report=True).stationarity) == {"w"}

@@ -131,7 +131,7 @@ def test_a_term_that_starts_at_zero_is_silent():
     assert warned(trilevel(net_term=penalty, start=0.0), rounds=5) == []
 
 
-def test_a_term_without_a_lower_parameter_is_told_after_three():
+def test_a_term_without_a_lower_parameter_is_told_later():
     def apart(net, seen):
         return net.v.square().sum() + seen.square().sum()
 
