@@ -24,7 +24,7 @@ from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.training import train_derived
 
-__all__ = ["evaluate_genotype", "look_up_genotype", "run"]
+__all__ = ["evaluate_genotype", "is_complete", "look_up_genotype", "run"]
 
 
 def run(
@@ -89,6 +89,15 @@ def _trained(
         return train_derived(folder, genotype, dataset, console, device)
 
 
+def is_complete(folder: RunFolder) -> bool:
+    """Whether a folder has its result, and nothing is left to do."""
+    return folder.result is not None and not folder.changes and not _lacks_network(folder)
+
+
+def _lacks_network(folder: RunFolder) -> bool:
+    return not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
+
+
 def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
@@ -101,7 +110,7 @@ def _completed(
     check_unchanged(folder.path, dataset.fingerprint)
     if folder.result is not None and not folder.changes:
         folder.finish_clearing()  # before its checkpoints could pass for those of a run
-    lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
+    lacks_network = _lacks_network(folder)
 
     def held() -> dict[str, Any] | None:
         return None if folder.changes or lacks_network else folder.result

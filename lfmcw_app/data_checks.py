@@ -219,13 +219,16 @@ def parts_said(recipe: Recipe, dataset: Dataset, *, searches: bool = True) -> li
     said = []
     if searches:
         said.append(
-            f"The search learns from {counts['D_tr']} images (D_tr) and chooses the cell by "
-            f"{counts['D_val']} others (D_val)."
+            f"The search learns from {counts['D_tr']} images (D_tr), and {counts['D_val']} others "
+            "(D_val) decide which cell it chooses."
         )
     if recipe.trains:
+        whole = searches and counts["training"] == counts["D_tr"] + counts["D_val"]
+        images = f"{counts['training']} images"
         said.append(
-            f"The network {'that it finds ' if searches else ''}is trained on "
-            f"{counts['training']} images and tested on {counts['test']} others."
+            f"The network {'of that cell ' if searches else ''}is trained on "
+            f"{f'both parts together ({images})' if whole else images} and tested on "
+            f"{counts['test']} others."
         )
     return [" ".join(said)] if said else []
 
@@ -272,9 +275,9 @@ def adaptations(
     if how.epochs is not None and how.steps is None and rounds > how.epochs * per_epoch:
         said.append(
             f"The training has {rounds // per_epoch:,} epochs instead of the recipe's "
-            f"{how.epochs:,}. On so few images these are only {how.epochs * per_epoch:,} rounds (a "
-            f"batch each), and evaluation.min_steps asks for at least {how.min_steps:,}. To keep "
-            f"the {how.epochs:,}, give --set evaluation.min_steps=0."
+            f"{how.epochs:,}: the images are few, so {how.epochs:,} epochs are only "
+            f"{how.epochs * per_epoch:,} rounds of a batch each, and evaluation.min_steps is "
+            f"{how.min_steps:,}. To keep {how.epochs:,} epochs, give --set evaluation.min_steps=0."
         )
     return said
 

@@ -1,6 +1,9 @@
 """`python -m lfmcw_app.draw GENOTYPE --out FILE`: see commands/draw.py."""
 
-from lfmcw_app.commands.draw import draw, main
+from lfmcw_app.commands.interrupts import answered_interrupts
+
+with answered_interrupts():
+    from lfmcw_app.commands.draw import draw, main
 
 __all__ = ["draw", "main"]
 

@@ -1,6 +1,9 @@
 """`python -m lfmcw_app.evaluate GENOTYPE DATASET`: see commands/evaluate.py."""
 
-from lfmcw_app.commands.evaluate import evaluate, main
+from lfmcw_app.commands.interrupts import answered_interrupts
+
+with answered_interrupts():
+    from lfmcw_app.commands.evaluate import evaluate, main
 
 __all__ = ["evaluate", "main"]
 

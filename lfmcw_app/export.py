@@ -1,6 +1,9 @@
 """`python -m lfmcw_app.export RUN --to FORMAT`: see commands/export.py."""
 
-from lfmcw_app.commands.export import export, main
+from lfmcw_app.commands.interrupts import answered_interrupts
+
+with answered_interrupts():
+    from lfmcw_app.commands.export import export, main
 
 __all__ = ["export", "main"]
 

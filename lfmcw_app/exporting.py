@@ -177,7 +177,7 @@ def check_packages(kind: str) -> None:
     if missing:
         raise InputError(
             f"--to {kind} needs {', '.join(missing)}, which cannot be imported here: pip install "
-            f"{' '.join(FORMATS[kind].packages)}"
+            "'torch-mlo[export]' (in a checkout: '.[export]'). --to torch needs no other package."
         )
 
 

@@ -196,7 +196,7 @@ def warm_up(
             with folder.attempting(path.name):
                 save_snapshot(players.generator, dataset, path, device)
         if folder.writes and done.record.round in judged:
-            with folder.attempting("the generator's quality"):
+            with folder.attempting("the generator's quality"), phase.measuring():
                 quality = judge.measure(_averaged(players))
                 done.entry["quality"] = quality.to_data()
                 if recipe.detect_collapse and done.record.round == rounds:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import compress
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -22,8 +23,8 @@ from lfmcw_app.decoding import (
     value_range,
 )
 from lfmcw_app.deep_pixels import Depth, deep_values, depth_of, is_grey
-from lfmcw_app.errors import InputError
-from lfmcw_app.folders import FolderListing
+from lfmcw_app.errors import InputError, listed
+from lfmcw_app.folders import FolderListing, Listing
 from lfmcw_app.recipe import Data
 
 __all__ = ["DecodingOptions", "Reading", "in_threads", "survey", "without_damaged"]
@@ -36,6 +37,8 @@ CHECKED = 20_000
 """After a damaged file, at most so many others are read to name all damaged ones."""
 FEW_LEVELS = 1 / 8
 """Share of the range: if half of the images stay below it, single values stretch the range."""
+LARGE_LOSS, LARGE_SHARE = 1 / 4, 1 / 4
+"""Share of an image that a crop may cut off, and share of images that may lose it unsaid."""
 ON_THEIR_SIDE = (5, 6, 7, 8)
 """Orientations of EXIF with width and height exchanged."""
 
@@ -69,9 +72,11 @@ class Reading:
     """What was read of a folder's files.
 
     Attributes:
+        images: number of all.
         smallest: width and height of the smallest image, turned upright.
         largest: width and height of the largest image.
         not_square: number of images that are cropped, padded or stretched.
+        cut: number of images of which a crop leaves out `LARGE_LOSS` of the area or more.
         turned: number of images that their EXIF data turn.
         transparent: number of images that may have transparency.
         several: number of files with several pictures, of which the first is read.
@@ -83,9 +88,11 @@ class Reading:
             few levels; None otherwise.
     """
 
+    images: int
     smallest: Size
     largest: Size
     not_square: int
+    cut: int
     turned: int
     transparent: int
     several: int
@@ -104,7 +111,13 @@ class Reading:
             f"{how.channels} channel{'s' * (how.channels > 1)}",
             f"values {self._values()}",
         ]
-        fitted = {"crop": "cropped to a square", "pad": "padded with black", "stretch": "stretched"}
+        cropped = "cropped to a square"
+        if self.cut > LARGE_SHARE * self.images:
+            cropped += (
+                f" ({self.cut:,} lose a quarter of their area or more: objects at the edge are cut "
+                "off, and --set data.fit=pad keeps them)"
+            )
+        fitted = {"crop": cropped, "pad": "padded with black", "stretch": "stretched"}
         counts = {
             fitted[how.fit]: self.not_square,
             "turned upright by their EXIF data": self.turned,
@@ -174,7 +187,9 @@ def survey(
     return decoding, Reading(
         smallest=min(sizes, key=_area),
         largest=max(sizes, key=_area),
+        images=len(sizes),
         not_square=sum(width != height for width, height in sizes),
+        cut=sum(map(_loses_much, sizes)) if options.fit == "crop" else 0,
         turned=sum(header.turned for header in headers),
         transparent=sum(header.transparent for header in headers),
         several=sum(header.several for header in headers),
@@ -191,20 +206,21 @@ def without_damaged(listing: FolderListing) -> FolderListing:
     Raises:
         InputError: if a class has no other files.
     """
-    parts, skipped = {}, 0
+    parts: dict[str, Listing] = {}
+    names: list[str] = []
     for part, images in listing.parts.items():
         found = in_threads(_check, images.paths)
         damaged = [result for result in found if isinstance(result, DamagedImage)]
         sound = torch.tensor([not isinstance(result, DamagedImage) for result in found])
         parts[part] = images.select(sound.nonzero()[:, 0])
-        skipped += len(damaged)
+        names += ["/".join(Path(image.name).parts[-2:]) for image in damaged]
         left = torch.bincount(parts[part].labels, minlength=len(images.class_names))
         if int(left.min()) == 0:
             name = images.class_names[int(left.argmin())]
             raise InputError(f"No image of class {name!r} can be read. {damaged_images(damaged)}")
     kinds = dict(listing.skipped)
-    if skipped:
-        kinds["damaged"] = skipped
+    if names:
+        kinds[f"damaged ({listed(names)})"] = len(names)
     return replace(listing, parts=parts, skipped=kinds)
 
 
@@ -282,6 +298,10 @@ def _all_read(results: Sequence[Result | DamagedImage], paths: Sequence[str]) ->
 
 def _shown(size: Size) -> str:
     return f"{size[0]}×{size[1]}"
+
+
+def _loses_much(size: Size) -> bool:
+    return 1 - min(size) / max(size) >= LARGE_LOSS
 
 
 def _area(size: Size) -> tuple[int, Size]:

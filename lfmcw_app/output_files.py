@@ -10,10 +10,17 @@ from pathlib import Path
 
 from lfmcw_app.errors import InputError
 
-__all__ = ["check_new", "leftovers", "new_file", "replacing"]
+__all__ = ["check_new", "completed", "leftovers", "new_file", "replacing"]
 
 LEFTOVER = re.compile(r"\..+\.part(\.\w+)?")
 """Names of temporary files: those of `replacing`, and of `mlo.save_checkpoint`."""
+
+_completed: set[Path] = set()
+
+
+def completed() -> bool:
+    """Whether this process has completed a file."""
+    return bool(_completed)
 
 
 def check_new(path: Path) -> None:
@@ -65,6 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+        _completed.add(path)
     finally:
         temporary.unlink(missing_ok=True)
 

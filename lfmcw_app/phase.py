@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.resuming import learning_rates, set_learning_rates
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
-from lfmcw_app.timings import TIMINGS, Timings
+from lfmcw_app.timings import MEASURING, TIMINGS, Timings
 from mlo import CheckpointError, MultilevelOptimizer, NonFiniteError, Record
 
 __all__ = ["Phase", "PhaseState", "Round", "entry_of"]
@@ -183,6 +184,17 @@ class Phase:
                 yield done
                 self._finish(done)
                 progress.update(record.round, record.losses, done.shown, cells)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Says that the generator is measured, which may take longer than a round, and times it."""
+        say(
+            self._console,
+            f"Measuring the generator after round {self._optimizer.round:,} of the {self._name}: "
+            "small classifiers learn from its pictures and from real ones …",
+        )
+        with self._timings.beside(MEASURING):
+            yield
 
     def _step(self) -> Record | None:
         """Runs a round; None if the run returned to its last checkpoint instead."""

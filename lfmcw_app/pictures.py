@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lfmcw_app.batchnorm import recompute_statistics
 from lfmcw_app.conditions import conditions_said
 from lfmcw_app.data import FOLDER, Dataset, Images
-from lfmcw_app.drawing import as_label, drawing
+from lfmcw_app.drawing import drawing, set_row_names
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
@@ -188,7 +188,7 @@ def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     ax = figure.subplots()
     sheet = as_sheet(images).numpy()
     ax.imshow(sheet, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(map(as_label, names)))
+    set_row_names(ax, [(row + 0.5) * height for row in range(rows)], names)
     middles = [GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width]
     ax.set_xticks(middles, labels=["generated", "real"])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -50,6 +50,11 @@ class Prediction:
     image: ImageFile
     probabilities: Tensor
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the image's class is known, and another one is likelier."""
+        return self.image.label is not None and self.top(1)[0][0] != self.image.label
+
     def top(self, count: int) -> list[tuple[int, float]]:
         """The most likely classes with their probabilities; if they tie, the class listed first."""
         order = self.probabilities.argsort(descending=True, stable=True)[:count]
@@ -108,7 +113,7 @@ class Predictions:
             label = prediction.image.label
             if label is not None:
                 images[label] += 1
-                wrong[label] += prediction.top(1)[0][0] != label
+                wrong[label] += prediction.is_wrong
         return [
             ClassScore(label=label, images=images[label], wrong=wrong[label])
             for label in range(len(images))

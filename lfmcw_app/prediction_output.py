@@ -26,9 +26,15 @@ __all__ = ["as_csv", "as_data", "draw", "print_predictions", "trained_on_said"]
 MOST_DRAWN, COLUMNS = 60, 3
 """Largest number of images in a picture, and in a row."""
 
+WIDEST_NAME = 40
+"""Letters of a line in the picture, which has room for the name and its probability."""
+
 
 def print_predictions(predictions: Predictions, count: int, console: Console) -> None:
     """Prints the most likely classes of each image, and the errors if classes are known.
+
+    Images that were taken for another class come first, the surest mistakes before the others, and
+    are marked.
 
     Args:
         predictions: of the images.
@@ -37,24 +43,39 @@ def print_predictions(predictions: Predictions, count: int, console: Console) ->
     """
     names, known = predictions.class_names, predictions.scores()
     table = Table(show_edge=False)
-    table.add_column("image", overflow="fold")
+    if known:
+        table.add_column("")
+    table.add_column("image")
     if known:
         table.add_column("class")
     for rank in range(1, min(count, len(names)) + 1):
         table.add_column("prediction" if rank == 1 else f"{rank}.")
-    for prediction in predictions.done:
+    for prediction in sorted(predictions.done, key=_mistakes_first):
         label = prediction.image.label
-        row = [_cell(str(prediction.image.path))]
+        row = [_cell(_short_path(prediction.image.path))]
         best = prediction.top(count)
         if known:
-            wrong = label is not None and best[0][0] != label
-            row.append(_cell("" if label is None else names[label], "red" if wrong else ""))
+            style = "red" if prediction.is_wrong else ""
+            row.insert(0, _cell("wrong" if prediction.is_wrong else "", style))
+            row.append(_cell("" if label is None else names[label], style))
         row += [_cell(f"{names[label]} {100 * share:.1f}%") for label, share in best]
         table.add_row(*row)
     if predictions.done:
         print_table(console, table)
     if known:
         _print_scores(predictions, console)
+
+
+def _mistakes_first(prediction: Prediction) -> tuple[bool, float]:
+    """A key: mistakes come first, those of the highest probability before the others."""
+    wrong = prediction.is_wrong
+    return not wrong, -prediction.top(1)[0][1] if wrong else 0.0
+
+
+def _short_path(path: Path) -> str:
+    """The path from the working directory, if the file is in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _cell(text: str, style: str = "") -> Text:
@@ -201,11 +222,15 @@ def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Pat
     # Slow to import, and not needed without a picture.
     from matplotlib.figure import Figure
 
-    from lfmcw_app.drawing import as_label, drawing
+    from lfmcw_app.drawing import as_lines, drawing
 
     drawn = predictions.done[:MOST_DRAWN]
     rows = -(-len(drawn) // COLUMNS)
-    height = 0.75 + 0.2 * min(count, len(predictions.class_names))
+    names = [as_lines(name, WIDEST_NAME) for name in predictions.class_names]
+    titles = [as_lines(_title(prediction, predictions), WIDEST_NAME) for prediction in drawn]
+    bars = min(count, len(names)) * max(name.count("\n") + 1 for name in names)
+    most = max([title.count("\n") + 1 for title in titles], default=1)
+    height = 0.6 + 0.15 * most + 0.2 * bars
     with drawing():
         figure = Figure(figsize=(4.2 * COLUMNS, height * rows), layout="constrained")
         axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 2] * COLUMNS)
@@ -216,8 +241,8 @@ def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Pat
             left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
             pixels = preprocess.pixels(prediction.image.path).movedim(0, -1).numpy()
             left.imshow(_colours(pixels), interpolation="nearest")
-            _draw_bars(right, prediction, list(map(as_label, predictions.class_names)), count)
-            right.set_title(as_label(_title(prediction, predictions)), fontsize=8, loc="left")
+            _draw_bars(right, prediction, names, count)
+            right.set_title(titles[index], fontsize=8, loc="left")
         figure.savefig(path, dpi=110, format="png")
 
 

@@ -1,8 +1,8 @@
 """Prints lines for people unchanged: not wrapped, not coloured, and with plain brackets.
 
 Names of files and classes may hold anything. What would steer a terminal is not printed.
-Tables are wrapped to the width of a terminal, but never in a file or a pipe, where others search
-and cut lines.
+Tables are wrapped to the width of a terminal, without cutting a cell. They are not wrapped in a
+file or a pipe, where others search and cut lines.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def say(console: Console, text: str) -> None:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table; without a terminal each row stays on one line, whatever its length."""
+    """Prints a table, no cell cut; without a terminal each row is one line, whatever its length."""
+    for column in table.columns:
+        column.overflow = "fold"
     if console.is_terminal:
         console.print(table)
         return

@@ -35,11 +35,14 @@ LIVE_INTERVAL = 0.5
 MEANINGS = {
     "w1": "of network W1 on training images (D_tr)",
     "gan": "of the generator and its discriminator, which play against each other",
-    "w2": "of network W2 on training images, and on generated ones if there are any",
+    "w2": "of network W2 on training images (D_tr)",
     "arch": "of W2 on validation images (D_val), by which the cell is chosen",
     "network": "of the network on its training images",
 }
 """Problem → what its loss is of."""
+
+GENERATED = ", plus its loss on generated ones"
+"""Of W2, if there is a generator."""
 
 
 class PhaseProgress:
@@ -139,7 +142,8 @@ class PhaseProgress:
         self._explained.update(new)
         for name in new:
             if name in MEANINGS:
-                self._print(f"  {name}: the loss {MEANINGS[name]}")
+                more = GENERATED if name == "w2" and "gan" in self._explained else ""
+                self._print(f"  {name}: the loss {MEANINGS[name]}{more}")
 
     def _print(self, line: str) -> None:
         say(self._console, line)

@@ -20,6 +20,9 @@ LIKE, ALIKE = 0.6, 0.75
 LONGEST = 200
 """Letters of a key that is compared with all others, which takes a time that grows with it."""
 
+SOME = 8
+"""Keys beside a mistyped one that are listed after a suggestion."""
+
 TAKES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -124,7 +127,10 @@ def _unknown(path: tuple[int | str, ...], value: Any, model: type[BaseModel]) ->
     if isinstance(value, Mapping) and value:  # search.lambda, for serch.lambda
         given = [*given, str(next(iter(value)))]
     near = " or ".join(map(repr, _near(given, model)))
-    hint = f" Did you mean {near}?" if near else ""
+    hint = ""
+    if near:  # the other keys are seldom meant
+        hint = f" Did you mean {near}?"
+        beside = [*beside[:SOME], "…"] if len(beside) > SOME else beside
     of = f"The keys of {_dotted(above)} are" if above else "A recipe has"
     return f"Unknown configuration key {_dotted(path)!r}.{hint} {of} {', '.join(beside)}."
 

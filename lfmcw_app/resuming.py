@@ -129,8 +129,8 @@ def planned_changes(
         if change.key not in CHANGEABLE:
             raise InputError(
                 f"The run in {path} has another recipe: {change}. This cannot change during a "
-                f"run. Settings that can: {', '.join(CHANGEABLE)}. Resume without it, or start a "
-                "new run."
+                "run. Resume without it, or start a new run. Settings that can: "
+                f"{', '.join(CHANGEABLE)}."
             )
         _check_in_time(path, change, wanted, searches=searches)
     of_numbers = [change for change in changes if CHANGEABLE[change.key]]

@@ -143,10 +143,10 @@ class RunFolder:
         """
         folder = cls(path, recipe)
         try:
-            folder._check_empty()
+            cls.check_free(folder.path)
             path.mkdir(parents=True, exist_ok=True)
             with folder.locked():
-                folder._check_empty()  # another process may have come first
+                cls.check_free(folder.path)  # another process may have come first
                 # With this file there is a run, which can be resumed; without it there is none.
                 folder._replace("config.yaml", recipe.to_yaml())
                 folder._write_environment(recipe)
@@ -177,8 +177,13 @@ class RunFolder:
             if here[key] != before
         ]
 
-    def _check_empty(self) -> None:
-        path = self.path
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Checks that a new run can have a folder, before anything is read for it.
+
+        Raises:
+            InputError: if something is in it.
+        """
         if not path.exists():
             return
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):

@@ -284,7 +284,7 @@ def draw_sheet(images: Mapping[str, Tensor], path: Path) -> None:
     # Slow to import, and not needed for single files.
     from matplotlib.figure import Figure
 
-    from lfmcw_app.drawing import as_label, drawing
+    from lfmcw_app.drawing import drawing, set_row_names
 
     columns = min(COLUMNS, max(map(len, images.values())))
     rows_of_classes = [_rows(members, columns) for members in images.values()]
@@ -299,7 +299,7 @@ def draw_sheet(images: Mapping[str, Tensor], path: Path) -> None:
         figure = Figure(figsize=(1.4 + 0.6 * columns, 0.3 + 0.6 * len(sheet)), layout="constrained")
         ax = figure.subplots()
         ax.imshow(as_sheet(sheet).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        ax.set_yticks(ticks, labels=list(map(as_label, images)))
+        set_row_names(ax, ticks, tuple(images))
         ax.set_xticks([])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)

@@ -191,7 +191,7 @@ def _run_stage(
                 save_snapshot(source, dataset, path, device)
         quality = None
         if modules.gan is not None and folder.writes and record.round in judged:
-            with folder.attempting("the generator's quality"):
+            with folder.attempting("the generator's quality"), phase.measuring():
                 quality = judge.measure(modules.gan.generator)
                 done.entry["quality"] = quality.to_data()
         if detector is not None:

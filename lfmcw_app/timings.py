@@ -19,9 +19,12 @@ from torch import Tensor
 
 from mlo import MultilevelOptimizer, Problem
 
-__all__ = ["TIMINGS", "Timings"]
+__all__ = ["MEASURING", "TIMINGS", "Timings"]
 
 TIMINGS = "timings.jsonl"
+
+MEASURING = "measuring the generator"
+"""Work beside the updates that may take longer than they do."""
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -56,6 +59,7 @@ class Timings:
         self._begun, self._round = time.perf_counter(), optimizer.round
         self._taken: dict[str, _Taken] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._beside: dict[str, float] = {}
         optimizer.around_update = self.update
 
     @contextmanager
@@ -77,6 +81,16 @@ class Timings:
         peak = self._peak()
         if peak is not None:
             taken.peak_bytes = max(peak, taken.peak_bytes or 0)
+
+    @contextmanager
+    def beside(self, what: str) -> Iterator[None]:
+        """Measures the body as other work of the rounds, under the name `what`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - begun
+            self._beside[what] = self._beside.get(what, 0.0) + taken
 
     def write(self) -> None:
         """Adds a line for the rounds since the last one; none if no round has ended since."""
@@ -101,10 +115,12 @@ class Timings:
                 }
                 for name, taken in self._taken.items()
             },
+            "beside": {what: round(taken, 4) for what, taken in self._beside.items()},
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self._begun, self._round, self._taken = now, self._optimizer.round, {}
+        self._begun, self._round = now, self._optimizer.round
+        self._taken, self._beside = {}, {}
 
     def _reset_peak(self) -> None:
         if self._cuda:

@@ -44,10 +44,12 @@ class TrainedImages:
     """The pictures that a run was trained on, or that chose its cell.
 
     Attributes:
+        run: its folder.
         folder: where the run's pictures are; None if they are no longer there.
         by_size: bytes → the pictures of that size.
     """
 
+    run: Path
     folder: Path | None
     by_size: Mapping[int, Sequence[_Known]]
     _digests: dict[Path, bytes] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class TrainedImages:
             raise InputError(f"The run was trained on {name}, which is not a folder of pictures.")
         folder = Path(path) if os.path.isdir(path) else None
         parts = ["train"] if (run / EVALUATED).exists() else ["train", "validation"]
-        return cls(folder=folder, by_size=_by_size(run, began, folder, parts))
+        return cls(run=run, folder=folder, by_size=_by_size(run, began, folder, parts))
 
     def marked(self, images: Sequence[ImageFile]) -> tuple[ImageFile, ...]:
         """The images, each with whether the run was trained on it."""
@@ -90,6 +92,15 @@ class TrainedImages:
         whole = f"/{path.absolute().as_posix()}"
         gone = (picture for picture in known if picture.path is None)
         return any(whole.endswith(f"/{picture.name}") for picture in gone)
+
+    def skips(self, path: Path) -> bool:
+        """Whether the run was told to skip this file of its folder, if it cannot be read."""
+        if self.folder is None or not path.absolute().is_relative_to(self.folder):
+            return False
+        try:
+            return RunFolder.open(self.run).recipe.data.on_damaged == "skip"
+        except InputError:  # the recipe is gone or damaged
+            return False
 
     def _digest(self, path: Path) -> bytes:
         """Of a file's contents; of one that cannot be read a digest that no file has."""

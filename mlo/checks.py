@@ -140,6 +140,7 @@ def check_engines(
         _check_sharding(graph, engines, name, parallel)
         _check_estimator(graph, engines, name, parallel, advice)
     _check_look_ahead(graph, engines, looks_ahead)
+    _warn_of_common_windows(graph, engines, differentiated)
 
 
 def _check_differentiated(
@@ -361,6 +362,39 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine, advice: EngineAdv
             )
 
 
+def _warn_of_common_windows(
+    graph: DependencyGraph, engines: Engines, differentiated: Collection[str]
+) -> None:
+    """Warns of one choice of several steps for problems that make more, and others that make fewer.
+
+    To differentiate more steps than a round makes is an online method, which somebody may want. As
+    a side effect of what another problem needs it is a mistake.
+    """
+    few: dict[int, list[str]] = {}
+    enough: set[int] = set()
+    for name, problem in graph.problems.items():
+        engine = engines[name]
+        steps = engine.recorded_steps if isinstance(engine, StepEngine) else 0
+        if name not in differentiated or steps < 2:
+            continue
+        if problem.steps >= steps or problem.restart_from is not None:
+            enough.add(id(engine))
+        else:
+            few.setdefault(id(engine), []).append(name)
+    for key, names in few.items():
+        engine = engines[names[0]]
+        if key in enough and isinstance(engine, StepEngine):
+            steps = graph.problems[names[0]].steps
+            warn_user(
+                f"The engine {engine.label!r} differentiates {engine.recorded_steps} steps of "
+                f"every problem, but {names[0]!r} makes {steps} of them per move of those above. "
+                "Its other steps were made at earlier values of the problems above, and are "
+                "differentiated as if at the latest ones. Give each problem its own engine, as in "
+                f"hypergradient={{{names[0]!r}: {{'name': {engine.label!r}, 'steps': {steps}}}, "
+                "'default': ...}."
+            )
+
+
 def _check_inner_responses(
     graph: DependencyGraph, engines: Engines, name: str, advice: EngineAdvice
 ) -> None:
@@ -408,7 +442,7 @@ def watched_terms(graph: DependencyGraph, engines: Engines) -> list[str]:
     """
     found: list[str] = []
     for name, problem in graph.problems.items():
-        dependent = graph.solutions_depending_on[name]
+        dependent = graph.solutions_depending_on[name].intersection(graph.solutions_in[name])
         dropped = any(isinstance(engines[other], FirstOrder) for other in dependent)
         apart = problem.device.type == "meta" or any(map(is_sharded, problem.parameters.values()))
         estimated = problem.estimator is not None  # whose first values may be of earlier batches

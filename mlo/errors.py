@@ -107,12 +107,12 @@ def check_choice(option: str, value: object, choices: Iterable[str | None]) -> N
         raise ConfigurationError(f"{option} is {value!r}. {nearest(str(value), map(str, known))}")
 
 
-def warn_user(message: str) -> None:
-    """Issues a `SolveWarning` that points at the nearest line outside this package."""
+def warn_user(message: str, category: type[UserWarning] = SolveWarning) -> None:
+    """Issues a warning that points at the nearest line outside this package."""
     # `stacklevel` is how many frames up that line is, from `warnings.warn` on.
     # A backward pass runs in frames of PyTorch between ours and the user's.
     inside = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, SolveWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

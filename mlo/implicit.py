@@ -39,6 +39,7 @@ from mlo.response import (
     Stationary,
     StepEngine,
 )
+from mlo.stationarity import backward_error, signs_like, size_of_terms
 from mlo.tensors import map_tensors
 
 __all__ = ["implicit_solution"]
@@ -437,7 +438,7 @@ def _check_solution(
             f, products = _of_loss(call, first[0], own, inputs)
     # (A read may be a number of another dtype, or on another device.)
     at = [tensor.detach() for tensor in [*own, *call.select(inputs)]]
-    terms = math.hypot(*[_size_of_terms(*pair) for pair in zip(products, at, strict=True)])
+    terms = math.hypot(*[size_of_terms(*pair) for pair in zip(products, at, strict=True)])
     difference = [one.detach() - other for one, other in zip(first, again, strict=True)]
     _tell_of_noise(kind, difference, terms if call.residual is not None else float(again[0].abs()))
     _tell_of_residual(reading, f, terms)
@@ -464,7 +465,7 @@ def _of_loss(
         f = gradients(loss, own, create_graph=True)
         return f, _vjp(f, [*own, *call.select(inputs)])
     system = FiniteDifference().linearize(call)
-    signs = _signs(own)
+    signs = signs_like(own)
     products = [*system.transpose_product(signs), *present(system.mixed_vjp(signs))]
     return gradients(loss, own), products
 
@@ -472,7 +473,7 @@ def _of_loss(
 def _vjp(f: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """Aᵀ w and Bᵀ w with signs w drawn at random, always the same."""
     outputs, along = [], []
-    for entry, signs in zip(f, _signs(f), strict=True):
+    for entry, signs in zip(f, signs_like(f), strict=True):
         if entry.requires_grad:
             outputs.append(entry)
             along.append(signs)
@@ -480,23 +481,6 @@ def _vjp(f: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         return [torch.zeros_like(tensor) for tensor in inputs]
     found = torch.autograd.grad(outputs, inputs, grad_outputs=along, materialize_grads=True)
     return list(found)
-
-
-def _signs(like: Sequence[Tensor]) -> list[Tensor]:
-    generator = torch.Generator(like[0].device).manual_seed(0)
-    found = []
-    for tensor in like:
-        coin = torch.randint(2, tensor.shape, generator=generator, device=tensor.device)
-        found.append((2 * coin - 1).to(tensor.dtype))
-    return found
-
-
-def _size_of_terms(product: Tensor, at: Tensor) -> float:
-    """‖(Aᵀ w) ∘ θ‖: in the mean over signs w the root of Σ (A_ij θ_j)²."""
-    # A solution of zero, to the tolerance of its solver, has no size: entries count as 6e-6 at
-    # least (in float32 as 5e-3).
-    size = at.abs().clamp(min=math.cbrt(torch.finfo(product.dtype).eps))
-    return float((product * size).norm())
 
 
 def _check_leaves(
@@ -543,15 +527,9 @@ def _check_leaves(
 
 def _tell_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> None:
     """Reports how far the given tensors are from a solution, and warns if they are far."""
-    # To first order F is a sum of terms A_ij θ_j and B_ik x_k (and of constants of their size),
-    # which cancel at the solution. ‖F‖ relative to these terms is a backward error: the relative
-    # change of the terms, of parameters or data, at which θ would be a solution. It has no units:
-    # factors on F, on entries of θ or on entries of x do not change it. It costs one product. (‖A
-    # θ‖ would cost the same, and vanish with F where a loss is invariant to the scale of θ.) The
-    # error of θ is that much times the conditioning of A. So the tolerance is stricter than
-    # gradients need.
-    size = float(total_norm(f))
-    relative = size / terms if terms > 0.0 else (math.inf if size > 0.0 else 0.0)
+    # The error of θ is this backward error times the conditioning of A. So the tolerance is
+    # stricter than gradients need.
+    relative = backward_error(f, terms)
     tolerance = max(SOLVED, 10.0 * torch.finfo(f[0].dtype).eps)
     solved = relative <= tolerance
     advice = ""

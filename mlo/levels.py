@@ -28,7 +28,7 @@ from mlo.checks import (
     several_graphs,
     watched_terms,
 )
-from mlo.errors import ProblemError, warn_user
+from mlo.errors import CheckpointWarning, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.graph import DependencyGraph
 from mlo.graph_memory import SavedBytes, fits
@@ -97,6 +97,7 @@ class History:
         learning_rates: problem that is solved → those of its optimizers at its last update.
         sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose solutions lack the steps made before a state was loaded.
+        loaded: whether a state was loaded, and no question was asked since.
         told: problems of whose missing steps a warning need not tell (again).
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
@@ -166,6 +167,7 @@ class History:
         self.learning_rates: dict[str, tuple[float, ...]] = {}
         self.sums: dict[str, SolveSums] = {}
         self.resumed: set[str] = set()
+        self.loaded = False
         self.told: set[str] = set()
         self._ends: dict[str, End] = {}
         # The problems whose parameters, and recorded steps, stem from their starts.
@@ -321,6 +323,50 @@ class History:
         self._begun = {name for name in self.starts if self.updates[name] > 0}
         for name in self._begun:
             self.mark(name)
+
+    def step_needed(self, name: str, later: Sequence[str]) -> bool:
+        """Whether updates that come `later` in the round differentiate a problem's last step.
+
+        Or, of an implicit engine, whether they solve on the batches of that step.
+        """
+        engine = self.step_engines[name]
+        if engine is None and not self.solved[name]:
+            return False
+        left = 1 if engine is None else engine.recorded_steps  # of its steps, until it is replaced
+        for other in later:
+            if other == name:
+                left -= 1
+                if left == 0:
+                    return False
+            elif name in self.graph.solutions_depending_on[other] and other not in self.looks_ahead:
+                return True
+        return False
+
+    def tell_of_other_batches(self, name: str, evaluation: Evaluation) -> None:
+        """Warns, once after a load, of a gradient that differs from that before the save.
+
+        Args:
+            name: the problem.
+            evaluation: of its gradient.
+        """
+        unmoved = []
+        for other in (*evaluation.dependent, name):
+            problem = self.graph.problems[other]
+            if other in self.last or self.rests(other) or not self.updates[other]:
+                continue
+            differs = self.solved[other] or self.step_engines[other] is not None
+            if differs or problem.data is not None:
+                unmoved.append(other)
+        if not unmoved:
+            return
+        self.loaded = False
+        warn_user(
+            f"No step of {', '.join(sorted(unmoved))} was made since the state was loaded, which "
+            "holds no steps. So this gradient is taken on the next batches, and one step ahead "
+            "where an engine differentiates steps. It differs from the one before the state was "
+            "saved. Call optimizer.step() first.",
+            CheckpointWarning,
+        )
 
     def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once after a load, of a gradient through fewer steps than requested."""

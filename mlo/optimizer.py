@@ -36,6 +36,7 @@ from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
 from mlo.restart import starts_of
 from mlo.state import load_state, state_of
+from mlo.stationarity import stationarities
 from mlo.update import Update, Updater
 
 __all__ = ["MultilevelOptimizer"]
@@ -456,9 +457,14 @@ class MultilevelOptimizer:
         with ONE_AT_A_TIME, levels.unchanged():
             batches = levels.batches(name)
             found = levels.differentiate(name, batches, held_constant=held)
-        if report:
-            return GradientReport(gradient=found.gradient, reports=tuple(found.reports))
-        return found.gradient
+            if self._history.loaded:
+                self._history.tell_of_other_batches(name, found.evaluation)
+            if not report:
+                return found.gradient
+            solved = stationarities(found.evaluation, held)
+        return GradientReport(
+            gradient=found.gradient, reports=tuple(found.reports), stationarity=solved
+        )
 
     # ------------------------------ averages
 
@@ -502,9 +508,10 @@ class MultilevelOptimizer:
         It holds copies of parameters, buffers, optimizers, schedulers, positions in the data and in
         the round, and the random state. It can be loaded with `weights_only=True`. It does not hold
         the last steps: until each problem has moved again, `gradient` looks ahead as it does before
-        the first round. So does the rest of a round inside which the state was saved, of which a
-        `CheckpointWarning` tells: its numbers are not those of an uninterrupted run. Between rounds
-        they are.
+        the first round. A `CheckpointWarning` says so. The rest of a round inside which the state
+        was saved looks ahead too, where it needs a step that was made. A `CheckpointWarning` tells
+        of it when the state is saved: the numbers are then not those of an uninterrupted run.
+        Between rounds they are.
 
         All processes of a data-parallel run that were seeded alike have the same state (except for
         what `sync="final"` leaves in engines' memories). So one process saves it, and any number of
@@ -521,11 +528,7 @@ class MultilevelOptimizer:
         # If nothing is waiting, the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
         history = self._history
-        steps = {
-            name
-            for name in self._moving()[:made]
-            if history.solved[name] or history.step_engines[name] is not None
-        }
+        steps = {name for name in self._moving()[:made] if history.step_needed(name, self._waiting)}
         if steps:
             warnings.warn(
                 f"This state is saved inside round {self.round + 1}, and it does not hold the "
@@ -541,6 +544,10 @@ class MultilevelOptimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Returns to what `state_dict` returned.
+
+        Optimizers' settings, such as learning rates, become those of the state. All else is as
+        declared here: engines, `steps` and the like. A `CheckpointWarning` names what differs from
+        the declaration that the state was saved of.
 
         Raises:
             CheckpointError: if the state is of another graph, or of a version that this one cannot

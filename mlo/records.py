@@ -44,7 +44,8 @@ class SolveReport:
         iterations: what the solve took: products with the Jacobian, or the number of steps that
             were differentiated or made (`one_step`, `unroll`, `zeroth_order`, `penalty`); 0 where
             none is needed.
-        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A. `neumann`,
+        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A. It says nothing
+            of whether the lower problem is solved (`GradientReport.stationarity` does). `neumann`,
             `penalty` and `soba` give that before their last step, which bounds it while they
             converge. `soba` averages it over updates, and `sid` over steps. None where no system
             is solved, or its residual is not known.
@@ -86,10 +87,15 @@ class GradientReport:
             three levels, where differentiating the middle response repeats the solves below it,
             or where several players of a game read it. Empty if the gradient flows through no
             solution, or through none with an engine other than `first_order`.
+        stationarity: lower problem with an implicit engine → ‖F‖ relative to the terms that cancel
+            in it, on the batches of its solve. It is 0 at a solution, and about 1 where nothing
+            cancels. A solve's residual does not show it. The relative error of the gradient is of
+            that order or larger.
     """
 
     gradient: dict[str, Tensor]
     reports: tuple[SolveReport, ...]
+    stationarity: dict[str, float] = field(default_factory=dict)
 
 
 def _as_number(value: Any) -> Any:
@@ -136,6 +142,10 @@ class Record:
 
     Attributes:
         round: number of the round, counted from 1.
+        losses: problem → its loss, a number; of a game player → number.
+        metrics: problem → what its loss returned beside it.
+        gradient_norms: problem → Euclidean norm of its total gradient, before clipping.
+        player_gradient_norms: game → player → the norm of the gradient of its own parameters.
         solves: lower problem → the report on the last solve of its response in this round.
         skipped: problem → why its update was left out (`on_nonfinite="skip"`); it then has no loss
             in this record. With `accumulate_solves` the mean is over the solves whose gradients

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor
 
-from mlo.errors import CheckpointError
+from mlo.errors import CheckpointError, CheckpointWarning, warn_user
 from mlo.levels import History
 from mlo.problem import Problem
 from mlo.randomness import RandomState, preserved
 from mlo.sharding import is_sharded
 from mlo.solve_sums import SolveSums
-from mlo.state_checks import KERNELS, STATE_VERSION, check_problem, check_state
+from mlo.state_checks import KERNELS, STATE_VERSION, changes, check_problem, check_state
 
 __all__ = ["load_state", "state_of"]
 
@@ -47,6 +48,7 @@ def state_of(
             "updates": history.updates[name],
             "skips_in_a_row": skips_in_a_row[name],
             "memory": _copied(history.memory[name]),
+            "declared": _declared(history, name),
         }
         if name in history.estimates:
             saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)
@@ -64,6 +66,23 @@ def state_of(
         "within_round": within_round,
         "random": RandomState.capture(history.generators).state_dict(history.gpus or None),
         "problems": saved,
+    }
+
+
+def _declared(history: History, name: str) -> dict[str, Any]:
+    """What a resumed run takes from its own declaration, of one problem."""
+    problem, engine = history.graph.problems[name], history.engines[name]
+    differentiated = name in history.differentiated
+    return {
+        # (An engine that is no dataclass may show its address.)
+        "engine": (repr(engine) if is_dataclass(engine) else engine.label) * differentiated,
+        "steps": problem.steps,
+        "accumulate": problem.accumulate,
+        "accumulate_solves": problem.accumulate_solves,
+        "warmup_steps": problem.warmup_steps,
+        "grad_clip": str(problem.grad_clip),
+        "precision": str(problem.precision),
+        "restart_from": str(problem.restart_from),
     }
 
 
@@ -107,6 +126,20 @@ def load_state(
                     f"has {'one' if name in held else 'none'}. Declare the problem as it was."
                 )
 
+    if position:
+        changed = [
+            text
+            for name, problem in problems.items()
+            for text in changes(problem, saved[name], _declared(history, name))
+        ]
+        if changed:
+            warn_user(
+                f"The state was saved of another declaration: {'; '.join(changed)}. The run "
+                "resumes as it is declared here, except for the optimizers' settings, which are "
+                "those of the state.",
+                CheckpointWarning,
+            )
+
     # A load may still fail where no check found anything. Then all of it is undone.
     before = state_of(history, skips_in_a_row=skips_in_a_row, within_round=0)
     try:
@@ -116,7 +149,7 @@ def load_state(
         raise
     history.round = state["round"]
     history.forget()
-    history.resumed = set(problems)
+    history.resumed, history.loaded = set(problems), True
     # Last, since nothing may draw after it.
     if position:
         random_state.restore(history.generators)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from mlo.errors import CheckpointError, CheckpointWarning
 from mlo.problem import Problem
 
-__all__ = ["KERNELS", "STATE_VERSION", "check_problem", "check_state"]
+__all__ = ["KERNELS", "STATE_VERSION", "changes", "check_problem", "check_state"]
 
 STATE_VERSION = 2
 READABLE = (1, STATE_VERSION)
@@ -40,8 +40,21 @@ OF_PROBLEM_SINCE = {
     "solves": Mapping,
     "average": Mapping,
     "solve_data": Mapping,
+    "declared": Mapping,
 }
 """Entries of a state, and of a problem in it → their types; then later and optional entries."""
+
+OF_DECLARATION = {
+    "engine": str,
+    "steps": int,
+    "accumulate": int,
+    "accumulate_solves": int,
+    "warmup_steps": int,
+    "grad_clip": str,
+    "precision": str,
+    "restart_from": str,
+}
+"""Entries of what a problem was declared with → their types."""
 
 ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
 """Entries of the states of torch.optim's optimizers that have the shape of their parameter."""
@@ -85,6 +98,8 @@ def check_state(state: Any, problems: Mapping[str, Problem]) -> None:
         if not isinstance(saved, Mapping):
             raise _wrong(where, "a mapping", saved)
         _check_entries(saved, where, OF_PROBLEM, OF_PROBLEM_SINCE)
+        if "declared" in saved:
+            _check_entries(saved["declared"], f"{where}.declared", OF_DECLARATION)
 
 
 def _check_entries(
@@ -112,7 +127,7 @@ def _check_entries(
         if wanted is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise _wrong(_placed(where, key), "a count", value)
         if not isinstance(value, wanted):
-            what = "true or false" if wanted is bool else "a mapping"
+            what = {bool: "true or false", str: "text"}.get(wanted, "a mapping")
             raise _wrong(_placed(where, key), what, value)
 
 
@@ -172,6 +187,44 @@ def check_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
             CheckpointWarning,
             stacklevel=5,
         )
+
+
+def changes(problem: Problem, saved: Mapping[str, Any], declared: Mapping[str, Any]) -> list[str]:
+    """What differs between a problem and the one that its state was saved of, in words.
+
+    Args:
+        problem: of this run.
+        saved: its state.
+        declared: what the state would hold as "declared" if it were saved of this run.
+    """
+    before = saved.get("declared", {})
+    found = [
+        f"{problem.name} had {key}={before[key]!s:.80}, here {value!s:.80}"
+        for key, value in declared.items()
+        if key in before and before[key] != value
+    ]
+    if problem.schedulers or problem.settings is not None:  # which move the settings
+        return found
+    for key, optimizer in problem.optimizers.items():
+        groups = saved["optimizers"][key]["param_groups"]
+        for own, theirs in zip(optimizer.param_groups, groups, strict=True):
+            for entry, value in own.items():
+                if entry == "params" or entry in KERNELS or entry not in theirs:
+                    continue
+                if not _equal(theirs[entry], value):
+                    found.append(
+                        f"{problem.name} had {entry}={theirs[entry]!r:.40}, here {value!r:.40}"
+                    )
+    return list(dict.fromkeys(found))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two settings are the same numbers, which tensors may hold too."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if _is_number(one) and _is_number(other):
+        return float(one) == float(other)
+    return type(one) is type(other) and bool(one == other)
 
 
 def _check_scheduler(where: str, scheduler: Any, saved: Mapping[str, Any]) -> None:

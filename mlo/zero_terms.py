@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -54,12 +54,15 @@ class ZeroTerms:
         """
         name = evaluation.loss.problem.name
         lower: Lower = {}
-        for other in evaluation.dependent:
-            solution = evaluation.solutions[other]
+        for other, solution in evaluation.solutions.items():
+            if other not in evaluation.dependent:
+                continue
             if not isinstance(solution, (Started, Stationary, Stepped)):
                 return  # a problem in its warm-up
             lower[other] = solution
-        if _any_nonzero(flow.tensors):
+        # (Of a loss that is flat in the solutions, as at its optimum, the term is rightly zero.)
+        flat = flow.read and not any(map(_any_nonzero, flow.read.values()))
+        if flat or _any_nonzero(flow.tensors):
             del self._zero[name]
             return
         self._zero[name] += 1
@@ -75,24 +78,17 @@ def _any_nonzero(tensors: Iterable[Tensor]) -> bool:
     return any(bool(torch.count_nonzero(tensor)) for tensor in tensors)
 
 
-def _cause(
-    evaluation: Evaluation, read: Mapping[str, Sequence[Tensor]], lower: Lower
-) -> tuple[str, bool]:
+def _cause(evaluation: Evaluation, read: Collection[str], lower: Lower) -> tuple[str, bool]:
     """Why nothing flows, and whether that is sure to stay so.
 
     Args:
         evaluation: of the problem.
-        read: problem on whose solution its loss depends → the derivatives in its parameters.
+        read: the problems on whose solutions its loss depends.
         lower: the solutions that should be functions of its value.
     """
     name = evaluation.loss.problem.name
     ignored = [other for other in evaluation.loss.reads if other in lower and other not in read]
     broken = [_ignored(name, other) for other in ignored]
-    if read and not any(map(_any_nonzero, read.values())):
-        return (
-            f"The derivative of its loss in {', '.join(read)} was exactly zero at the first "
-            f"{PATIENCE} updates."
-        ), False
     # Along the dependencies that are alive, from its loss to itself.
     certain = True
     waiting, seen = [lower[other] for other in read], set[int]()

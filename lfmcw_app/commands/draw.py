@@ -29,7 +29,12 @@ def draw(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help=f"A new file that ends in {', '.join(FORMATS)}.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help=f"A new file that ends in {', '.join(FORMATS)}; by default one in the working "
+            "directory.",
+        ),
     ] = Path("cells.png"),
     title: Annotated[str, typer.Option(help="Text above the cells.")] = "",
     nodes: Annotated[int, typer.Option(min=1, max=12, help="Nodes of a random genotype.")] = 4,

@@ -54,7 +54,7 @@ def evaluate(
     lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
-    device: options.DeviceOption = "auto",
+    device: options.ProjectedDeviceOption = "auto",
     threads: options.ThreadsOption = None,
     max_steps: options.MaxStepsOption = None,
     quiet: options.QuietOption = False,
@@ -118,6 +118,8 @@ def evaluate(
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             options.check_outside(dataset, out or options.RUNS)
+            if out is not None and not dry_run:
+                RunFolder.check_free(out)
             cells = _given(genotype, recipe)
             given = tuple(assign or ())
             for told in idle_settings(recipe, config=config, assignments=given, searches=False):

@@ -69,12 +69,14 @@ def export(
 
         shape = f"[any number, {file.plan.in_channels}, {file.decoding.size}, {file.decoding.size}]"
         values = "uint8 pixels" if takes == "pixels" else "float32, normalised"
+        differ = "equal the network's, bit for bit"
+        if found.difference:
+            differ = f"differ from the network's by at most {found.difference:.1e}"
         say(
             console,
             f"{out}: {shape} of {values} → logits of {len(file.class_names)} classes. On "
             f"{found.images} images, {0 if real is None else len(real)} of them real, its logits "
-            f"(up to {found.largest:.3g}) differ from the network's by at most "
-            f"{found.difference:.1e}.",
+            f"(up to {found.largest:.3g}) {differ}.",
         )
 
 

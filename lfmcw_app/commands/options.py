@@ -125,12 +125,16 @@ LookupOption = Annotated[
     ),
 ]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
+DEVICE_HELP = "cpu, cuda, or auto: cuda if there is a GPU."
 DeviceOption = Annotated[
+    str, typer.Option(autocompletion=completing("auto", "cpu", "cuda"), help=DEVICE_HELP)
+]
+ProjectedDeviceOption = Annotated[
     str,
     typer.Option(
         autocompletion=completing("auto", "cpu", "cuda", "meta"),
-        help="cpu, cuda, or auto: cuda if there is a GPU. With --dry-run also meta: projects the "
-        "memory on a GPU without having one.",
+        help=f"{DEVICE_HELP} With --dry-run also meta: projects the memory on a GPU without having "
+        "one.",
     ),
 ]
 QuietOption = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,7 +75,8 @@ def predict(
     """Predicts the classes of images with the trained network of RUN.
 
     The exit code is 0 if all images were predicted, 1 if some could not be read (they are named,
-    and the others predicted), and 2 if nothing could be predicted.
+    and the others predicted), and 2 if nothing could be predicted. Damaged files of the run's own
+    folder do not count if the run was told to skip such files.
     """
     # Not needed for `--help`, and slow to import.
     from lfmcw_app import prediction, prediction_output
@@ -103,14 +104,25 @@ def predict(
         if held_out:
             chosen = _held_out(chosen)
         made = prediction.predict(network, preprocess, class_names, chosen, batch_size=batch_size)
-        if made.failed:
-            told = listed([f"{path} ({why})" for path, why in made.failed.items()], most=NAMED)
-            if not made.done:
-                raise InputError(f"None of the {len(chosen):,} images can be read: {told}.")
-            errors.print("[bold red]Not predicted:[/]", end=" ")
-            errors.print(
-                printable(told), highlight=False, markup=False, soft_wrap=not errors.is_terminal
-            )
+        if made.failed and not made.done:
+            told = _reasons(made.failed)
+            raise InputError(f"None of the {len(chosen):,} images can be read: {told}.")
+        left_out = {} if trained is None else _left_out(trained, made.failed)
+        failed = {path: why for path, why in made.failed.items() if path not in left_out}
+        for kind, files in (
+            ("[bold]Skipped, as in the run:[/]", left_out),
+            ("[bold red]Not predicted:[/]", failed),
+        ):
+            if files:
+                errors.print(kind, end=" ")
+                errors.print(
+                    printable(_reasons(files)),
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=not errors.is_terminal,
+                )
+        if top > len(class_names):
+            say(errors, f"--top {top}: the network has {len(class_names)} classes; all are given.")
 
         if csv is not None:
             with new_file(csv) as path:
@@ -129,8 +141,18 @@ def predict(
             if found.skipped:
                 kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
                 say(console, f"files that are not images: {kinds}")
-        if made.failed:
+        if failed:
             raise typer.Exit(UNREADABLE_CODE)
+
+
+def _left_out(trained: TrainedImages, failed: Mapping[Path, str]) -> dict[Path, str]:
+    """Those of the files that cannot be read which the run was told to skip."""
+    return {path: why for path, why in failed.items() if trained.skips(path)}
+
+
+def _reasons(files: Mapping[Path, str]) -> str:
+    """Files with the reasons why they cannot be read, the first few."""
+    return listed([f"{path} ({why})" for path, why in files.items()], most=NAMED)
 
 
 def _trained_images(run: Path, *, needed: bool) -> tuple[TrainedImages | None, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lfmcw_app.drawing import as_label, drawing
+from lfmcw_app.drawing import as_lines, drawing
 from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.cell_cards import text_units
 
-__all__ = ["as_lines", "draw_class_weights"]
+__all__ = ["draw_class_weights"]
 
 PARTS = 10
 """A running mean is over a tenth of the rounds: a weight in a round is a loss on a few images."""
@@ -128,22 +127,6 @@ class _Labels:
     def figure_size(self) -> tuple[float, float]:
         """Inches."""
         return sum(self.widths) + 0.5, self.height + 0.7 + self.length
-
-
-def as_lines(name: str, widest: int) -> str:
-    """A whole name as lines of at most `widest` letters, broken at spaces and _ where possible.
-
-    Letters of Chinese, Japanese and Korean are as wide as two.
-    """
-    lines = [""]
-    for part in re.findall(r".+?(?:[ _]|$)|.", as_label(name, longest=len(name))):
-        if lines[-1] and text_units(lines[-1] + part.rstrip()) > widest:
-            lines.append("")
-        for letter in part:
-            if text_units(lines[-1] + letter) > widest and letter != " ":
-                lines.append("")
-            lines[-1] += letter
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _colours(last: np.ndarray, order: np.ndarray, coloured: set[int]) -> list[str]:

@@ -39,6 +39,7 @@ from lfmcw_app.report.tables import (
     costs,
     environment_rows,
     key_figures,
+    other_costs,
     progress_text,
     setting_text,
     solves,
@@ -123,6 +124,7 @@ def run_page(run: RunData) -> str:
         "gradients": shown("the gradients", lambda: gradient_charts(rounds), []),
         "solves": shown("the solves", lambda: solves(run), []),
         "costs": shown("time and memory", lambda: costs(run), []),
+        "other_costs": shown("time beside the updates", lambda: other_costs(run), []),
         "training": shown("the training", lambda: training_charts(run.training.entries), []),
         "environment": shown("the environment", lambda: environment_rows(run.environment), ()),
     }

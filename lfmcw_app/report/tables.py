@@ -17,9 +17,11 @@ from lfmcw_app.units import duration, size
 __all__ = [
     "Cost",
     "Figure",
+    "OtherCost",
     "Solves",
     "costs",
     "key_figures",
+    "other_costs",
     "phase_seconds",
     "progress_text",
     "setting_text",
@@ -62,6 +64,22 @@ class Solves:
     iterations: float
     residual: tuple[float, float] | None
     failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherCost:
+    """What other work of a phase took, beside the updates.
+
+    Attributes:
+        work: what it was.
+        seconds: of all of it.
+        share: of the phase's time, in %.
+    """
+
+    phase: str
+    work: str
+    seconds: float
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +244,34 @@ def costs(run: RunData) -> list[Cost]:
             )
         )
     return rows
+
+
+def other_costs(run: RunData) -> list[OtherCost]:
+    """What is measured beside the updates, and what is left of each phase's time.
+
+    Runs of earlier versions measured nothing beside, so all of it is left.
+    """
+    taken: dict[str, float] = {}
+    beside: dict[tuple[str, str], float] = {}
+    for entry in run.timings:
+        phase = entry["phase"]
+        for values in entry["problems"].values():
+            taken[phase] = taken.get(phase, 0.0) + values["seconds"]
+        for work, seconds in entry.get("beside", {}).items():
+            beside[phase, work] = beside.get((phase, work), 0.0) + seconds
+            taken[phase] = taken.get(phase, 0.0) + seconds
+    rows = []
+    for phase, total in phase_seconds(run).items():
+        parts = {work: seconds for (of, work), seconds in beside.items() if of == phase}
+        parts[LEFT] = max(0.0, total - taken.get(phase, 0.0))
+        for work, seconds in parts.items():
+            share = 100.0 * seconds / total if total else 0.0
+            rows.append(OtherCost(phase=phase, work=work, seconds=seconds, share=share))
+    return rows
+
+
+LEFT = "data, logging and checkpoints"
+"""What the rest of a phase's time goes into."""
 
 
 def _count(number: int) -> str:

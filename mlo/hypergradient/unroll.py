@@ -44,7 +44,12 @@ class Unroll(StepEngine):
 
     A problem that has not moved yet is seen one step ahead, as by `one_step`. The state of a run
     does not hold the recorded steps. After a resume they are recorded again, and a warning says so
-    if it matters. So use `steps` no larger than the problem's own `steps`.
+    if it matters.
+
+    With `steps` larger than the problem's own `steps` it goes back to earlier rounds. Their steps
+    were made at earlier values of the upper problems. Each step is differentiated where it was
+    made, and the derivatives are added as if all were in the latest value. That is an online
+    method, not the derivative of any one function. Use `steps` no larger than the problem's own.
 
     Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization
     (2017), Algorithm 1; Maclaurin et al. (2015).

@@ -438,6 +438,9 @@ def test_time_and_memory_are_added_up_by_problem(whole):
     assert len(re.findall(r'<tr data-cost="search ', html)) == 4
     row = re.search(r'<tr data-cost="search arch">(.*?)</tr>', html)[1]
     assert re.findall(r">([^<]+)</td>", row)[0] == "4"
+    assert searched[0]["beside"] == {} and set(searched[1]["beside"]) == {"measuring the generator"}
+    others = re.findall(r'<tr data-other-cost="search"><th scope="row">([^<]+)</th>', html)
+    assert others == ["search: measuring the generator", "search: data, logging and checkpoints"]
 
 
 # ------------------------------ unfinished, damaged, repeated

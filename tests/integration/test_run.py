@@ -95,6 +95,8 @@ def test_resuming_a_complete_run_prints_its_result(whole):
     before = outcome(folder)
     resumed = resume(folder)
     assert resumed.returncode == 0
+    assert "The run is complete, so nothing is left to do." in resumed.stdout
+    assert "nothing is left to do" not in printed
     assert printed.splitlines()[-2] == resumed.stdout.splitlines()[-2]
     assert outcome(folder) == before
 

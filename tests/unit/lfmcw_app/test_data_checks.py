@@ -102,7 +102,7 @@ def made(count):
             (14, 30),
             ["search.batch_size is 14 instead of 32", "300 epochs instead of the"],
         ),
-        (240, 1, (32, 64), ["100 epochs instead of the recipe's 6. On so few", "only 18 rounds"]),
+        (240, 1, (32, 64), ["100 epochs instead of the recipe's 6: the images", "only 18 rounds"]),
         (64 * 60, 1, (32, 64), []),
     ],
 )
@@ -154,9 +154,14 @@ def test_images_that_the_recipe_leaves_out_are_told():
 def test_what_each_part_of_the_images_is_for_is_said():
     dataset = made(300)
     asked = load_recipe("small", overrides={"data.train_images": 200, "data.search_images": 100})
-    search = "The search learns from 50 images (D_tr) and chooses the cell by 50 others (D_val)."
+    parts = "The search learns from 50 images (D_tr), and 50 others (D_val)"
+    search = f"{parts} decide which cell it chooses."
     training = "is trained on 200 images and tested on 300 others."
-    assert parts_said(asked, dataset) == [f"{search} The network that it finds {training}"]
+    assert parts_said(asked, dataset) == [f"{search} The network of that cell {training}"]
+    everything = load_recipe("small", overrides={"data.train_images": 100})
+    assert (
+        "is trained on both parts together (100 images) and" in parts_said(everything, dataset)[0]
+    )
     assert parts_said(asked, dataset, searches=False) == [f"The network {training}"]
     at_random = load_recipe("small", overrides={"search.method": "random"})
     assert "search" not in " ".join(parts_said(at_random, dataset))

@@ -182,7 +182,7 @@ def test_lost_numbers_in_any_batch_count(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(InputError, match=r"needs .*onnxscript.* pip install onnx onnxscript"):
+    with pytest.raises(InputError, match=r"needs .*onnxscript.* pip install 'torch-mlo\[export\]'"):
         exporting.check_packages("onnx")
 
 

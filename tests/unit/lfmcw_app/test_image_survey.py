@@ -183,7 +183,8 @@ def test_images_of_one_size_need_no_other(tmp_path, fit, size):
     data = load(tmp_path, fit=fit)
     assert data.image_size == size
     done = {"crop": "cropped to a square", "pad": "padded with black", "stretch": "stretched"}[fit]
-    assert f"40×20 → {size}×{size}, 3 channels, values 0–255, 12 {done}, 2 turned" in data.summary
+    assert f"40×20 → {size}×{size}, 3 channels, values 0–255, 12 {done}" in data.summary
+    assert ", 2 turned" in data.summary
 
 
 def test_sizes_that_differ_need_one(tmp_path):
@@ -206,6 +207,22 @@ def test_what_was_read_is_told(tmp_path):
         "8×8 to 42×40 → 16×16, 3 channels, values 0–255, 4 cropped to a square, 4 with "
         "transparency, laid over black, 1 with several pictures, of which the first is read"
     )
+
+
+@pytest.mark.parametrize(
+    ("wide", "size", "fit", "told"),
+    [
+        (2, (16, 12), "crop", True),
+        (1, (16, 12), "crop", False),  # a quarter of the images, not more
+        (4, (15, 12), "crop", False),  # a fifth of the area
+        (4, (16, 12), "pad", False),
+    ],
+)
+def test_crops_that_cut_much_off_are_told(tmp_path, wide, size, fit, told):
+    for k in range(4):
+        write(tmp_path / f"{k}.png", size if k < wide else (12, 12))
+    _, reading = surveyed(tmp_path, 8, fit=fit)
+    assert (f"{wide} lose a quarter of their area or more" in reading.words()) == told
 
 
 # ------------------------------ damaged files
@@ -246,7 +263,7 @@ def test_damaged_files_can_be_left_out(tmp_path, in_memory):
     options = DecodingOptions(on_damaged="skip")
     data = load_dataset(f"folder:{tmp_path}", in_memory=in_memory, options=options)
     assert len(data.train) + len(data.test) == 16
-    assert "2 files skipped: 2 damaged" in data.summary
+    assert "2 files skipped: 2 damaged (a/000.png, b/001.png)" in data.summary
     assert data.fingerprint != whole.fingerprint
     (tmp_path / "a" / "000.png").unlink()
     (tmp_path / "b" / "001.png").unlink()
@@ -265,7 +282,7 @@ def test_floats_that_are_not_finite_are_left_out_as_well(tmp_path):
     write_deep(tmp_path / "b", 0, 1, kind=np.float32)
     Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save(tmp_path / "a" / "nan.tif")
     listing = without_damaged(list_folder(tmp_path))
-    assert listing.skipped == {"damaged": 1}
+    assert listing.skipped == {"damaged (a/nan.tif)": 1}
     assert len(listing.parts["train"]) == 10
 
 

@@ -63,6 +63,21 @@ def test_errors_are_printed_where_classes_are_known():
     assert "cost" not in text.partition("wrong")[2]  # a class without images
 
 
+def test_mistakes_come_first_and_are_marked():
+    rows = [line for line in printed(made(1, 0, 1, 2)).splitlines() if "a.png" in line]
+    assert [row.split(", a.png")[0].split()[-1] for row in rows] == ["1", "3", "0", "2"]
+    assert ["wrong" in row for row in rows] == [True, True, False, False]
+
+
+def test_a_narrow_terminal_cuts_no_name():
+    names = ("a_very_long_name_of_a_class_" * 3, "\N{CJK UNIFIED IDEOGRAPH-732B}" * 30, "dog")
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    print_predictions(replace(made(0, 1), class_names=names), 3, console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert text.count("\N{CJK UNIFIED IDEOGRAPH-732B}") >= 4 * 30  # a class, and two predictions
+
+
 def test_data_hold_what_the_table_says():
     data = json.loads(json.dumps(as_data(made(0, None), 2), allow_nan=False))
     assert data["class_names"] == list(NAMES)

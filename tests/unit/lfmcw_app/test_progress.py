@@ -83,6 +83,15 @@ def test_quiet_is_quiet(terminal, monkeypatch):
     assert show(terminal=terminal, quiet=True, monkeypatch=monkeypatch) == ""
 
 
+@pytest.mark.parametrize("generates", [True, False])
+def test_generated_images_are_named_where_there_are_some(monkeypatch, generates):
+    output = io.StringIO()
+    losses = {"gan": {"generator": 1.0}, "w2": 1.0} if generates else {"w2": 1.0, "arch": 1.0}
+    with PhaseProgress(Console(file=output, width=80), "search", 1) as progress:
+        progress.update(1, losses, {})
+    assert ("plus its loss on generated ones" in output.getvalue()) == generates
+
+
 def test_every_loss_of_a_run_is_explained_once(monkeypatch):
     """When it first occurs: the architecture may rest in the first epochs."""
     monkeypatch.setattr(module, "PLAIN_INTERVAL", 0.0)

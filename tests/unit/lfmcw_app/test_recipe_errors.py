@@ -31,6 +31,11 @@ def test_a_wrong_key_gets_the_whole_key_that_was_meant(given, meant):
     assert f"Did you mean {meant}?" in refused(f"{given}=1")
 
 
+def test_few_keys_are_listed_after_a_suggestion():
+    assert refused("search.lamda=1").count(",") == 8
+    assert refused("search.k=1").count(",") > 20
+
+
 def test_a_key_of_a_list_is_named_with_its_place():
     said = refused("data.wrong_labels=[{of: cat, as: [dog], shares: 0.5}]")
     assert "'data.wrong_labels[0].shares'. Did you mean 'data.wrong_labels.share'?" in said

@@ -59,3 +59,17 @@ def test_a_problem_holds_parameters_and_the_optimizers_state():
     parameter.grad = torch.ones_like(parameter)
     adam.step()
     assert held_bytes(problem) == 3 * 5 * 8 + 4  # two moments, and the number of steps
+
+
+def test_other_work_is_timed_by_its_name(tmp_path, optimizer):
+    timings = Timings(tmp_path, "search", optimizer, torch.device("cpu"))
+    for _ in range(2):
+        with timings.beside("measuring"):
+            optimizer.step()
+    timings.write()
+    optimizer.step()
+    timings.write()
+    first, second = written(tmp_path)
+    updates = sum(problem["seconds"] for problem in first["problems"].values())
+    assert updates <= first["beside"]["measuring"] + 1e-3 <= first["seconds"] + 2e-3
+    assert second["beside"] == {}

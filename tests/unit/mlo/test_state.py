@@ -206,3 +206,80 @@ def test_a_state_inside_a_round_warns_where_numbers_differ(engine):
     other.step()
     decays = [o.problems["decay"].module.v for o in (optimizer, other)]
     assert torch.equal(*decays) == (not told) == (engine == "first_order")
+
+
+def loaded(state, **options):
+    """The warnings of loading a state into a declaration, as texts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        regression(**options).load_state_dict(state)
+    return [str(w.message) for w in caught if w.category is mlo.CheckpointWarning]
+
+
+def test_a_changed_declaration_is_told_in_one_warning():
+    state = regression().state_dict()
+    assert loaded(state) == []
+    (message,) = loaded(state, hypergradient="identity", steps=3, grad_clip=1.0)
+    assert "net had engine=OneStep(" in message
+    assert "here Identity(" in message
+    assert "net had steps=1, here 3" in message
+    assert "net had grad_clip=None, here 1.0" in message
+    # The engine of the outermost problem differentiates nothing.
+    assert loaded(state, hypergradient={"net": "one_step", "decay": "direct"}) == []
+
+
+def test_a_changed_setting_of_an_optimizer_is_told():
+    def slower(parameters, lr):
+        return torch.optim.Adam(parameters, lr=lr / 2)
+
+    state = regression().state_dict()
+    (message,) = loaded(state, optimizer=slower)
+    assert "net had lr=0.01, here 0.005" in message
+    # A schedule moves it in any run.
+    schedule = {"scheduler": lambda own: torch.optim.lr_scheduler.StepLR(own, 1)}
+    moved = regression(**schedule)
+    list(moved.run(2))
+    assert loaded(moved.state_dict(), **schedule) == []
+
+
+@pytest.mark.parametrize("engine", ["one_step", "identity"])
+def test_a_question_after_a_load_tells_that_it_differs(engine):
+    saved = regression(hypergradient=engine)
+    saved.step()
+    before = saved.gradient("decay")
+    resumed = regression(hypergradient=engine)
+    resumed.load_state_dict(saved.state_dict())
+    with pytest.warns(mlo.CheckpointWarning, match="No step of decay, net was made since"):
+        after = resumed.gradient("decay")
+    assert not torch.equal(after["v"], before["v"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.gradient("decay")  # said once
+        resumed.step()
+        resumed.gradient("decay")
+
+
+def test_only_a_step_that_is_still_needed_is_missed_inside_a_round():
+    def told(engine, updates):
+        optimizer = regression(hypergradient=engine, steps=3)
+        made = optimizer.updates(1)
+        for _ in range(updates):
+            next(made)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            state = optimizer.state_dict()
+        other = regression(seed=1, hypergradient=engine, steps=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other.load_state_dict(state)
+            same = other.step().losses == optimizer.step().losses
+        return any(w.category is mlo.CheckpointWarning for w in caught), same
+
+    # (Of a shuffled pass the same data are drawn, so only what the state lacks can differ.)
+    for engine in ("one_step", "identity"):
+        assert told(engine, 1)[0] is False  # two more steps follow, of which the last is read
+        assert told(engine, 2)[0] is False
+        assert told(engine, 3)[0] is True
+    assert told({"name": "unroll", "steps": 2}, 1)[0] is False
+    assert told({"name": "unroll", "steps": 2}, 2)[0] is True
+    assert told("first_order", 3)[0] is False

@@ -11,7 +11,8 @@ from torch.optim import SGD, lr_scheduler
 import mlo
 from mlo.testing import Vector
 
-ENGINES = ["one_step", {"name": "unroll", "steps": 2}, "direct", "identity"]
+UNROLLED = {"net": {"name": "unroll", "steps": 2}, "aug": {"name": "unroll", "steps": 1}}
+ENGINES = ["one_step", UNROLLED, "direct", "identity"]
 
 
 def trilevel(
@@ -87,7 +88,7 @@ def test_a_gradient_that_reaches_every_level_is_silent(engine):
     assert warned(trilevel(engine), rounds=5) == []
 
 
-@pytest.mark.parametrize("engine", ["one_step", {"name": "unroll", "steps": 2}])
+@pytest.mark.parametrize("engine", ["one_step", UNROLLED])
 def test_a_step_of_length_zero_is_named(engine):
     found = warned(trilevel(engine, rates=(0.0, 0.1, 0.1)), rounds=2)
     assert [message.split("'")[1] for message in found] == ["aug", "reg"]
@@ -142,10 +143,8 @@ def test_a_term_without_a_lower_parameter_is_told_after_three_updates():
     assert warned(optimizer, rounds=5) == []
 
 
-def test_a_loss_that_is_flat_in_a_solution_is_told_so():
-    optimizer = trilevel(reg_sees=lambda net: (net.v - 100.0).relu())
-    assert warned(optimizer, rounds=2) == []
-    assert "The derivative of its loss in net was exactly zero" in warned(optimizer, rounds=1)[0]
+def test_a_loss_that_is_flat_in_a_solution_is_silent():
+    assert warned(trilevel(reg_sees=lambda net: (net.v - 100.0).relu()), rounds=5) == []
 
 
 def test_first_order_drops_its_term_in_silence():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lfmcw_app.drawing import drawing
 from lfmcw_app.errors import InputError
-from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, as_lines, draw_class_weights
+from lfmcw_app.report.class_figure import GREY, MOST_CLASSES, draw_class_weights
 
 NAMES = ("cat $", "ship", "dog", "car", "frog", "猫")
 LAST = (2.0, 0.5, 1.8, 0.7, 1.5, 1.2)
@@ -89,15 +89,6 @@ LONG = (
     "狸猫（たぬき）と柴犬の見分けにくい長い長い名前のクラスその一",
     "cat",
 )
-
-
-def test_a_name_in_lines_is_whole():
-    assert as_lines("cat", 10) == "cat"
-    assert as_lines("a long name of a class", 10) == "a long\nname of a\nclass"
-    assert as_lines("one_two_three", 8) == "one_two_\nthree"
-    assert as_lines("x" * 12, 5) == "xxxxx\nxxxxx\nxx"
-    assert as_lines("狸猫狸猫", 4) == "狸猫\n狸猫"
-    assert as_lines("a\nb\u200b", 9) == "a�b"
 
 
 def drawn_boxes(figure, groups):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import signal
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -90,3 +92,23 @@ def test_a_second_interrupt_ends_at_once_whatever_becomes_of_it(capsys, turned_i
 def test_an_error_without_an_interrupt_is_none():
     with pytest.raises(AttributeError), stoppable(Console(file=io.StringIO()), "resume"):
         raise AttributeError
+
+
+AT_THE_END = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs last
+from lfmcw_app.commands.execution import main_of
+
+def command() -> None:
+    "A command."
+
+main_of(command)
+"""
+
+
+def test_a_process_ends_without_a_search_for_garbage():
+    """With torch it takes seconds after the last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"

@@ -30,6 +30,7 @@ def test_a_network_is_exported_beside_its_file(trained, tmp_path):
     result = invoke(run, "--to", "torch")
     assert result.exit_code == 0, result.stderr
     assert "On 14 images, 6 of them real" in words(result.stdout)
+    assert "0.0e+00" not in result.stdout
     program = torch.export.load(run / "network.pt2").module()
     network, preprocess, _ = load_network(run)
     pixels = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
@@ -45,7 +46,7 @@ def test_a_network_is_exported_beside_its_file(trained, tmp_path):
         (["--to", "onxx"], "Did you mean 'onnx'"),
         (["--to", "torch", "--input", "pixel"], "Did you mean 'pixels'"),
         (["--to", "torch", "--out", "nowhere/a.pt2"], "there is no folder nowhere"),
-        (["--to", "onnx", "--out", "a.onnx"], "pip install onnx"),
+        (["--to", "onnx", "--out", "a.onnx"], "pip install 'torch-mlo[export]'"),
     ],
 )
 def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained, monkeypatch):

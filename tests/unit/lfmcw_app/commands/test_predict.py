@@ -161,3 +161,41 @@ def test_a_table_has_the_names_of_files_as_they_are(trained, tmp_path):
     result = invoke(trained.path, image, "--json", "--csv", tmp_path / "table.csv")
     assert result.exit_code == 0
     assert bytes(image) in (tmp_path / "table.csv").read_bytes()
+
+
+@pytest.fixture
+def with_a_damaged_picture(trained, tmp_path):
+    """A run that was told to skip damaged files, and its folder with one."""
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(trained.pictures, pictures)
+    shutil.copytree(trained.path, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("on_damaged: stop", "on_damaged: skip"))
+    described = json.loads((run / "dataset.json").read_text())
+    (run / "dataset.json").write_text(json.dumps({**described, "path": str(pictures)}))
+    (pictures / "test" / "cat" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return run, pictures
+
+
+def test_what_the_run_skips_is_no_failure(with_a_damaged_picture):
+    run, _ = with_a_damaged_picture
+    result = invoke(run, "--held-out")
+    assert result.exit_code == 0, result.stderr
+    assert "Skipped, as in the run: " in result.stderr
+    assert "damaged.png" in words(result.stderr)
+    assert "error" in result.stdout
+
+
+def test_a_damaged_file_from_elsewhere_is_a_failure(with_a_damaged_picture, broken):
+    run, pictures = with_a_damaged_picture
+    result = invoke(run, pictures / "test", broken)
+    assert result.exit_code == 1
+    assert "Skipped, as in the run: " in result.stderr
+    assert words(result.stderr).partition("Not predicted: ")[2].count(".png") == 1
+
+
+def test_more_classes_than_there_are_is_told(trained):
+    result = invoke(trained.path, trained.pictures / "test", "--top", 9, "--json")
+    assert result.exit_code == 0
+    assert "--top 9: the network has 3 classes; all are given." in result.stderr
+    assert len(json.loads(result.stdout)["images"][0]["top"]) == 3

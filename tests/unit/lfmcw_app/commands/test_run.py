@@ -58,3 +58,12 @@ def test_an_evaluation_is_not_resumed_as_a_search(tmp_path):
     code, printed = call("--resume", folder.path)
     assert code == 2
     assert f"python -m lfmcw_app.evaluate --resume {folder.path}" in printed
+
+
+def test_a_folder_in_use_is_refused_before_data_are_read(tmp_path):
+    """The folder of images does not even exist."""
+    (tmp_path / "mine.txt").touch()
+    code, printed = call("folder:nowhere", "--preset", "smoke", "--out", tmp_path)
+    assert code == 2
+    assert "already holds something else" in printed
+    assert "nowhere" not in printed
