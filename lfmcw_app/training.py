@@ -187,7 +187,7 @@ def _train(
 def _means(seen: Collection[tuple[float, float]]) -> dict[str, float]:
     """The means of loss and error over some rounds, under names that say of how many they are."""
     losses, errors = zip(*seen, strict=True)
-    of = "1 round" if len(seen) == 1 else f"{len(seen):,} rounds"
+    of = "round" if len(seen) == 1 else f"{len(seen):,} rounds"
     return {
         f"mean of the last {of}: loss": sum(losses) / len(seen),
         "error on training batches %": sum(errors) / len(seen),
