@@ -223,7 +223,8 @@ def parts_said(recipe: Recipe, dataset: Dataset, *, searches: bool = True) -> li
             "(D_val) decide which cell it chooses."
         )
     if recipe.trains:
-        whole = searches and counts["training"] == counts["D_tr"] + counts["D_val"]
+        sizes = {part: len(of_part) for part, of_part in labels.items()}
+        whole = searches and sizes["training"] == sizes["D_tr"] + sizes["D_val"]
         images = f"{counts['training']} images"
         said.append(
             f"The network {'of that cell ' if searches else ''}is trained on "

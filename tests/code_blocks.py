@@ -31,6 +31,7 @@ PEERS = {
     "betty-ml": ("betty", "make betty"),
     "higher": ("higher", "pip install higher"),
     "jaxopt": ("jaxopt", "pip install jax jaxopt"),
+    "onnxruntime": ("onnxruntime", "pip install '.[export]'"),
     "peft": ("peft", "pip install transformers peft"),
     "torchopt": ("torchopt", "pip install torchopt"),
 }

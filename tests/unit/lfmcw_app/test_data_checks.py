@@ -158,9 +158,9 @@ def test_what_each_part_of_the_images_is_for_is_said():
     search = f"{parts} decide which cell it chooses."
     training = "is trained on 200 images and tested on 300 others."
     assert parts_said(asked, dataset) == [f"{search} The network of that cell {training}"]
-    everything = load_recipe("small", overrides={"data.train_images": 100})
+    everything = load_recipe("small")
     assert (
-        "is trained on both parts together (100 images) and" in parts_said(everything, dataset)[0]
+        "is trained on both parts together (300 images) and" in parts_said(everything, dataset)[0]
     )
     assert parts_said(asked, dataset, searches=False) == [f"The network {training}"]
     at_random = load_recipe("small", overrides={"search.method": "random"})
