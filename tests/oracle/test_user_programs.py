@@ -387,7 +387,10 @@ def test_a_state_that_does_not_fit_changes_nothing():
 
 def test_metrics_are_copies_averaged_over_the_batches():
     optimizer = pair(
-        lambda w, batch, *, x: (((w.v - batch) ** 2).sum(), {"mean": batch, "first": w.v[0]}),
+        lambda w, batch, *, x: (
+            ((w.v - batch) ** 2).sum() + (w.v * x.v).sum(),
+            {"mean": batch, "first": w.v[0]},
+        ),
         accumulate=2,
         data=[torch.tensor(1.0).double(), torch.tensor(3.0).double()],
     )
