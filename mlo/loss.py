@@ -225,7 +225,8 @@ class LossFunction:
         except Exception as error:
             if isinstance(error, TypeError) and batch is None and problem.data is None:
                 error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
-            _say_whose(error, problem.name)
+            else:
+                _say_whose(error, problem.name)
             raise
         return _parse(problem, result, players)
 
