@@ -106,7 +106,9 @@ class Quality:
 
     def to_data(self) -> dict[str, Any]:
         """As plain data."""
-        return {**asdict(self), "chance": round(self.chance, 3)}
+        data = asdict(self)
+        data["by_class"] = {key: list(values) for key, values in data["by_class"].items()}
+        return {**data, "chance": round(self.chance, 3)}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Quality:

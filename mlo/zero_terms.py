@@ -27,6 +27,13 @@ Lower = dict[str, Started | Stationary | Stepped]
 
 UNUSED = "It is detached, read under torch.no_grad(), or not used."
 
+UNKNOWN = (
+    f"That part of its gradient was exactly zero at the first {PATIENCE} updates: there the "
+    "solution does not change with its value. Is its value only in terms of the lower loss that "
+    "have no lower parameter in them?"
+)
+"""What is said where every loss depends on what it reads."""
+
 
 class ZeroTerms:
     """Looks at problems' first updates until something flows through the solutions below them.
@@ -101,17 +108,17 @@ def _cause(evaluation: Evaluation, read: Collection[str], lower: Lower) -> tuple
             broken.append(f"The learning rate of {solution.name!r} is 0, so its step is, too.")
             certain &= not solution.evaluation.loss.problem.schedulers
             continue
-        alive, dead = _sources(solution, {name, *lower})
+        alive, dead = _sources(solution, {name, *evaluation.dependent})
         if name in alive:
-            return (
-                f"That part of its gradient was exactly zero at the first {PATIENCE} updates: "
-                "there the solution does not change with its value. Is its value only in terms "
-                "of the lower loss that have no lower parameter in them?"
-            ), False
+            return UNKNOWN, False
         broken += [_ignored(solution.name, other) for other in dead]
-        # (A solution may see another one at another time; what that depends on is the same.)
-        waiting += [lower[other] for other in alive if other in lower]
-    return " ".join(dict.fromkeys(broken)), certain
+        # As it has seen them; what it reads from above, as the problem itself has.
+        seen_by = {} if isinstance(solution, Started) else solution.evaluation.solutions
+        for other in alive:
+            found = seen_by.get(other, lower.get(other))
+            if isinstance(found, (Started, Stationary, Stepped)):
+                waiting.append(found)
+    return (" ".join(dict.fromkeys(broken)), certain) if broken else (UNKNOWN, False)
 
 
 def _sources(

@@ -11,6 +11,7 @@ from tiny_runs import called, settings
 
 from lfmcw_app import load_network
 from lfmcw_app.commands import evaluate, report, run
+from lfmcw_app.search_space.cell_svg import primitive_label
 from lfmcw_app.spaces import SPACES
 
 SMALL = (
@@ -47,7 +48,7 @@ def test_a_space_of_other_cells_is_searched_and_trained(method, one_cell, tmp_pa
 
     page = (folder / "report.html").read_text("utf-8")
     assert "One cell space" in page or method == "random"
-    assert f"{genotype.edges[0]} from the input" in page
+    assert f"{primitive_label(genotype.edges[0])} from the input" in page
     network, _, names = load_network(folder)
     assert network(torch.zeros(1, 1, 16, 16)).shape == (1, len(names))
 

@@ -143,8 +143,7 @@ def test_a_state_saved_inside_a_round_resumes_there():
     updates = optimizer.updates(rounds=2)
     for _ in range(6):
         next(updates)
-    with pytest.warns(mlo.CheckpointWarning, match="inside round 2, and it does not hold .* w "):
-        saved = optimizer.state_dict()
+    saved = optimizer.state_dict()
     assert saved["within_round"] == 2 and saved["round"] == 1
     expected = [update.problem for update in updates]
     end = optimizer.state_dict()
@@ -152,9 +151,24 @@ def test_a_state_saved_inside_a_round_resumes_there():
     other = two_levels(steps=3)
     other.load_state_dict(saved)
     assert [update.problem for update in other.updates(rounds=1)] == expected == ["w", "x"]
-    # A step that was made before the state was saved is not in it: x looked one step ahead.
-    assert identical(end["problems"]["w"], other.state_dict()["problems"]["w"])
+    assert identical(end, other.state_dict())
     assert other.round == 2
+
+
+def test_a_state_without_the_step_that_is_needed_is_told():
+    optimizer = two_levels(steps=3)
+    updates = optimizer.updates(rounds=2)
+    for _ in range(7):  # only x is left, which differentiates the last step of w
+        next(updates)
+    with pytest.warns(mlo.CheckpointWarning, match="inside round 2, and it does not hold .* w "):
+        saved = optimizer.state_dict()
+    list(updates)
+    other = two_levels(steps=3)
+    other.load_state_dict(saved)
+    list(other.updates(rounds=1))
+    # x looked one step ahead.
+    end, found = optimizer.state_dict()["problems"], other.state_dict()["problems"]
+    assert identical(end["w"], found["w"]) and not identical(end["x"], found["x"])
 
 
 def test_an_update_that_fails_is_the_next_to_be_made():

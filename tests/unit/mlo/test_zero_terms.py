@@ -175,3 +175,30 @@ def test_looking_changes_no_number():
             return [record.losses for record in optimizer.run(5)]
 
     assert losses(watch=True) == losses(watch=False)
+
+
+@pytest.mark.parametrize("engine", ["one_step", "cg"])
+def test_a_break_far_below_is_named(engine):
+    """Four levels; the lowest loss names the highest problem and does not use it."""
+    vectors = {name: Vector(torch.ones(2)) for name in ("a", "b", "c", "d")}
+
+    def reads(lower):
+        def loss(own, batch, **problems):
+            return (own.v - problems[lower].v).square().sum() + own.v.pow(4).sum()
+
+        return loss
+
+    def lowest(a, batch, *, d):
+        return (a.v - 2.0).square().sum()
+
+    losses = {"a": lowest, "b": reads("a"), "c": reads("b"), "d": reads("c")}
+    problems = []
+    for name, below in zip("abcd", ("d", "a", "b", "c"), strict=True):
+        optimizer = SGD(vectors[name].parameters(), lr=0.1)
+        problems.append(
+            mlo.Problem(
+                name, module=vectors[name], optimizer=optimizer, loss=losses[name], reads=(below,)
+            )
+        )
+    with pytest.warns(mlo.SolveWarning, match="The loss of 'a' names 'd' and does not depend"):
+        mlo.MultilevelOptimizer(problems, engine).step()
