@@ -56,22 +56,24 @@ def run(
     ] = False,
 ) -> None:
     """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports the error."""
+    waiting = Console(stderr=True, quiet=quiet)
+    if waiting.is_terminal:
+        waiting.print("Loading PyTorch …")
     # Not needed for `--help`, and slow to import: torch, the networks, recipes, and matplotlib.
-    with Console(quiet=quiet).status("Loading PyTorch …"):  # shown in a terminal alone
-        from lfmcw_app.commands.resumption import resumed_folder
-        from lfmcw_app.compilation import compile_options
-        from lfmcw_app.complete_runs import run as run_phases
-        from lfmcw_app.data import short_name
-        from lfmcw_app.data_checks import read_and_tell
-        from lfmcw_app.idle_settings import idle_settings
-        from lfmcw_app.lookup import table_of
-        from lfmcw_app.memory_projection import count_memory, print_memory
-        from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-        from lfmcw_app.projection import after_projection, print_choice, project
-        from lfmcw_app.resolving import resolve_recipe
-        from lfmcw_app.run_folder import RunFolder
-        from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
-        from lfmcw_app.tensorboard import check_tensorboard
+    from lfmcw_app.commands.resumption import resumed_folder
+    from lfmcw_app.compilation import compile_options
+    from lfmcw_app.complete_runs import run as run_phases
+    from lfmcw_app.data import short_name
+    from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.idle_settings import idle_settings
+    from lfmcw_app.lookup import table_of
+    from lfmcw_app.memory_projection import count_memory, print_memory
+    from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
+    from lfmcw_app.projection import after_projection, print_choice, project
+    from lfmcw_app.resolving import resolve_recipe
+    from lfmcw_app.run_folder import RunFolder
+    from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
+    from lfmcw_app.tensorboard import check_tensorboard
 
     # A requested recipe or projection is always printed.
     console = Console(quiet=quiet and not (print_config or dry_run))
