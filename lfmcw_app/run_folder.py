@@ -633,7 +633,8 @@ class RunFolder:
         length = state.get("metrics_bytes")
         is_count = isinstance(length, int) and not isinstance(length, bool) and length >= 0
         parts = (state.get("optimizer"), state.get("standing", {}))
-        if not is_count or not all(isinstance(part, dict) for part in parts):
+        is_text = isinstance(state.get("recipe", ""), str)
+        if not is_count or not is_text or not all(isinstance(part, dict) for part in parts):
             raise mlo.CheckpointError(
                 f"{where} is not a run's checkpoint: it lacks entries, or they were edited. Use "
                 "another folder."

@@ -266,6 +266,17 @@ def test_a_checkpoint_of_another_recipe_is_refused(folder, tmp_path):
         other.restore("search", optimizer, PHASES)
 
 
+@pytest.mark.parametrize("edited", [3, None, b"seed: 1", ["seed: 1"], torch.zeros(2)])
+def test_a_recipe_that_is_no_text_is_refused(folder, edited):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    folder.save("search", optimizer, {})
+    state = torch.load(folder.path / "search.pt", weights_only=True)
+    assert isinstance(state["recipe"], str)
+    torch.save({**state, "recipe": edited}, folder.path / "search.pt")
+    with pytest.raises(mlo.CheckpointError, match="lacks entries, or they were edited"):
+        RunFolder.open(folder.path).restore("search", optimizer, PHASES)
+
+
 def test_a_checkpoint_that_must_be_written_is_an_error(folder, monkeypatch):
     optimizer = bilevel_quadratic().optimizer("one_step")
     monkeypatch.setattr(mlo.CheckpointStore, "save", full)
