@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.printing import print_table, say
-from lfmcw_app.proportions import interval
 from lfmcw_app.result_file import (
     check_complete,
     clearly_harder,
-    counted_errors,
+    how_sure,
     worst_classes,
     wrong_images,
 )
@@ -70,9 +69,11 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
             named = ", ".join(edge_names(edges, cells))
             table.add_row(kind if node == 0 else "", str(node), named)
     print_table(console, table)
+    sure = how_sure(result)
+    error = f"{result['test_error_percent']:.2f}%" + (f" ({sure})" if sure else "")
     say(
         console,
-        f"test error {result['test_error_percent']:.2f}% {_how_sure(result)}{_source(result)}, "
+        f"test error {error} {_source(result)}, "
         f"{result['parameters']:,} parameters, "
         f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
     )
@@ -103,15 +104,6 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     if "network.pt" in present:
         run = shlex.quote(str(folder.path))
         say(console, f"Predict images with it: python -m lfmcw_app.predict {run} IMAGE...")
-
-
-def _how_sure(result: dict[str, Any]) -> str:
-    """How many answers are wrong, and the interval of the error; empty if it was looked up."""
-    counted = counted_errors(result)
-    if counted is None:
-        return ""
-    low, high = interval(*counted)
-    return f"({counted[0]:,} of {counted[1]:,}; 95% interval {low:.1f} to {high:.1f}%) "
 
 
 def _source(result: dict[str, Any]) -> str:

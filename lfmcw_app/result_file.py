@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.proportions import interval
 
 __all__ = [
-    "check_complete", "clearly_harder", "counted_errors", "read_result", "worst_classes",
-    "wrong_images",
+    "check_complete", "clearly_harder", "counted_errors", "how_sure", "read_result",
+    "worst_classes", "wrong_images",
 ]  # fmt: skip
 
 WORST = 3
@@ -129,6 +130,23 @@ def counted_errors(result: Mapping[str, Any]) -> tuple[int, int] | None:
     if "lookup" in result or not images:
         return None
     return round(images * result["test_error_percent"] / 100.0), images
+
+
+def how_sure(result: Mapping[str, Any], *, noun: str = "", between: str = " to ") -> str:
+    """How many answers are wrong, and the interval of the error; empty if it was looked up.
+
+    Args:
+        result: as read.
+        noun: what the answers are of, in the singular; empty: only their number is given.
+        between: the ends of the interval.
+    """
+    counted = counted_errors(result)
+    if counted is None:
+        return ""
+    wrong, images = counted
+    low, high = interval(wrong, images)
+    of = f"{images:,} {noun}{'s' * (images != 1)}" if noun else f"{images:,}"
+    return f"{wrong:,} of {of}; 95% interval {low:.1f}{between}{high:.1f}%"
 
 
 def worst_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

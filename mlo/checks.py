@@ -938,10 +938,12 @@ def explain_third_derivative(error: BaseException, evaluation: Evaluation) -> No
     if not isinstance(error, RuntimeError) or not is_about_third_derivative(error):
         return
     waiting = list(evaluation.solutions.values())
+    seen: set[int] = set()  # many paths may lead to one solution
     names: list[str] = []
     advice = EngineAdvice()
     for solution in waiting:
-        if isinstance(solution, (Stationary, Stepped)):
+        if isinstance(solution, (Stationary, Stepped)) and id(solution) not in seen:
+            seen.add(id(solution))
             waiting += solution.evaluation.solutions.values()
             if solution.evaluation.loss.advice.third and solution.name not in names:
                 names.append(solution.name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.bare_step import leaves_gradients, make_step
-from mlo.checks import StepChecks, check_schedulers
+from mlo.checks import OF_NO_STEP, StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
@@ -340,9 +340,7 @@ class Updater:
                     f"and the engine {engine.label!r} differentiates the step, in which the change "
                     "would be missing. Put the change into the loss or the optimizer (grad_clip= "
                     "clips), or give the problem an engine that does not differentiate steps"
-                    + self._history.losses[problem.name].advice.phrase(
-                        ", such as {}", "cg", "gmres", "neumann"
-                    )
+                    + self._history.losses[problem.name].advice.phrase(", such as {}", *OF_NO_STEP)
                     + "."
                 )
         changed = self._changed_value(problem, seen)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lfmcw_app.collapse import what_is_known
 from lfmcw_app.data import short_name
-from lfmcw_app.proportions import difference_by_chance, interval
+from lfmcw_app.proportions import difference_by_chance
 from lfmcw_app.report.images import class_names, last_class_weights
 from lfmcw_app.report.quality import last_measured
 from lfmcw_app.report.reading import LostNumbers, Phase, RunData
@@ -15,6 +15,7 @@ from lfmcw_app.result_file import (
     LEVEL,
     clearly_harder,
     counted_errors,
+    how_sure,
     worst_classes,
     wrong_images,
 )
@@ -124,7 +125,7 @@ def _state(run: RunData) -> str:
 def _test_error(result: dict[str, Any]) -> str:
     error = f"{result['test_error_percent']:.2f}%"
     if "lookup" not in result:
-        sure = _how_sure(result)
+        sure = how_sure(result, noun="image")
         of = f" ({sure})" if sure else ""
         return f"The test error of the derived network is {error}{of}."
     found = result["lookup"]
@@ -134,16 +135,6 @@ def _test_error(result: dict[str, Any]) -> str:
         f"{found['rank']:,} of {found['cells']:,}, {found['regret_percent']:.2f} percentage points "
         "behind the best."
     )
-
-
-def _how_sure(result: dict[str, Any]) -> str:
-    """How many answers are wrong, and the interval of the error; empty if it was looked up."""
-    counted = counted_errors(result)
-    if counted is None:
-        return ""
-    wrong, images = counted
-    low, high = interval(wrong, images)
-    return f"{wrong:,} of {_count(images, 'image')}; 95% interval {low:.1f} to {high:.1f}%"
 
 
 def _trainings(number: int) -> str:
@@ -282,7 +273,7 @@ def _ranking(labels: Sequence[str], runs: Sequence[RunData]) -> str:
     if len({_kind_of_error(run) for *_, run in found}) > 1:
         return "The test errors are of different data sets or tables, so they cannot be compared."
     found.sort(key=lambda one: one[0])
-    sure = {label: _how_sure(run.result or {}) for _, label, run in found}
+    sure = {label: how_sure(run.result or {}, noun="image") for _, label, run in found}
     named = [
         f"{error:.2f}% ({label}{': ' if sure[label] else ''}{sure[label]})"
         for error, label, _ in found

@@ -7,10 +7,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from lfmcw_app.proportions import interval
 from lfmcw_app.report.charts import short
 from lfmcw_app.report.reading import RunData
-from lfmcw_app.result_file import counted_errors
+from lfmcw_app.result_file import how_sure
 from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.units import duration, size
 
@@ -118,7 +117,7 @@ def key_figures(run: RunData) -> list[Figure]:
             "test error",
             f"{result['test_error_percent']:.2f}",
             "%",
-            _how_sure(result),
+            how_sure(result, between="–"),
         )
         top5 = result.get("test_top5_error_percent")
         if top5 is not None:
@@ -147,15 +146,6 @@ def key_figures(run: RunData) -> list[Figure]:
         whose = "of the device" if run.environment.get("gpu") else "of the whole process"
         add("peak_memory", "peak memory", *size(max(peaks)), whose)
     return figures
-
-
-def _how_sure(result: dict[str, Any]) -> str:
-    """How many answers are wrong, and the interval of the error; empty if it was looked up."""
-    counted = counted_errors(result)
-    if counted is None:
-        return ""
-    low, high = interval(*counted)
-    return f"{counted[0]:,} of {counted[1]:,}; 95% interval {low:.1f}–{high:.1f}%"
 
 
 FIGURES = (

@@ -12,7 +12,7 @@ from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.response import Cotangent
-from mlo.tensors import zeros_for_none
+from mlo.tensors import norm_of, zeros_for_none
 
 __all__ = ["Direct"]
 
@@ -65,7 +65,7 @@ class Direct(Engine):
         # One more product shows how much of the answer is rounding.
         with torch.no_grad():
             b = operator.flatten(v)
-            residual = float((operator(solved) - b).norm() / (b.norm() or 1.0))
+            residual = norm_of(operator(solved) - b) / (norm_of(b) or 1.0)
         converged = residual <= self.tol
         advice = (
             ""
