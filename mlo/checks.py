@@ -757,22 +757,23 @@ class LossChecks:
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
+        advice: problem → what messages on it may advise.
 
     Attributes:
         pending: problem → its pending checks on a first batch; an entry is removed after all of the
             problem's players were checked.
     """
 
-    def __init__(self, graph: DependencyGraph, engines: Engines) -> None:
-        self._graph, self._engines = graph, engines
+    def __init__(
+        self, graph: DependencyGraph, engines: Engines, advice: Mapping[str, EngineAdvice]
+    ) -> None:
+        self._graph, self._engines, self._advice = graph, engines, advice
         differentiated = differentiated_problems(graph, engines)
         twice = {name for name in differentiated if engines[name].uses_second_derivatives}
         self.pending: dict[str, Examine] = {}
         for name in graph.problems:
             undeclared = _parameters_of_others(graph, name)
-            self.pending[name] = partial(
-                _examine, name, name in twice, undeclared, engine_advice(graph, engines, name)
-            )
+            self.pending[name] = partial(_examine, name, name in twice, undeclared, advice[name])
         self._warned: set[str] = set()
 
     def call_hooks(
@@ -800,13 +801,12 @@ class LossChecks:
             found[key] = seen
             engine = self._engines[name]
             if isinstance(engine, StepEngine):
-                advice = engine_advice(self._graph, self._engines, name)
                 raise ProblemError(
                     f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
                     f"gradient, but the engine {engine.label!r} differentiates the step that is "
                     "made with it, so the change would be missing. Put the change into the loss, "
                     "or choose an engine that does not differentiate steps"
-                    f"{advice.phrase(', such as {}', *OF_NO_STEP)}."
+                    f"{self._advice[name].phrase(', such as {}', *OF_NO_STEP)}."
                 )
             if f"{name}.{key}" not in self._warned:
                 self._warned.add(f"{name}.{key}")
@@ -844,8 +844,7 @@ class LossChecks:
             cause, advice = f"warm-up of {', '.join(still)}", ""
             if dropped:
                 cause = f"'first_order' of {', '.join(dropped)}"
-                others = engine_advice(self._graph, self._engines, dropped[-1])
-                advice = " Choose an engine that keeps it" + others.phrase(
+                advice = " Choose an engine that keeps it" + self._advice[dropped[-1]].phrase(
                     ", such as {}", "one_step", *OF_NO_STEP
                 )
                 advice += "."

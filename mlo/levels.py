@@ -126,7 +126,9 @@ class History:
                 parallel=loss.parallel,
                 simultaneous=simultaneous,
             )
-        self.checks = LossChecks(graph, engines)
+        self.checks = LossChecks(
+            graph, engines, {name: loss.advice for name, loss in losses.items()}
+        )
         self.zero_terms = ZeroTerms(watched_terms(graph, engines))
         self.solve_streams: dict[str, BatchStream] = {}
         for name, problem in graph.problems.items():
