@@ -13,9 +13,12 @@ from shared_starts import make_scheduler
 # The processes of pytest-xdist share the cores.
 torch.set_num_threads(1)
 
-# What a shell starts in the background ignores SIGINT, and so would the runs that tests interrupt.
+# What a shell starts in the background ignores SIGINT, and what nohup starts SIGHUP. So would the
+# runs that tests stop by them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine is no failure.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
