@@ -5,23 +5,26 @@
 #   OUT    folder of all runs and tables
 #   WHAT   cells: every cell of the space with three nodes is trained, twice (an hour of one core)
 #          ablation: searches on that table, by look-up, for both generators, both orders, and three
-#          kinds of data (15 hours)
+#          kinds of data (15 hours). In place of cells, docs/data/nasbench201_3_nodes_cifar10.csv
+#          can be copied to OUT/cells.csv.
 #          paper: table2 and controls at --preset small (about 60 hours)
 #          By default all of them, in this order.
 #
 # It can be stopped and repeated: what is done is not done again. SEEDS=20 is the number of searches
-# of an arm, JOBS=1 of those at a time. KINDS="plain hard unequal", GENERATORS="real gan" and
-# ORDERS="first second" choose parts of the ablation. SHORT=1 goes through all of it in miniature, on
-# digits for example, and its figures say nothing.
+# of an arm from FIRST_SEED=0 on, JOBS=1 of those at a time. KINDS="plain hard unequal",
+# GENERATORS="real gan" and ORDERS="first second" choose parts of the ablation, and
+# PAPERS="table2-darts-first ..." tables of the paper. With REUSE=docs/data/runs, the runs that a
+# table's file in that folder has are not made again. If it has none of them, that is an error.
+# SHORT=1 goes through all of it in miniature, on digits for example, and its figures say nothing.
 set -euo pipefail
 here=$(dirname "$0")
-[ $# -ge 2 ] || { sed -n '2,17p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,21p' "$0"; exit 2; }
 data=$1 out=$2
 shift 2
 [ $# -gt 0 ] || set -- cells ablation paper
 export OMP_NUM_THREADS=1
 python=${PYTHON:-python}
-seeds=${SEEDS:-20}
+seeds=${SEEDS:-20} first_seed=${FIRST_SEED:-0}
 mkdir -p "$out"
 
 nodes=3 preset=small train=() search=(--set search.steps=300) warm_rounds=1500 small=()
@@ -30,20 +33,22 @@ read -ra orders <<<"${ORDERS:-first second}"
 read -ra kinds <<<"${KINDS:-plain hard unequal}"
 read -ra generators <<<"${GENERATORS:-real gan}"
 papers=(
-    "table2 darts first" "controls darts first" "table2 darts second" "table2 pdarts first"
-    "table2 pcdarts first"
+    table2-darts-first controls-darts-first table2-darts-second table2-pdarts-first
+    table2-pcdarts-first
 )
 if [ -n "${SHORT:-}" ]; then
     nodes=2 preset=smoke seeds=1 warm_rounds=2 name=short orders=(second) kinds=(hard)
-    papers=("table2 darts second")
+    papers=(table2-darts-second)
     train=(--set evaluation.epochs=1 --set data.train_images=100)
     search=(--set search.steps=2 --set data.search_images=300)
     small=(--set search.steps=2 --set search.generator.warmup_rounds=0)
 fi
+if [ -n "${PAPERS:-}" ]; then read -ra papers <<<"$PAPERS"; fi
 space=(--space nasbench201 --preset "$preset" --set search.nodes=$nodes)
 cells=$out/cells.csv
 lookup=(--lookup "$cells" --set lookup.dataset=$name)
-quick=(--launcher workers --jobs "${JOBS:-1}" --keep results --threads 1 --seeds "$seeds")
+quick=(--launcher workers --jobs "${JOBS:-1}" --keep results --threads 1)
+quick+=(--seeds "$seeds" --first-seed "$first_seed")
 search+=(--set search.architecture.lr=0.03)
 warm_up=(
     --set search.generator.name=resnet
@@ -77,9 +82,15 @@ table_of_cells() {
         "${train[@]}" --seeds 0 1
 }
 
+# The option that takes the runs of a table from REUSE.
+reused() { # name of the table
+    reuse=()
+    if [ -n "${REUSE:-}" ] && [ -f "$REUSE/$1.csv" ]; then reuse=(--reuse "$REUSE/$1.csv"); fi
+}
+
 # A generator per seed and kind of data, which all searches of the seed begin with.
 warm_ups() {
-    for seed in $(seq 0 $((seeds - 1))); do
+    for seed in $(seq "$first_seed" $((first_seed + seeds - 1))); do
         folder=$out/warm/$1/$seed
         [ ! -f "$folder/result.json" ] || continue
         if [ -f "$folder/config.yaml" ]; then
@@ -102,15 +113,20 @@ ablation() { # kind of data, generator, order
             --set "search.generator.init.run=$out/warm/$1/{seed}"
         )
     fi
+    table=nasbench201-$2-$3
+    if [ "$1" != plain ]; then table=nasbench201-$2-$1-$3; fi
+    reused "$table"
     "$python" -m lfmcw_app.table ablation "$data" --order "$3" "${space[@]}" "${search[@]}" \
-        "${lookup[@]}" "${generator[@]}" "${condition[@]}" "${quick[@]}" --runs "$out/runs" \
-        --out "$out/tables/$2-$1-$3"
+        "${lookup[@]}" "${generator[@]}" "${condition[@]}" "${quick[@]}" "${reuse[@]}" \
+        --runs "$out/runs" --out "$out/tables/$table"
 }
 
-paper() { # table, space, order
-    "$python" -m lfmcw_app.table "$1" "$data" --preset $preset --space "$2" --order "$3" \
-        "${quick[@]}" --set search.generator.quality=end "${train[@]}" "${small[@]}" \
-        --runs "$out/runs" --out "$out/tables/$1-$2-$3"
+paper() { # table-space-order
+    IFS=- read -r table space_name order <<<"$1"
+    reused "$1"
+    "$python" -m lfmcw_app.table "$table" "$data" --preset $preset --space "$space_name" \
+        --order "$order" "${quick[@]}" --set search.generator.quality=end "${train[@]}" \
+        "${small[@]}" "${reuse[@]}" --runs "$out/runs" --out "$out/tables/$1"
 }
 
 for what in "$@"; do
@@ -126,8 +142,8 @@ for what in "$@"; do
         done
         ;;
     paper)
-        for arguments in "${papers[@]}"; do
-            paper $arguments
+        for name_of_table in "${papers[@]}"; do
+            paper "$name_of_table"
         done
         ;;
     *)

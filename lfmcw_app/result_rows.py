@@ -21,7 +21,7 @@ from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.timings import TIMINGS
 
-__all__ = ["row_of", "setting_told"]
+__all__ = ["columns_of", "row_of", "setting_told"]
 
 IN_COLUMNS = {
     "preset", "dataset", "seed", "search.space", "search.order", "search.method",
@@ -54,23 +54,13 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
     check_complete(result, folder / "result.json", ("test_error_percent",))
-    how = run.recipe.search
-    draws = how.method == "lfmcw" and how.lam > 0
     looked_up = result.get("lookup", {})
-    generator = result.get("generator", {}) if draws else {}
+    generator = result.get("generator", {}) if _draws(run.recipe) else {}
     searching, training = _seconds(folder)
     return Row(
         table=table,
         arm=arm,
-        seed=run.recipe.seed,
-        dataset=short_name(run.recipe.dataset),
-        preset=run.recipe.preset,
-        space=how.space,
-        order=None if how.method == "random" else how.order,
-        generator=how.generator.name if draws else None,
-        method=how.method,
-        condition=_told(run.recipe, conditions=True),
-        settings=_told(run.recipe, conditions=False),
+        **columns_of(run.recipe),
         test_error_percent=result["test_error_percent"],
         regret_percent=looked_up.get("regret_percent"),
         rank=looked_up.get("rank"),
@@ -85,6 +75,27 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
         run=folder.name,
         **_made_by(folder),
     )
+
+
+def columns_of(recipe: Recipe) -> dict[str, Any]:
+    """The columns of a row that its recipe decides."""
+    how = recipe.search
+    return {
+        "seed": recipe.seed,
+        "dataset": short_name(recipe.dataset),
+        "preset": recipe.preset,
+        "space": how.space,
+        "order": None if how.method == "random" else how.order,
+        "generator": how.generator.name if _draws(recipe) else None,
+        "method": how.method,
+        "condition": _told(recipe, conditions=True),
+        "settings": _told(recipe, conditions=False),
+    }
+
+
+def _draws(recipe: Recipe) -> bool:
+    """Whether W2 learns from generated images."""
+    return recipe.search.method == "lfmcw" and recipe.search.lam > 0
 
 
 def _made_by(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import mlo
 from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.bounded_files import text_of
 from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
-from lfmcw_app.data import Dataset, short_name
+from lfmcw_app.data import FOLDER, Dataset, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.output_files import replacing
 from lfmcw_app.pictures import describe_dataset
@@ -24,23 +24,27 @@ from lfmcw_app.result_rows import row_of
 from lfmcw_app.results_file import Row, write_results
 from lfmcw_app.run_folder import LOCK, RunFolder
 
-__all__ = ["TableReport", "claim", "run_folder", "run_path"]
+__all__ = ["TableReport", "claim", "run_digest", "run_folder", "run_path"]
 
 
 def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
     """The place of a recipe's run on these data, named by a digest of both."""
-    how = recipe.search
-    # For a look-up table and for weights, the digest counts, not their place.
-    lookup = recipe.lookup.model_copy(update={"file": None})
-    named = _without_places(recipe.model_copy(update={"lookup": lookup}))
-    content = f"{named.to_yaml()}{dataset.fingerprint.digest}"
-    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    how, digest = recipe.search, run_digest(recipe, dataset)
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
     return runs / name
 
 
+def run_digest(recipe: Recipe, dataset: Dataset) -> str:
+    """Identifies a recipe's run on these data, on every machine: 12 hexadecimal digits."""
+    content = f"{_without_places(recipe).to_yaml()}{dataset.fingerprint.digest}"
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
 def _without_places(recipe: Recipe) -> Recipe:
-    """The recipe with the digests of its starting weights, without their places."""
+    """The recipe without the places of its images, of its look-up table and of starting weights.
+
+    What lies there is known by the fingerprint of the images, and by the digests of the others.
+    """
 
     def digest_only(section: Any) -> Any:
         init = section.init
@@ -50,7 +54,10 @@ def _without_places(recipe: Recipe) -> Recipe:
     generator = digest_only(recipe.search.generator)
     search = digest_only(recipe.search).model_copy(update={"generator": generator})
     evaluation = digest_only(recipe.evaluation)
-    return recipe.model_copy(update={"search": search, "evaluation": evaluation})
+    lookup = recipe.lookup.model_copy(update={"file": None})
+    dataset = FOLDER if recipe.dataset.startswith(FOLDER) else recipe.dataset
+    unplaced = {"dataset": dataset, "lookup": lookup, "search": search, "evaluation": evaluation}
+    return recipe.model_copy(update=unplaced)
 
 
 def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all") -> Path:
@@ -75,19 +82,26 @@ def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all
     return path
 
 
-def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None:
+def claim(
+    folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset, *, first_seed: int = 0
+) -> None:
     """Makes the table's folder, or checks that it belongs to the same table.
+
+    Args:
+        folder: of the table.
+        recipes: arm → the recipe of its first run.
+        dataset: their data.
+        first_seed: the least seed. A table of other seeds would replace the files of this one.
 
     Raises:
         InputError: if it holds a table of other settings, or of other data.
     """
     settings = {
-        label: recipe.model_dump(
-            mode="json", by_alias=True, exclude={"seed": True, "lookup": {"file"}}
-        )
+        label: _without_places(recipe).model_dump(mode="json", by_alias=True, exclude={"seed"})
         for label, recipe in recipes.items()
     }
-    described = {"data": dataset.fingerprint.digest, **settings}
+    first = {"first_seed": first_seed} if first_seed else {}
+    described = {"data": dataset.fingerprint.digest, **first, **settings}
     text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
     file = folder / "recipes.yaml"
     if file.exists():
@@ -147,6 +161,10 @@ class TableReport:
             )
         self._rows[key] = row_of(self._name, key[0], path)
         return True
+
+    def add_reused(self, key: tuple[str, int], row: Row) -> None:
+        """Adds the result of a run of another machine or table."""
+        self._rows[key] = row.model_copy(update={"table": self._name, "arm": key[0]})
 
     def to_contribute(self) -> str:
         """Says how to add these results to the page of results."""

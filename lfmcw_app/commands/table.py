@@ -13,6 +13,9 @@ those with a result are not run again, interrupted ones are resumed, and those t
 command is carrying out are taken from it. A Markdown table and a CSV file with one row per run are
 written after each run, and a figure at the end.
 
+With --reuse, the rows of that CSV file count as runs on another machine too: a table is continued
+there, or put together from the seeds of several machines.
+
 In a value of --set, {seed} stands for a run's seed: with search.generator.init.run=warm/{seed} all
 searches of a seed start from the same generator.
 """
@@ -53,8 +56,20 @@ def table(
     assign: options.SetOption = None,
     lookup: options.LookupOption = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Searches per arm, with the seeds 0, 1, ...")
+        int,
+        typer.Option(min=1, help="Searches per arm, with the seeds 0, 1, ... (see --first-seed)."),
     ] = 10,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="The first of the seeds, to divide a table among machines.")
+    ] = 0,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A runs.csv, of another machine for example. Runs of this table that it has are "
+            "not made again. Can be repeated.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the table. By default tables/NAME-DATASET-PRESET."),
@@ -90,6 +105,7 @@ def table(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
     from lfmcw_app.lookup import table_of
+    from lfmcw_app.reused_results import reused_results
     from lfmcw_app.starting_weights import check_generator_fits
     from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
     from lfmcw_app.table_projection import print_table_projection, project_arms
@@ -105,7 +121,7 @@ def table(
 
         # Seed by seed, so that the arms of an unfinished table have equal numbers of runs.
         recipes = {}
-        for seed in range(seeds):
+        for seed in range(first_seed, first_seed + seeds):
             for label, arm in TABLES[name].items():
                 recipes[label, seed] = arm_recipe(
                     arm, dataset, preset, config, settings, seed, space=space, order=order
@@ -119,39 +135,50 @@ def table(
         for said in (images.summary, *parts_said(fitting, images), *adapted):
             say(console, said)
         recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
-        for recipe in recipes.values():
+        reused, found = reused_results(reuse or (), recipes, images)
+        for said in found:
+            say(console, said)
+        for key, recipe in recipes.items():
             path = run_path(runs, recipe, images)
-            if not ((path / "result.json").exists() or any(path.glob("*.pt"))):
+            if key not in reused and not (
+                (path / "result.json").exists() or any(path.glob("*.pt"))
+            ):
                 check_generator_fits(recipe, images)
         of_launcher = dict(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )
         place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=of_launcher)
 
+        firsts = {label: recipes[label, first_seed] for label in TABLES[name]}
+
         if dry_run:
             done = Counter(
                 label
-                for (label, _), recipe in recipes.items()
-                if (run_path(runs, recipe, images) / "result.json").exists()
+                for (label, seed), recipe in recipes.items()
+                if (label, seed) in reused
+                or (run_path(runs, recipe, images) / "result.json").exists()
             )
             say(console, "Measuring two rounds of each phase of each arm …")
-            of_arms = {label: recipes[label, 0] for label in TABLES[name]}
             options.set_threads(threads, first.preset)
             target = options.pick_device(device)
-            projected = project_arms(of_arms, done, seeds, images, target)
+            projected = project_arms(firsts, done, seeds, images, target)
             print_table_projection(projected, len(contrasts(name)), jobs, console)
             return
 
         # Complete runs go into the report at once; the rest is missing.
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
-        claim(folder, {label: recipes[label, 0] for label in TABLES[name]}, images)
+        claim(folder, firsts, images, first_seed=first_seed)
         report = TableReport(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
+        for key, row in reused.items():
+            report.add_reused(key, row)
         folders = {
-            key: run_folder(runs, recipe, images, keep=keep) for key, recipe in recipes.items()
+            key: run_folder(runs, recipe, images, keep=keep)
+            for key, recipe in recipes.items()
+            if key not in reused
         }
         keys = {path: key for key, path in folders.items()}
         missing = [path for key, path in folders.items() if not report.add(key, path)]
-        if len(missing) < len(folders):
+        if len(missing) < len(recipes):
             report.write_so_far()
         say(
             console,

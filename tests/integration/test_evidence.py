@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,19 +28,30 @@ def test_the_campaign_runs_through_and_is_not_repeated(tmp_path):
     first = call("digits", tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     tables = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    kinds = ["gan-hard-second", "real-hard-second"]
+    kinds = ["nasbench201-gan-hard-second", "nasbench201-real-hard-second"]
     assert tables == [*kinds, "table2-darts-second"]
     for name in tables:
         rows = read_results(tmp_path / "tables" / name / "runs.csv")
         table = "ablation" if name in kinds else name.partition("-")[0]
         assert {row.arm for row in rows} == set(TABLES[table])
         assert all((row.rank is not None) == (name in kinds) for row in rows)
-    judged = read_results(tmp_path / "tables" / "gan-hard-second" / "runs.csv")
+    judged = read_results(tmp_path / "tables" / kinds[0] / "runs.csv")
     assert any(row.gan_test_percent is not None for row in judged)
 
     again = call("digits", tmp_path, "ablation")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("6 runs, 6 of them already complete") == len(kinds)
+
+    # Another machine has the results files and the table of cells only.
+    reused, other = tmp_path / "reused", tmp_path / "other"
+    reused.mkdir()
+    other.mkdir()
+    shutil.copy(tmp_path / "tables" / kinds[1] / "runs.csv", reused / f"{kinds[1]}.csv")
+    shutil.copy(tmp_path / "cells.csv", other)
+    taken = call("digits", other, "ablation", REUSE=str(reused), GENERATORS="real")
+    assert taken.returncode == 0, taken.stdout + taken.stderr
+    assert "6 of 6 runs are taken from" in taken.stdout
+    assert not (other / "runs").exists()
 
 
 def test_what_the_script_does_not_know_is_refused(tmp_path):

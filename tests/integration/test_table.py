@@ -67,6 +67,32 @@ def test_a_table_runs_only_what_is_missing(tmp_path):
     assert "a table of other settings" in changed.stderr
 
 
+@pytest.mark.slow
+def test_a_table_is_continued_on_another_machine(tmp_path):
+    """The runs that a results file has are not made again, and need no folder."""
+    here, there = tmp_path / "here" / "t", tmp_path / "there" / "t"
+    made = table(there, "table2", "digits", "--seeds=1")
+    assert made.returncode == 0, made.stderr
+    results = there / "runs.csv"
+    projected = table(here, "table2", "digits", "--seeds=2", "--reuse", results, "--dry-run")
+    assert projected.returncode == 0, projected.stderr
+    assert f"2 of 4 runs are taken from {results}." in projected.stdout.replace("\n", "")
+    continued = table(here, "table2", "digits", "--seeds=2", "--reuse", results)
+    assert continued.returncode == 0, continued.stderr
+    assert "4 runs, 2 of them already complete" in continued.stdout
+    assert len(list((here.parent / "runs").glob("*/config.yaml"))) == 2
+    assert rows(here)[::2] == rows(there)
+    # The seeds of two machines are put together without a run.
+    second = table(there.with_name("u"), "table2", "digits", "--first-seed=1", "--seeds=1")
+    assert second.returncode == 0, second.stderr
+    joined = tmp_path / "joined" / "t"
+    others = ("--reuse", results, "--reuse", there.with_name("u") / "runs.csv")
+    both = table(joined, "table2", "digits", "--seeds=2", *others)
+    assert both.returncode == 0, both.stderr
+    assert [row["seed"] for row in rows(joined)] == ["0", "1", "0", "1"]
+    assert not (joined.parent / "runs").exists()
+
+
 def test_an_unknown_table_is_refused(tmp_path):
     finished = table(tmp_path / "t", "table3")
     assert finished.returncode == 2

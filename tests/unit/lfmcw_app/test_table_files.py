@@ -19,7 +19,7 @@ from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.results_file import read_results
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
+from lfmcw_app.table_files import TableReport, claim, run_digest, run_folder, run_path
 
 
 @pytest.fixture
@@ -51,6 +51,27 @@ def test_a_run_has_one_folder_wherever_its_weights_lie(tmp_path, digits):
 
     assert placed("here", "abc") == placed("there", "abc")
     assert placed("here", "abc") != placed("here", "abd")
+
+
+def test_a_run_has_one_digest_wherever_its_images_lie(tmp_path, digits):
+    """Their fingerprint counts: a table goes on where another machine has the same files."""
+
+    def placed(name):
+        return load_recipe("smoke", overrides={"dataset": name})
+
+    one, other = placed("folder:/here/photos"), placed("folder:/there/pictures")
+    assert run_digest(one, digits) == run_digest(other, digits)
+    assert run_digest(one, digits) != run_digest(one, changed(digits))
+    assert run_digest(one, digits) != run_digest(load_recipe("smoke"), digits)
+    claim(tmp_path / "table", {"arm": one}, digits)
+    claim(tmp_path / "table", {"arm": other}, digits)
+
+
+def test_tables_of_other_seeds_have_folders_of_their_own(tmp_path, digits):
+    claim(tmp_path / "table", {"arm": load_recipe("smoke")}, digits, first_seed=10)
+    claim(tmp_path / "table", {"arm": load_recipe("smoke")}, digits, first_seed=10)
+    with pytest.raises(InputError, match="a table of other settings"):
+        claim(tmp_path / "table", {"arm": load_recipe("smoke")}, digits)
 
 
 def test_other_data_have_another_run_folder(tmp_path, digits):
