@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from lfmcw_app.bounded_files import check_regular
 from lfmcw_app.errors import HeldError, InputError
 from lfmcw_app.parent_pipe import start_child
 from lfmcw_app.run_folder import LOCK
@@ -142,6 +143,7 @@ def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
 
 def run_command(command: Sequence[str], log: str) -> int:
     """Runs a command with its output added to `log`; returns its exit code. For any launcher."""
+    _check_log(Path(log))
     with open(log, "ab") as output:
         return subprocess.run(
             list(command),
@@ -150,6 +152,12 @@ def run_command(command: Sequence[str], log: str) -> int:
             stderr=subprocess.STDOUT,
             check=False,
         ).returncode
+
+
+def _check_log(log: Path) -> None:
+    """Refuses a pipe in place of a log: opening it would wait for a reader, perhaps for ever."""
+    if log.exists():
+        check_regular(log)
 
 
 class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
@@ -168,6 +176,7 @@ class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
     def _run(self, command: list[str], log: Path) -> int:
         if (log.parent / RESULT).exists():  # another sweep took it first
             return 0
+        _check_log(log)
         return self._carry_out(command, log)
 
     def _carry_out(self, command: list[str], log: Path) -> int:

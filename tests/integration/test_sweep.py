@@ -76,6 +76,17 @@ def test_processes_of_this_machine(jobs, tmp_path):
     check(outcomes(LocalProcesses(jobs), tmp_path, *KINDS), tmp_path)
 
 
+def test_a_pipe_in_place_of_a_log_fails_its_run_alone(tmp_path):
+    folders = [tmp_path / "piped", tmp_path / "good"]
+    for folder in folders:
+        folder.mkdir()
+    os.mkfifo(folders[0] / LOG)
+    with LocalProcesses(1) as launcher:
+        found = {one.folder.name: one for one in sweep(folders, command, launcher, retries=1)}
+    assert "it is a pipe, a socket or a device" in found["piped"].failure
+    assert found["good"].failure is None
+
+
 @pytest.mark.slow
 def test_jobs_of_submitit(tmp_path):
     """On submitit's own stand-in for SLURM."""
