@@ -25,15 +25,21 @@ class EngineAdvice:
     Attributes:
         serves: whether an engine, given by its name, could differentiate the problem's solution.
         find_third: finds `third`.
+        find_other: problem → advice on its engine, in the same run.
     """
 
     serves: Callable[[str], bool] = _any_engine
     find_third: Callable[[], str] = str
+    find_other: Callable[[str], EngineAdvice] | None = None
 
     @cached_property
     def third(self) -> str:
         """What takes third derivatives of the problem's loss, in words; empty: nothing does."""
         return self.find_third()
+
+    def on(self, other: str) -> EngineAdvice:
+        """Advice on the engine of another problem, in the same run."""
+        return self.find_other(other) if self.find_other else EngineAdvice()
 
     def phrase(self, text: str, *names: str) -> str:
         """The text with those of the engines that serve in place of its `{}`; empty if none does.

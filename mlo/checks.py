@@ -48,7 +48,6 @@ __all__ = [
     "check_engines",
     "check_restarts",
     "check_schedulers",
-    "check_simultaneous",
     "differentiated_problems",
     "differentiated_starts",
     "engine_advice",
@@ -122,10 +121,11 @@ def check_engines(
 
     Raises:
         EngineError: naming the problem, the reason and an engine that can.
+        GraphError: where a problem does not fit a simultaneous round.
     """
     differentiated = differentiated_problems(graph, engines)
-    for name, problem in graph.problems.items():
-        advice = engine_advice(
+    advices = {
+        name: engine_advice(
             graph,
             engines,
             name,
@@ -133,6 +133,10 @@ def check_engines(
             parallel=parallel,
             simultaneous=simultaneous,
         )
+        for name in graph.problems
+    }
+    for name, problem in graph.problems.items():
+        advice = advices[name]
         _check_parameters(problem)
         if name in differentiated:
             _check_differentiated(graph, engines, name, parallel, advice)
@@ -141,6 +145,8 @@ def check_engines(
         _check_estimator(graph, engines, name, parallel, advice)
     _check_look_ahead(graph, engines, looks_ahead)
     _warn_of_common_windows(graph, engines, differentiated)
+    if simultaneous:
+        _check_simultaneous(graph, engines, differentiated, advices)
 
 
 def _check_differentiated(
@@ -205,7 +211,18 @@ def engine_advice(
             return False
         return not (simultaneous and isinstance(engine, StepEngine))
 
-    advice = EngineAdvice(serves=serves, find_third=partial(third_derivative, graph, engines, name))
+    advice = EngineAdvice(
+        serves=serves,
+        find_third=lambda: _third_derivative(graph, engines, name, advice),
+        find_other=partial(
+            engine_advice,
+            graph,
+            engines,
+            looks_ahead=looks_ahead,
+            parallel=parallel,
+            simultaneous=simultaneous,
+        ),
+    )
     return advice
 
 
@@ -219,7 +236,9 @@ def _readers_of_response(graph: DependencyGraph, engines: Engines, name: str) ->
     ]
 
 
-def third_derivative(graph: DependencyGraph, engines: Engines, name: str) -> str:
+def _third_derivative(
+    graph: DependencyGraph, engines: Engines, name: str, advice: EngineAdvice
+) -> str:
     """What takes third derivatives of a problem's loss, in words; empty if nothing does.
 
     The gradient of a middle problem contains the response of the problem, which has second
@@ -237,7 +256,7 @@ def third_derivative(graph: DependencyGraph, engines: Engines, name: str) -> str
             by = f"the engine {engine.label!r} of problem {middle!r}"
             if above or problem.restart_from:
                 return by
-            return by + engine_advice(graph, engines, middle).phrase(" ({} would not)", "one_step")
+            return by + advice.on(middle).phrase(" ({} would not)", "one_step")
     return ""
 
 
@@ -419,7 +438,7 @@ def _check_inner_responses(
                 f"response of {inner!r}, so that response is differentiated twice, but "
                 f"{engines[inner].label!r} does not support that. Give {inner!r} an engine with "
                 "autograd products"
-                f"{engine_advice(graph, engines, inner).phrase(', such as {}', *EXACT)}."
+                f"{advice.on(inner).phrase(', such as {}', *EXACT)}."
             )
 
 
@@ -509,7 +528,12 @@ def _check_look_ahead(
                 )
 
 
-def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
+def _check_simultaneous(
+    graph: DependencyGraph,
+    engines: Engines,
+    differentiated: Collection[str],
+    advices: Mapping[str, EngineAdvice],
+) -> None:
     """Refuses what does not fit a round in which all problems are seen as they were at its start.
 
     Raises:
@@ -517,7 +541,6 @@ def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
             round.
         GraphError: where a problem moves twice in a round, or is read by value after it has moved.
     """
-    differentiated = differentiated_problems(graph, engines)
     schedule = graph.schedule()
     for name, problem in graph.problems.items():
         if name in differentiated and isinstance(engines[name], StepEngine):
@@ -525,9 +548,7 @@ def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
                 f"Problem {name!r}: the engine {engines[name].label!r} differentiates the step "
                 "made in a round, but in a simultaneous round that step comes too late. Use "
                 "order='lower_first', or an implicit engine"
-                + engine_advice(graph, engines, name, simultaneous=True).phrase(
-                    ", such as {}", "soba", *OF_NO_STEP
-                )
+                + advices[name].phrase(", such as {}", "soba", *OF_NO_STEP)
                 + "."
             )
         if problem.steps > 1:
@@ -624,7 +645,7 @@ def _check_estimator(
                     f"Problem {name!r} has the estimator {label!r}, which repeats its gradient at "
                     f"an earlier point, but {other.label!r} differentiates the step that "
                     f"{inner!r} has just made. Give {inner!r} an implicit engine"
-                    + engine_advice(graph, engines, inner).phrase(", such as {}", *SOLVES)
+                    + advice.on(inner).phrase(", such as {}", *SOLVES)
                     + "."
                 )
     if problem.estimator.uses_blocks and engine.takes_estimates and problem.solve_batches > 1:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mlo.check_schedule import CheckSchedule, NoChecks
-from mlo.checks import check_engines, check_restarts, check_simultaneous
+from mlo.checks import check_engines, check_restarts
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -299,8 +299,6 @@ def _row(
             check_restarts(
                 optimizer.graph, engines, optimizer._history.starts, looks_ahead=looks_ahead
             )
-            if optimizer.order == "simultaneous":
-                check_simultaneous(optimizer.graph, engines)
             history, levels = _under(optimizer, name, engines)
             found = _ask(levels, name)
             notes += _missing_steps(history, name)

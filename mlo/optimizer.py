@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines, check_restarts, check_simultaneous
+from mlo.checks import check_engines, check_restarts
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import (
     CheckpointError,
@@ -114,8 +114,6 @@ class MultilevelOptimizer:
             parallel=self.parallel,
             simultaneous=order == "simultaneous",
         )
-        if order == "simultaneous":
-            check_simultaneous(self.graph, self.engines)
         check_restarts(self.graph, self.engines, starts, looks_ahead=looks_ahead)
         self._start_processes()
         for problem in self.problems.values():

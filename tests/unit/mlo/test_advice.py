@@ -176,6 +176,25 @@ def test_every_engine_that_a_message_advises_is_accepted(make):
     assert seen > 0
 
 
+def test_advice_on_another_problem_knows_the_order_of_the_round():
+    """A simultaneous round makes no step before its gradients, so no engine of steps serves."""
+
+    def refusal(inner):
+        engines = {"default": "cg", "net": inner}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                mlo.MultilevelOptimizer(three_levels(), engines, order="simultaneous").step()
+            except mlo.EngineError as error:
+                return str(error)
+        return ""
+
+    told = {inner: advised(refusal(inner), inner) - {"cg"} for inner in ("darts", "soba")}
+    assert all(others for others in told.values())
+    for others in told.values():
+        assert [other for other in others if refusal(other)] == []
+
+
 def test_no_engine_is_advised_where_none_serves():
     nothing = EngineAdvice(serves=lambda name: False)
     assert nothing.phrase(", or use {}", "cg", "gmres") == ""
