@@ -34,9 +34,9 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.parts import search_parts
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.report import read_run
 from lfmcw_app.report.class_figure import draw_class_weights
 from lfmcw_app.report.images import class_names, weights_of_rounds
+from lfmcw_app.report.reading import read_run
 from lfmcw_app.search_end import confusion_of_w1
 
 HARD = {"fashion-mnist": ("trouser", ("dress",)), "digits": ("0", ("6", "8"))}

@@ -78,7 +78,7 @@ def carry_out(
 def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> None:
     """Writes the report of a complete run and prints its result."""
     # matplotlib takes a second to import, and `--help` does not need it.
-    from lfmcw_app.report import write_report
+    from lfmcw_app.report.page import write_report
     from lfmcw_app.result import print_result
     from lfmcw_app.run_folder import REPORT
 

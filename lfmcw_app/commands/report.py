@@ -31,7 +31,8 @@ def report(
 ) -> None:
     """Writes the report of each run as one HTML file that needs no network."""
     # Not needed for `--help`, and slow to import: matplotlib.
-    from lfmcw_app.report import comparison_page, read_run, run_page, write_page
+    from lfmcw_app.report.page import comparison_page, run_page, write_page
+    from lfmcw_app.report.reading import read_run
 
     console = Console()
     with reported_errors(Console(stderr=True)):

@@ -29,8 +29,8 @@ from fault_kinds import KINDS, Trial  # noqa: E402
 from forked_runs import SMALL, WITH_GENERATOR, Runs  # noqa: E402
 from run_of_campaign import be_quick  # noqa: E402
 
-from lfmcw_app import report  # noqa: E402, F401 - not in each child
 from lfmcw_app.data import load_dataset  # noqa: E402
+from lfmcw_app.report import page  # noqa: E402, F401 - not in each child
 
 RECIPES = {"darts": SMALL, "lfmcw": WITH_GENERATOR}
 

@@ -19,7 +19,8 @@ from started_processes import finished as finished_process
 from tiny_runs import arguments, resume, run
 
 from lfmcw_app.commands.report import report as report_command
-from lfmcw_app.report import comparison_page, read_run, run_page
+from lfmcw_app.report.page import comparison_page, run_page
+from lfmcw_app.report.reading import read_run
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.nasbench201 import OPERATIONS, SumCell
 

@@ -25,7 +25,7 @@ from lfmcw_app.complete_runs import look_up_genotype
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import look_up, open_table, table_of
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.report import write_report
+from lfmcw_app.report.page import write_report
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder

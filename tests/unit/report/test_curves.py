@@ -6,8 +6,9 @@ import json
 
 from made_run_folders import make_folder
 
-from lfmcw_app.report import read_run, run_page
 from lfmcw_app.report.curves import Rounds, at, loss_charts, training_charts, w2_on_real
+from lfmcw_app.report.page import run_page
+from lfmcw_app.report.reading import read_run
 
 
 def test_parts_of_a_gradient_are_drawn_where_recorded(tmp_path):

@@ -13,7 +13,6 @@ import pytest
 from made_run_folders import make_folder
 from PIL import Image
 
-from lfmcw_app.report import run_page
 from lfmcw_app.report.images import (
     MOST_ROWS,
     class_names,
@@ -22,6 +21,7 @@ from lfmcw_app.report.images import (
     sheets,
     tile_size,
 )
+from lfmcw_app.report.page import run_page
 from lfmcw_app.report.reading import read_run
 
 

@@ -10,7 +10,8 @@ from statistics import fmean
 from made_run_folders import entry, make_folder
 
 from lfmcw_app.output_files import leftovers
-from lfmcw_app.report import read_run, run_page, write_report
+from lfmcw_app.report.page import run_page, write_report
+from lfmcw_app.report.reading import read_run
 
 
 def test_a_search_in_stages_shows_what_was_dropped(tmp_path):

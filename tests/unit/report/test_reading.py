@@ -11,7 +11,8 @@ from made_run_folders import make_folder
 from PIL import Image
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.report import reading, run_page
+from lfmcw_app.report import reading
+from lfmcw_app.report.page import run_page
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.search_space.genotype import random_genotype
 

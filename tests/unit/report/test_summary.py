@@ -7,7 +7,8 @@ import json
 import pytest
 from made_run_folders import add_classes, make_folder
 
-from lfmcw_app.report import comparison_page, read_run, run_page
+from lfmcw_app.report.page import comparison_page, run_page
+from lfmcw_app.report.reading import read_run
 from lfmcw_app.report.summary import comparison_summary, searched_rounds, summary
 
 SEARCH = {"search": (8, 4)}

@@ -8,7 +8,8 @@ import re
 import pytest
 from made_run_folders import make_folder
 
-from lfmcw_app.report import read_run, run_page
+from lfmcw_app.report.page import run_page
+from lfmcw_app.report.reading import read_run
 from lfmcw_app.report.tables import (
     costs,
     environment_rows,

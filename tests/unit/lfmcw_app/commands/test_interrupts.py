@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +55,10 @@ print("goes on")
 
 EVALUATION = ("random:0", "digits")
 
+PROJECT = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text("utf-8"))
+SCRIPTS = PROJECT["project"]["scripts"]
+"""Installed command → module:function."""
+
 
 def _ended(program, *arguments):
     done = subprocess.run(
@@ -68,10 +74,19 @@ def _ended(program, *arguments):
         ("lfmcw_app.run", ["digits"], "torch"),
         ("lfmcw_app.evaluate", EVALUATION, "torch"),
         ("lfmcw_app", ["evaluate", *EVALUATION], "torch"),
+        ("lfmcw_app.report", ["folder"], "torch"),
     ],
 )
 def test_an_interrupted_start_is_one_line(command, arguments, module):
     program = STRIKE.format(module=module, command=command, arguments=arguments)
+    assert _ended(program) == (130, ["Interrupted; nothing was saved."])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_installed_command_answers_while_it_is_imported(script):
+    module, _, name = SCRIPTS[script].partition(":")
+    program = STRIKE.partition("runpy.run_module")[0] + "from {command} import {name}"
+    program = program.format(module="typer", arguments=[], command=module, name=name)
     assert _ended(program) == (130, ["Interrupted; nothing was saved."])
 
 
