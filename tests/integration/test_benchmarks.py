@@ -56,6 +56,24 @@ def test_engines_beside_other_libraries():
 
 
 @pytest.mark.slow
+def test_the_notes_of_the_comparison_are_measured():
+    """What docs/comparison.md says of Betty is what the program prints."""
+    printed = output_of("comparison_notes.py")
+    if "betty-ml not installed" in printed:
+        pytest.skip("betty-ml is not installed (make betty)")
+    page = " ".join((ROOT / "docs" / "comparison.md").read_text("utf-8").split())
+    assert "three levels, darts: error 0.61" in printed
+    assert "its error is 61%" in page
+    assert printed.count("is not supported for higher order MLO") == 2  # neumann and cg
+    assert "a frozen parameter: RuntimeError" in printed
+    assert "darts at a rate of 0.1: 10 times as long" in printed
+    assert "dropout of 0.1: error 35\n" in printed
+    assert "is 35 times as large" in page
+    assert "errors 0.42, 0.41, 0.56, 0.92, 0.96, 2.14" in printed
+    assert "errors of 0.42, 0.41, 0.56, 0.92, 0.96 and 2.14" in page
+
+
+@pytest.mark.slow
 def test_solutions_of_other_solvers_beside_other_libraries():
     """A library that is not installed has a row that says so."""
     printed = output_of("engines.py", "--quick", "--problem", "solutions", "--repeats", "1")
