@@ -58,7 +58,7 @@ def reused_results(
         twice = len(of_table) - len(new)
         said.append(
             f"{len(new)} of {len(recipes)} runs are taken from {file}"
-            + (f"; {twice} others of it are in an earlier file" if twice else "")
+            + (f", which has {twice} more that an earlier file has" if twice else "")
             + "."
         )
     return results, said

@@ -66,7 +66,7 @@ def test_a_run_that_two_files_have_is_that_of_the_first(tmp_path, digits):
         write_results(file, [row(recipe(0), digits, error=error)])
     found, said = reused_results(files, keyed(0), digits)
     assert found["LFM-CW", 0].test_error_percent == 5.0
-    assert "1 others of it are in an earlier file" in said[1]
+    assert "which has 1 more that an earlier file has" in said[1]
 
 
 @pytest.mark.parametrize(
