@@ -6,6 +6,7 @@ memory, not the memory that happens to be free.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["SavedBytes", "fits", "memory_of"]
+__all__ = ["NotCountable", "SavedBytes", "fits", "memory_of", "refuses_counting"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +28,18 @@ SHARE = 4
 """How often the graph must fit: twice, plus as much again for everything else."""
 
 
+class NotCountable(Exception):
+    """A loss that cannot be evaluated while its saved bytes are counted; it can be without."""
+
+
+def refuses_counting(error: BaseException) -> bool:
+    """Whether an error says that hooks on saved tensors are not allowed.
+
+    `torch.func.grad`, `vjp`, `jacrev` and `hessian` forbid them.
+    """
+    return isinstance(error, RuntimeError) and "saved tensor hooks" in str(error)
+
+
 class SavedBytes:
     """A context that counts the bytes that autograd saves in it, each storage once.
 
@@ -34,13 +47,13 @@ class SavedBytes:
         known: tensors that are there anyway, such as parameters.
 
     Attributes:
-        total: bytes so far.
+        total: bytes so far; infinite if a tensor could not be counted.
     """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         self._seen = {tensor.untyped_storage().data_ptr() for tensor in known}
         self._hooks = saved_tensors_hooks(self._pack, self._unpack)
-        self.total = 0
+        self.total: float = 0
 
     def apart(self, function: Callable[P, R]) -> Callable[P, R]:
         """A function that does the same, and is not counted."""
@@ -66,8 +79,13 @@ class SavedBytes:
     def _pack(self, tensor: Tensor) -> Tensor:
         if type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
+            try:
+                place = storage.data_ptr()
+            except RuntimeError:  # a tensor within `torch.func.jvp` has no storage to look at
+                self.total = math.inf
+                return tensor
+            if place not in self._seen:
+                self._seen.add(place)
                 self.total += storage.nbytes()
         return tensor
 
@@ -97,7 +115,7 @@ def memory_of(device: torch.device) -> int:
     return 0
 
 
-def fits(saved: int, device: torch.device) -> bool:
+def fits(saved: float, device: torch.device) -> bool:
     """Whether to keep the graph of a gradient whose forward pass saves so many bytes.
 
     It is not kept if the device's memory is unknown, as for the meta device.

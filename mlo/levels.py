@@ -31,7 +31,7 @@ from mlo.checks import (
 from mlo.errors import CheckpointWarning, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.graph import DependencyGraph
-from mlo.graph_memory import SavedBytes, fits
+from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
 from mlo.loss import LossFunction
@@ -433,7 +433,7 @@ class History:
         if name in self._undecided:
             self.keeps_graph[name] = keeps
 
-    def note_saved(self, name: str, saved: int) -> None:
+    def note_saved(self, name: str, saved: float) -> None:
         """Decides whether graphs are kept, from the bytes that a forward pass saves."""
         self.keeps_graph[name] = fits(saved, self.graph.problems[name].device)
 
@@ -731,6 +731,9 @@ class Levels:
             keep_graph: whether the gradient's graph is kept.
             held_constant: problems whose solutions are treated as constants.
             begun: the random state now, where it is known.
+
+        Raises:
+            NotCountable: for a first update that succeeds if it is repeated.
         """
         history, problem = self._history, self._history.graph.problems[name]
         draws = self._draws
@@ -774,6 +777,9 @@ class Levels:
             # An update is made completely or not at all. A question has worked on copies.
             if is_update:
                 restore_buffers(evaluation)
+            if saved is not None and refuses_counting(error):
+                history.keeps_graph[name] = False  # what cannot be counted might not fit
+                raise NotCountable from error
             explain_third_derivative(error, evaluation)
             raise
         finally:

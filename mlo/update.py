@@ -15,6 +15,7 @@ from mlo.checks import OF_NO_STEP, StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
+from mlo.graph_memory import NotCountable
 from mlo.levels import History, Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, is_fused, plain_steps
@@ -120,6 +121,7 @@ class Updater:
         if self._parallel is not None and history.updates[name] == 0:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory, random = history.copied_memory(), RandomState.capture(problem.generators)
+        repeats = False
         try:
             found = self._levels[name].differentiate(
                 name,
@@ -136,12 +138,17 @@ class Updater:
                 except BaseException:
                     restore_buffers(found.evaluation)
                     raise
-        except BaseException:
+        except BaseException as error:
             # An update happens completely or not at all: the same batches and noise come again.
             history.streams[name].put_back(batches)
             random.restore(problem.generators)
             history.restore_memory(memory)
-            raise
+            if not isinstance(error, NotCountable):
+                raise
+            repeats = True
+        if repeats:
+            self._update_once(name, players, record, last=last, keep_graph=keep_graph, moves=moves)
+            return
 
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = GradientNorm(found.gradient.values())

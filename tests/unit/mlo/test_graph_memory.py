@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlo.graph_memory import SavedBytes, fits, memory_of
+from mlo.graph_memory import SavedBytes, fits, memory_of, refuses_counting
 
 
 def test_what_autograd_saves_is_counted_once():
@@ -70,3 +70,18 @@ def test_what_a_counted_function_saves_is_counted():
     assert saved.total == 0
     assert torch.equal(saved.counted(lambda t: t.exp())(x), x.exp())
     assert saved.total == 4 * x.element_size()
+
+
+def test_what_cannot_be_counted_does_not_fit():
+    """Tensors within `torch.func.jvp` may have no storage, and `jacrev` allows no count."""
+    net, x = torch.nn.Linear(3, 2), torch.ones(4, 3)
+    saved = SavedBytes([])
+    outside = torch.nn.Parameter(torch.ones(3))
+    with saved:
+        torch.func.jvp(lambda rows: net(rows) @ outside[:2], (x,), (x,))
+    assert saved.total > 0
+    assert not fits(float("inf"), torch.device("cpu"))
+    with pytest.raises(RuntimeError) as refused, SavedBytes([]):
+        torch.func.jacrev(net)(x)
+    assert refuses_counting(refused.value)
+    assert not refuses_counting(RuntimeError("out of memory"))
