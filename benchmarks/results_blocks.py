@@ -38,6 +38,7 @@ from results_data import (
     mean,
 )  # fmt: skip
 from results_markdown import NOT_RUN, NOTHING, folded, table
+from scipy.stats import spearmanr
 
 from lfmcw_app.arms import contrasts
 from lfmcw_app.comparison import (
@@ -48,6 +49,7 @@ from lfmcw_app.comparison import (
     detectable_in_spreads,
     least_pairs,
 )  # fmt: skip
+from lfmcw_app.results_file import Row
 
 Pair = tuple[str, str]
 
@@ -236,6 +238,63 @@ def ranks(results: Results) -> str:
         "among the ten best cells (copies of a network count)", "parameters (mean)",
     )  # fmt: skip
     return folded("Every arm of every experiment", table(head, rows))
+
+
+def trained_arms(results: Results) -> str:
+    """Errors, sizes and times of searches whose networks were trained, and size as a confounder."""
+    rows, said = [], []
+    for title, experiment in results.trained():
+        for arm in experiment.arms:
+            runs = experiment.runs(arm)
+            rows.append(
+                (
+                    title, arm, len(runs),
+                    _spread([row.test_error_percent for row in runs], ".2f"),
+                    _spread([row.parameters for row in runs], ",.0f"),
+                    f"{mean(row.search_seconds for row in runs) / 60:.1f}",
+                    f"{mean(row.training_seconds for row in runs) / 60:.1f}",
+                )
+            )  # fmt: skip
+        first = experiment.arms[0]
+        for arm in experiment.arms[1:]:
+            sized = _size_and_error(experiment.runs(first), experiment.runs(arm))
+            if sized is not None:
+                said.append(
+                    f"{title}: over the pairs of {arm} and {first}, the rank correlation of the "
+                    f"difference in parameters with the difference in error is {sized:+.2f}."
+                )
+    head = (
+        "experiment", "arm", "runs", "test error, % (mean ± SD)", "parameters (mean ± SD)",
+        "search, minutes", "training, minutes",
+    )  # fmt: skip
+    return "\n\n".join([table(head, rows) if rows else NOTHING, *said])
+
+
+def _spread(values: Sequence[float | None], form: str) -> str:
+    """Mean ± standard deviation of what is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):{form}}{spread}"
+
+
+def _size_and_error(first: Sequence[Row], second: Sequence[Row]) -> float | None:
+    """The rank correlation, over pairs of runs, of differences in parameters and in error.
+
+    None with fewer than five pairs, if parameters are not known, or if all pairs are alike.
+    """
+    others = {row.seed: row for row in first}
+    pairs = [(row, others[row.seed]) for row in second if row.seed in others]
+    sizes = [
+        row.parameters - other.parameters
+        for row, other in pairs
+        if row.parameters is not None and other.parameters is not None
+    ]
+    errors = [row.test_error_percent - other.test_error_percent for row, other in pairs]
+    if len(sizes) < max(5, len(pairs)) or len(set(sizes)) == 1 or len(set(errors)) == 1:
+        return None
+    return float(spearmanr(sizes, errors).statistic)
 
 
 def rank_differences(results: Results) -> str:
@@ -769,6 +828,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "beside random": results_ends.beside_random,
     "ranks": ranks,
     "rank differences": rank_differences,
+    "trained arms": trained_arms,
     "cells": cells,
     "ablations": ablations,
     "quality": quality,

@@ -339,6 +339,10 @@ class Results:
         """The experiments whose errors come from a table of cells, with their titles."""
         return [(title, e) for title, e in self.titled() if e.design.looked_up]
 
+    def trained(self) -> list[tuple[str, Experiment]]:
+        """The experiments whose networks were trained, with their titles."""
+        return [(title, e) for title, e in self.titled() if not e.design.looked_up]
+
     @cached_property
     def in_common(self) -> str:
         """What the titles of all looked-up experiments begin with, if there are several."""

@@ -20,6 +20,7 @@ from results_cells import (
 from results_data import BASELINE, METHOD, UNIFORM, condition_said, is_dead, read_all
 from results_ends import random_p
 from results_figures import FIGURES, wanted
+from results_markdown import NOTHING
 from results_page import BLOCK, DOCS, main, pages, render
 
 from lfmcw_app.cell_table_file import read_cell_table
@@ -416,6 +417,26 @@ def test_alike_experiments_are_told_apart_by_what_differs(data):
     text = block("plain search", data)
     assert text.count("search.generator.warmup_rounds=500") == 1
     assert "search.nodes" not in text and "lookup.file" not in text
+
+
+def test_trained_arms_stand_with_their_sizes(data):
+    """Size is a confounder: arms that find larger networks have lower errors."""
+    assert block("trained arms", data) == NOTHING
+    rows = [
+        made_row(
+            arm=arm, seed=seed, error=50.0 - seed * larger, parameters=1000 + 100 * seed * larger
+        )
+        for arm, larger in ((BASELINE, 1), (METHOD, 2))
+        for seed in range(5)
+    ]
+    (data / "runs").mkdir()
+    write_results(data / "runs" / "a.csv", rows)
+    text = block("trained arms", data)
+    assert "| no LFM-CW | 5 | 48.00 ± 1.58 | 1,200 ± 158 |" in text
+    assert "LFM-CW and no LFM-CW, the rank correlation" in text
+    assert "is -1.00." in text
+    write_results(data / "runs" / "a.csv", rows[:-1])  # four pairs
+    assert "rank correlation" not in block("trained arms", data)
 
 
 def test_quality_of_generators_is_shown_for_each_arm(data):
