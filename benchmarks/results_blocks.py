@@ -558,7 +558,8 @@ def answer(results: Results) -> str:
     """How often LFM-CW was better than plain search, and a row for each question of the page.
 
     A row answers by one comparison, and some rows compare LFM-CW with itself. So the sentence
-    says how many of the comparisons that it counts the table shows.
+    says how many of the comparisons that it counts the table shows. First and second order have
+    rows of their own.
     """
     head = (
         "LFM-CW compared with", "experiment", "points (95% interval)", "seeds", "conclusion",
@@ -628,8 +629,8 @@ def _counted(effects: Sequence[Effect], told: int) -> str:
     if told == len(effects):
         return f"{said} The table has all of them."
     return (
-        f"{said} The table answers each question by one comparison. So it has {told} of these "
-        f"{len(effects)}; the others are in the sections below."
+        f"{said} The table answers each question by one comparison per order. So it has {told} of "
+        f"these {len(effects)}; the others are in the sections below."
     )
 
 
@@ -641,16 +642,28 @@ def _answers_on_plain_data(results: Results) -> list[Answer]:
         ("itself with λ = 0 (no generated images)", NO_WEIGHT),
     )
     return [
-        (question, leading(chosen(results, [(METHOD, against)], is_plain)))
+        answer
         for question, against in asked
+        for answer in _by_order(question, chosen(results, [(METHOD, against)], is_plain))
     ]
+
+
+def _by_order(question: str, effects: Sequence[Effect]) -> list[Answer]:
+    """The comparison that answers a question and, if there are both orders, one of the second."""
+    second = [effect for effect in effects if effect.design.order == "second"]
+    others = [effect for effect in effects if effect not in second]
+    if not second or not others:
+        return [(question, leading(effects))]
+    return [(question, leading(others)), (f"{question}, in second order", leading(second))]
 
 
 def _answers_on_other_data(results: Results) -> list[Answer]:
     """Beside plain search, with real images in the generator's place and on harder data."""
     pairs = [(METHOD, BASELINE)]
-    real = leading(chosen(results, pairs, is_oracle))
-    rows: list[Answer] = [("plain search, with real images in place of generated ones", real)]
+    real, alike = (chosen(results, [(METHOD, a)], is_oracle) for a in (BASELINE, UNIFORM))
+    rows = _by_order("plain search, with real images in place of generated ones", real)
+    if alike:
+        rows += _by_order("itself with uniform class weights, with real images", alike)
     harder = chosen(results, pairs, is_hard)
     for condition in dict.fromkeys(effect.design.condition for effect in harder):
         for with_real, images in ((False, ""), (True, " and real images")):

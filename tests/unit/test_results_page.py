@@ -180,9 +180,10 @@ def test_the_answer_says_how_many_of_those_counted_it_shows(data):
     made_runs(data / "runs" / "d.csv", seeds=11, order="second")
     said = block("answer", data)
     assert "all 4 comparisons" in said
-    assert "So it has 2 of these 4; the others are in the sections below." in said
+    assert "So it has 3 of these 4; the others are in the sections below." in said
     rows = [line for line in said.splitlines() if line.startswith("| plain search")]
-    assert sum("not run here" not in row for row in rows) == 2
+    assert sum("not run here" not in row for row in rows) == 3
+    assert "second order" in answer_row(data, "plain search, in second order")
 
 
 def test_the_leading_experiment_is_chosen_before_its_result(data):

@@ -91,7 +91,7 @@ def test_an_empty_file_is_refused(tmp_path, digits):
         reused_results([tmp_path / "runs.csv"], keyed(0), digits)
 
 
-def test_a_run_of_another_table_counts_under_the_arm_that_it_is_here(tmp_path, digits):
+def test_a_run_of_another_table_counts_under_its_arm_here(tmp_path, digits):
     """Tables share runs, in files as in folders."""
     other = row(recipe(0), digits, table="table4", arm="generated and real images")
     report = TableReport("table2", tmp_path, "a title")
