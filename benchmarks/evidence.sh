@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The measurements behind docs/results.md: bash benchmarks/evidence.sh DATA OUT [WHAT...]
 #
-#   DATA   folder:PATH of CIFAR-10's images, or cifar10
+#   DATA   folder:PATH of CIFAR-10's images, in a folder named cifar10-jpeg; or cifar10
 #   OUT    folder of all runs and tables
 #   WHAT   cells: every cell of the space with three nodes is trained, twice (an hour of one core)
 #          ablation: searches on that table, by look-up, for both generators, both orders, and three
