@@ -18,7 +18,7 @@
 # SHORT=1 goes through all of it in miniature, on digits for example, and its figures say nothing.
 set -euo pipefail
 here=$(dirname "$0")
-[ $# -ge 2 ] || { sed -n '2,21p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,/^set/{/^#/p;}' "$0"; exit 2; }
 data=$1 out=$2
 shift 2
 [ $# -gt 0 ] || set -- cells ablation paper
