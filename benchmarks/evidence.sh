@@ -113,7 +113,7 @@ ablation() { # kind of data, generator, order
             --set "search.generator.init.run=$out/warm/$1/{seed}"
         )
     fi
-    table=nasbench201-$2-$3
+    local table=nasbench201-$2-$3
     if [ "$1" != plain ]; then table=nasbench201-$2-$1-$3; fi
     reused "$table"
     "$python" -m lfmcw_app.table ablation "$data" --order "$3" "${space[@]}" "${search[@]}" \
@@ -122,6 +122,7 @@ ablation() { # kind of data, generator, order
 }
 
 paper() { # table-space-order
+    local table space_name order
     IFS=- read -r table space_name order <<<"$1"
     reused "$1"
     "$python" -m lfmcw_app.table "$table" "$data" --preset $preset --space "$space_name" \

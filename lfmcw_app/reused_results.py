@@ -39,6 +39,8 @@ def reused_results(
     Raises:
         InputError: if a file cannot be read, or has no run of this table.
     """
+    if not files:
+        return {}, []
     keys = {run_digest(recipe, dataset): key for key, recipe in recipes.items()}
     results: dict[Key, Row] = {}
     said = []
@@ -65,19 +67,20 @@ def reused_results(
 
 
 def _difference(rows: Sequence[Row], recipes: Mapping[Key, Recipe]) -> str:
-    """Names the settings in which the row that is most like one of the runs differs from it."""
+    """Names the settings in which the first row differs from the run that is most like it."""
+    if not rows:
+        return "It is empty."
+    first = rows[0]
     runs = [columns_of(recipe) for recipe in recipes.values()]
     differences = [
-        [name for name, value in run.items() if getattr(row, name) != value]
-        for row in rows[:1]
+        {name: value for name, value in run.items() if getattr(first, name) != value}
         for run in runs
     ]
-    least = min(differences, key=len, default=[])
+    least = min(differences, key=len)
     if not least:
         return (
             "The settings that a row names are equal, so the images or other files differ, or "
             "another version of this program made the rows."
         )
-    run = runs[differences.index(least)]
-    told = [f"{name} is {shown(getattr(rows[0], name))}, here {shown(run[name])}" for name in least]
+    told = [f"{name} is {shown(getattr(first, name))}, here {shown(least[name])}" for name in least]
     return f"In its first row, {listed(told)}."

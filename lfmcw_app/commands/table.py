@@ -138,12 +138,11 @@ def table(
         reused, found = reused_results(reuse or (), recipes, images)
         for said in found:
             say(console, said)
-        for key, recipe in recipes.items():
-            path = run_path(runs, recipe, images)
-            if key not in reused and not (
-                (path / "result.json").exists() or any(path.glob("*.pt"))
-            ):
-                check_generator_fits(recipe, images)
+        paths = {key: run_path(runs, recipe, images) for key, recipe in recipes.items()}
+        complete = {key for key, path in paths.items() if (path / "result.json").exists()}
+        for key, path in paths.items():
+            if not (key in complete or key in reused or any(path.glob("*.pt"))):
+                check_generator_fits(recipes[key], images)
         of_launcher = dict(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )
@@ -152,12 +151,7 @@ def table(
         firsts = {label: recipes[label, first_seed] for label in TABLES[name]}
 
         if dry_run:
-            done = Counter(
-                label
-                for (label, seed), recipe in recipes.items()
-                if (label, seed) in reused
-                or (run_path(runs, recipe, images) / "result.json").exists()
-            )
+            done = Counter(label for label, _ in complete | reused.keys())
             say(console, "Measuring two rounds of each phase of each arm …")
             options.set_threads(threads, first.preset)
             target = options.pick_device(device)
