@@ -23,6 +23,7 @@ from lfmcw_app.recipe import Recipe
 from lfmcw_app.result_rows import row_of
 from lfmcw_app.results_file import Row, write_results
 from lfmcw_app.run_folder import LOCK, RunFolder
+from lfmcw_app.runs import RESULT
 
 __all__ = ["TableReport", "claim", "run_digest", "run_folder", "run_path"]
 
@@ -147,6 +148,8 @@ class TableReport:
 
     def add(self, key: tuple[str, int], path: Path) -> bool:
         """Adds the result of a run, if it has one; returns whether it has."""
+        if not (path / RESULT).exists():
+            return False
         folder = RunFolder.open(path)
         result = folder.result
         if result is None:
@@ -161,6 +164,18 @@ class TableReport:
             )
         self._rows[key] = row_of(self._name, key[0], path)
         return True
+
+    def collect(self, folders: Mapping[tuple[str, int], Path]) -> list[Path]:
+        """Adds the results that runs have by now; returns the folders of runs without one.
+
+        Other table commands complete runs too. A file that knew only the runs of its own command
+        would lose theirs.
+
+        Args:
+            folders: (arm, seed) → the run's folder.
+        """
+        missing = {key: path for key, path in folders.items() if key not in self._rows}
+        return [path for key, path in missing.items() if not self.add(key, path)]
 
     def add_reused(self, key: tuple[str, int], row: Row) -> None:
         """Adds the result of a run of another machine or table."""

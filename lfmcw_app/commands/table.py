@@ -171,7 +171,7 @@ def table(
             if key not in reused
         }
         keys = {path: key for key, path in folders.items()}
-        missing = [path for key, path in folders.items() if not report.add(key, path)]
+        missing = report.collect(folders)
         if len(missing) < len(recipes):
             report.write_so_far()
         say(
@@ -200,7 +200,7 @@ def table(
                 key = keys[outcome.folder]
                 run = f"{key[0]}, seed {key[1]}"
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
-                if outcome.failure is None and report.add(key, outcome.folder):
+                if outcome.failure is None and outcome.folder not in report.collect(folders):
                     report.write_so_far()
                     say(console, f"{run}: {report.said(key)}{tries}")
                 else:

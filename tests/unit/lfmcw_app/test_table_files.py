@@ -135,6 +135,22 @@ def test_runs_without_a_result_are_not_in_the_table(tmp_path, digits):
     assert report.said(("LFM-CW", 0)) == "1.50% test error"
 
 
+def test_a_table_has_the_results_of_another_command_too(tmp_path, digits):
+    folders = {
+        ("LFM-CW", seed): run_folder(
+            tmp_path, load_recipe("smoke", overrides={"seed": seed}), digits
+        )
+        for seed in (0, 1, 2)
+    }
+    report = TableReport("table2", tmp_path, "a title")
+    assert report.collect(folders) == list(folders.values())
+    for seed in (0, 2):  # one by this command, and one by the other
+        RunFolder.open(folders["LFM-CW", seed]).write("result.json", '{"test_error_percent": 1.5}')
+    assert report.collect(folders) == [folders["LFM-CW", 1]]
+    report.write_so_far()
+    assert [row.seed for row in read_results(report.results)] == [0, 2]
+
+
 def test_a_table_clears_a_run_that_was_stopped_in_its_clearing(tmp_path, digits):
     folder = RunFolder.open(run_folder(tmp_path, load_recipe("smoke"), digits))
     folder.keep = "results"
