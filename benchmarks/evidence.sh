@@ -11,10 +11,11 @@
 #          By default all of them, in this order.
 #
 # It can be stopped and repeated: what is done is not done again. SEEDS=20 is the number of searches
-# of an arm from FIRST_SEED=0 on, JOBS=1 of those at a time. KINDS="plain hard unequal",
-# GENERATORS="real gan" and ORDERS="first second" choose parts of the ablation, and
-# PAPERS="table2-darts-first ..." tables of the paper. With REUSE=docs/data/runs, the runs that a
-# table's file in that folder has are not made again. If it has none of them, that is an error.
+# of an arm from FIRST_SEED=0 on, JOBS=1 of those, or of their warm-ups, at a time.
+# KINDS="plain hard unequal", GENERATORS="real gan" and ORDERS="first second" choose parts of the
+# ablation, and PAPERS="table2-darts-first ..." tables of the paper. With REUSE=docs/data/runs, the
+# runs that a table's file in that folder has are not made again. If it has none of them, that is an
+# error.
 # SHORT=1 goes through all of it in miniature, on digits for example, and its figures say nothing.
 set -euo pipefail
 here=$(dirname "$0")
@@ -24,7 +25,7 @@ shift 2
 [ $# -gt 0 ] || set -- cells ablation paper
 export OMP_NUM_THREADS=1
 python=${PYTHON:-python}
-seeds=${SEEDS:-20} first_seed=${FIRST_SEED:-0}
+seeds=${SEEDS:-20} first_seed=${FIRST_SEED:-0} jobs=${JOBS:-1}
 mkdir -p "$out"
 
 nodes=3 preset=small train=() search=(--set search.steps=300) warm_rounds=1500 small=()
@@ -37,7 +38,7 @@ papers=(
     table2-pcdarts-first
 )
 if [ -n "${SHORT:-}" ]; then
-    nodes=2 preset=smoke seeds=1 warm_rounds=2 name=short orders=(second) kinds=(hard)
+    nodes=2 preset=smoke seeds=${SEEDS:-1} warm_rounds=2 name=short orders=(second) kinds=(hard)
     papers=(table2-darts-second)
     train=(--set evaluation.epochs=1 --set data.train_images=100)
     search=(--set search.steps=2 --set data.search_images=300)
@@ -47,7 +48,7 @@ if [ -n "${PAPERS:-}" ]; then read -ra papers <<<"$PAPERS"; fi
 space=(--space nasbench201 --preset "$preset" --set search.nodes=$nodes)
 cells=$out/cells.csv
 lookup=(--lookup "$cells" --set lookup.dataset=$name)
-quick=(--launcher workers --jobs "${JOBS:-1}" --keep results --threads 1)
+quick=(--launcher workers --jobs "$jobs" --keep results --threads 1)
 quick+=(--seeds "$seeds" --first-seed "$first_seed")
 search+=(--set search.architecture.lr=0.03)
 warm_up=(
@@ -89,18 +90,25 @@ reused() { # name of the table
 }
 
 # A generator per seed and kind of data, which all searches of the seed begin with.
-warm_ups() {
+warm_ups() { # kind of data
+    trap 'kill $(jobs -p) 2>/dev/null' EXIT # if one fails, or at Ctrl-C, the others save and stop
     for seed in $(seq "$first_seed" $((first_seed + seeds - 1))); do
-        folder=$out/warm/$1/$seed
-        [ ! -f "$folder/result.json" ] || continue
-        if [ -f "$folder/config.yaml" ]; then
-            "$python" -m lfmcw_app.run --resume "$folder" --lookup "$cells" --threads 1
-            continue
-        fi
-        "$python" -m lfmcw_app.run "$data" "${space[@]}" "${search[@]}" --set search.steps=1 \
-            "${warm_up[@]}" "${lookup[@]}" "${condition[@]}" --set search.order=first \
-            --set search.generator.quality=end --threads 1 --seed "$seed" --out "$folder"
+        [ ! -f "$out/warm/$1/$seed/result.json" ] || continue
+        if [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; then wait -n; fi
+        generator_of "$seed" "$out/warm/$1/$seed" &
     done
+    while [ -n "$(jobs -p)" ]; do wait -n; done
+    trap - EXIT
+}
+
+# Called with &: `exec` replaces the subshell, so a signal to it reaches the run.
+generator_of() { # seed, folder
+    if [ -f "$2/config.yaml" ]; then
+        exec "$python" -m lfmcw_app.run --resume "$2" --lookup "$cells" --threads 1
+    fi
+    exec "$python" -m lfmcw_app.run "$data" "${space[@]}" "${search[@]}" --set search.steps=1 \
+        "${warm_up[@]}" "${lookup[@]}" "${condition[@]}" --set search.order=first \
+        --set search.generator.quality=end --threads 1 --seed "$1" --out "$2"
 }
 
 ablation() { # kind of data, generator, order

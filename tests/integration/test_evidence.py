@@ -54,6 +54,35 @@ def test_the_campaign_runs_through_and_is_not_repeated(tmp_path):
     assert not (other / "runs").exists()
 
 
+FAILING_WARM_UP = """#!/usr/bin/env bash
+# Stands for the interpreter: the warm-up of seed 0 waits to be stopped, and that of seed 1 fails.
+cd "{folder}"
+case "$*" in
+*"--seed 0 "*)
+    trap 'touch stopped; exit' TERM
+    touch begun
+    for _ in {{1..500}}; do sleep 0.02; done
+    ;;
+*"--seed 1 "*)
+    until [ -e begun ]; do sleep 0.02; done
+    exit 7
+    ;;
+*) touch more ;;
+esac
+"""
+
+
+def test_a_warm_up_that_fails_stops_those_beside_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(FAILING_WARM_UP.format(folder=tmp_path), encoding="utf-8")
+    python.chmod(0o755)
+    only = {"KINDS": "plain", "GENERATORS": "gan", "ORDERS": "first", "JOBS": "2", "SHORT": ""}
+    ended = call("digits", tmp_path / "out", "ablation", PYTHON=str(python), **only)
+    assert ended.returncode == 7
+    assert (tmp_path / "stopped").exists()
+    assert not (tmp_path / "more").exists()
+
+
 def test_what_the_script_does_not_know_is_refused(tmp_path):
     assert call("digits", tmp_path, "everything").returncode == 2
     assert "everything" in call("digits", tmp_path, "everything").stderr
