@@ -83,10 +83,14 @@ table_of_cells() {
         "${train[@]}" --seeds 0 1
 }
 
-# The option that takes the runs of a table from REUSE.
-reused() { # name of the table
+# The options that take the runs of tables from REUSE.
+reused() { # names of tables
     reuse=()
-    if [ -n "${REUSE:-}" ] && [ -f "$REUSE/$1.csv" ]; then reuse=(--reuse "$REUSE/$1.csv"); fi
+    [ -n "${REUSE:-}" ] || return 0
+    local name
+    for name in "$@"; do
+        if [ -f "$REUSE/$name.csv" ]; then reuse+=(--reuse "$REUSE/$name.csv"); fi
+    done
 }
 
 # A generator per seed and kind of data, which all searches of the seed begin with.
@@ -132,7 +136,9 @@ ablation() { # kind of data, generator, order
 paper() { # table-space-order
     local table space_name order
     IFS=- read -r table space_name order <<<"$1"
-    reused "$1"
+    local results=("$1")
+    if [ "$table" = controls ]; then results+=("table2-$space_name-$order"); fi # has its arms
+    reused "${results[@]}"
     "$python" -m lfmcw_app.table "$table" "$data" --preset $preset --space "$space_name" \
         --order "$order" "${quick[@]}" --set search.generator.quality=end "${train[@]}" \
         "${small[@]}" "${reuse[@]}" --runs "$out/runs" --out "$out/tables/$1"

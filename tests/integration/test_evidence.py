@@ -83,6 +83,24 @@ def test_a_warm_up_that_fails_stops_those_beside_it(tmp_path):
     assert not (tmp_path / "more").exists()
 
 
+def test_controls_take_over_the_arms_of_table_2(tmp_path):
+    python, held = tmp_path / "python", tmp_path / "held"
+    python.write_text('#!/usr/bin/env bash\necho "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    held.mkdir()
+    (held / "table2-darts-first.csv").touch()
+
+    def of(tables):
+        said = call("digits", tmp_path, "paper", PYTHON=str(python), REUSE=str(held), PAPERS=tables)
+        assert said.returncode == 0, said.stderr
+        return said.stdout
+
+    taken = f"--reuse {held}/table2-darts-first.csv"
+    assert of("controls-darts-first").count(taken) == 1
+    assert of("table2-darts-first").count(taken) == 1
+    assert taken not in of("controls-darts-second")
+
+
 def test_what_the_script_does_not_know_is_refused(tmp_path):
     assert call("digits", tmp_path, "everything").returncode == 2
     assert "everything" in call("digits", tmp_path, "everything").stderr
