@@ -1,4 +1,4 @@
-"""How exact each engine is, in float64: the table "Exactness" of docs/results.md.
+"""How exact each engine is, in float64: the table "Exactness" of docs/benchmarks.md.
 
     python benchmarks/exactness.py --csv docs/data/exactness.csv   # a minute; then: make results
 

@@ -1,4 +1,4 @@
-"""The blocks of docs/results.md and docs/benchmarks.md that are made from the files in docs/data.
+"""The blocks of the pages of results and of benchmarks, made from the files in docs/data.
 
 Each function takes all results and returns Markdown. A block says what has not been run, and never
 fills it in. The verdicts are those of `lfmcw_app.comparison`: one rule for all tables.
@@ -14,6 +14,7 @@ from itertools import groupby
 import results_benchmarks
 import results_classes
 import results_ends
+import results_further
 from measuring import PROVENANCE
 from results_cells import cell_lines
 from results_data import (
@@ -139,8 +140,8 @@ def exactness(results: Results) -> str:
 def chosen(
     results: Results, pairs: Iterable[Pair], wanted: Callable[[Effect], bool]
 ) -> list[Effect]:
-    """The comparisons of these arms that are wanted."""
-    return [e for pair in pairs for e in results.effects(*pair) if wanted(e)]
+    """The wanted comparisons of these arms, where single runs are kept."""
+    return [e for pair in pairs for e in results.kept_effects(*pair) if wanted(e)]
 
 
 def is_plain(effect: Effect) -> bool:
@@ -340,32 +341,38 @@ def power(results: Results) -> str:
     counts = (5, 6, 10, 20, 40)
     rows = [(pairs, *_spreads(pairs, (1, tests))) for pairs in counts]
     general = table(head, rows)
-    effects = results.effects(METHOD, BASELINE)
+    effects = results.kept_effects(METHOD, BASELINE)
     titles = results.titles(effect.design for effect in effects)
-    claimed = paper_change(results)
+    claimed = paper_errors(results)
     rows = []
     for effect in effects:
         spread, planned = effect.found.deviation, len(contrasts(effect.design.table))
         if math.isnan(spread) or spread == 0 or claimed is None:
             continue
         seen, largest = effect.found.detectable, effect.largest_gain
-        wanted = abs(claimed) / 100 * effect.error_against
-        possible = largest is None or wanted <= largest
+        gain = claimed[1] - claimed[0]
+        share = gain / claimed[1] * effect.error_against
+        needed = [
+            seeds_needed(wanted, spread, planned)
+            if largest is None or wanted <= largest else "not possible here"
+            for wanted in (share, gain)
+        ]  # fmt: skip
         rows.append(
             (
                 titles[effect.design], f"{effect.error_against:.2f}", f"{spread:.2f}",
                 effect.found.seeds_said,
                 "none" if math.isinf(seen) else f"{seen:.2f}",
                 "" if largest is None else f"{largest:.2f}",
-                f"{wanted:.2f}",
-                seeds_needed(wanted, spread, planned) if possible else "not possible here",
+                f"{share:.2f}: {needed[0]}", needed[1],
             )
         )  # fmt: skip
-    change = "" if claimed is None else f"{claimed:+.0f}%"
+    there = "" if claimed is None else f" {claimed[0] - claimed[1]:+.2f} points"
+    change = "" if claimed is None else f" {100 * (claimed[0] / claimed[1] - 1):+.0f}%"
     head = (
         "experiment", "error of plain search, %", "SD of the paired differences", "seeds",
         f"seen in {POWER:.0%}, points", "largest possible gain, points",
-        f"the paper's {change}, points", f"seeds to see the paper's {change}",
+        f"the paper's{change}, in points here: seeds to see it",
+        f"seeds to see the paper's{there}",
     )  # fmt: skip
     return f"{general}\n\n{table(head, rows)}\n\n{families(results)}"
 
@@ -376,12 +383,13 @@ def families(results: Results) -> str:
     by_rank = sum(bool(experiment.findings_by_rank) for experiment in results.experiments)
     if count == 0:
         return "Families of tests: 0. Each experiment whose single runs are kept is one."
-    ranked = f", and {by_rank} by rank" if by_rank else ""
+    ranked = f", and {by_rank} of them by rank too" if by_rank else ""
     expected = LEVEL * (count + by_rank)
     return (
-        f"Families of tests: {count}, each experiment whose single runs are kept{ranked}. Holm's "
-        "correction is within a family, not over them. If all arms were alike, up to "
-        f"{expected:.2g} of these families would contain a false *better* or *worse* on average."
+        f"Families of tests: {count + by_rank}. They are {count} experiments by points{ranked}. "
+        "Holm's correction is within a family, not over them. If no arm differed from any other, "
+        f"up to {expected:.2g} of these families would contain a false *better* or *worse* on "
+        "average."
     )
 
 
@@ -398,20 +406,18 @@ def seeds_needed(difference: float, spread: float, tests: int) -> int:
     return pairs
 
 
-def paper_change(results: Results) -> float | None:
-    """What the paper reports for DARTS in first order on CIFAR-10, % of the baseline's error."""
+def paper_errors(results: Results) -> tuple[float, float] | None:
+    """The paper's errors of DARTS in first order on CIFAR-10 with LFM-CW and without it, %."""
     rows = [
         row for row in results.paper
         if (row.item, row.data, row.space, row.order) == ("Table 2", "cifar10", "darts", "first")
     ]  # fmt: skip
-    return _change(rows, METHOD, BASELINE)
+    return _errors(rows, METHOD, BASELINE)
 
 
-def _change(rows: Sequence[PaperRow], arm: str, against: str) -> float | None:
+def _errors(rows: Sequence[PaperRow], arm: str, against: str) -> tuple[float, float] | None:
     errors = {row.arm: row.error for row in rows}
-    if arm not in errors or against not in errors:
-        return None
-    return 100 * (errors[arm] - errors[against]) / errors[against]
+    return (errors[arm], errors[against]) if {arm, against} <= set(errors) else None
 
 
 # ------------------------------ the table of status
@@ -479,8 +485,8 @@ def _status_row(results: Results, group: list[PaperRow]) -> tuple[object, ...]:
         what += f", searched on {DATA[first.searched_on]}"
     what += VARIED.get(first.item, "")
     figures = " → ".join(row.printed for row in group) if first.arm else FIGURE_3
-    if len(group) == 2:
-        figures += f" ({_change(group, *STATUS_PAIRS[first.item][0]):+.0f}%)"
+    if (errors := _errors(group, *STATUS_PAIRS[first.item][0])) is not None and len(group) == 2:
+        figures += f" ({100 * (errors[0] / errors[1] - 1):+.0f}%)"
     effects = [
         effect
         for pair in STATUS_PAIRS[first.item]
@@ -497,7 +503,7 @@ def _status_row(results: Results, group: list[PaperRow]) -> tuple[object, ...]:
         _stacked(_size(effect) for effect in effects),
         _stacked(effect.found.seeds_said for effect in effects),
         "<br>".join(_named(effect, len(group) > 2 or not first.arm) for effect in effects),
-        _stacked(status_verdict(e, _change(group, e.arm, e.against)) for e in effects),
+        _stacked(status_verdict(e, group) for e in effects),
     )
 
 
@@ -525,7 +531,13 @@ def _at_the_papers_size(effect: Effect, row: PaperRow) -> bool:
 
 
 def _nearest(effects: Sequence[Effect], row: PaperRow) -> list[Effect]:
-    """The comparisons that are nearest to a row of the paper: same search, then same data."""
+    """The comparisons that are nearest to a row of the paper: same search, then same data.
+
+    None where the paper searched on other data: no table trains on one data set what was found on
+    another.
+    """
+    if row.searched_on != row.data:
+        return []
     same = [
         effect
         for effect in effects
@@ -542,13 +554,25 @@ def _nearest(effects: Sequence[Effect], row: PaperRow) -> list[Effect]:
     return next((level for level in levels if level), [])
 
 
-def status_verdict(effect: Effect, claimed: float | None) -> str:
-    """The verdict, and where the paper's change lies, as shares of the baselines' errors."""
+def status_verdict(effect: Effect, group: Sequence[PaperRow]) -> str:
+    """The verdict, and whether the paper's change is in the interval.
+
+    An error that is many times the paper's could change by as many points as the paper's does, or
+    by the same share: nobody knows which. So both are compared.
+    """
+    claimed = _errors(group, effect.arm, effect.against)
     if claimed is None or effect.verdict in (TOO_FEW, TOO_FEW_DIFFER):
         return effect.verdict
-    low, high = (100 * end / effect.error_against for end in effect.ends)
-    where = "inside" if low <= claimed <= high else "outside"
-    return f"{effect.verdict}; the paper's {claimed:+.0f}% is {where} the interval"
+    points_there = claimed[0] - claimed[1]
+    share = points_there / claimed[1]
+    here = share * effect.error_against
+    low, high = effect.ends
+    where = {True: "inside", False: "outside"}
+    return (
+        f"{effect.verdict}; the paper's {points_there:+.2f} points are "
+        f"{where[low <= points_there <= high]} the interval, and its {100 * share:+.0f}% (here "
+        f"{here:+.2f} points) {where[low <= here <= high]} it"
+    )
 
 
 # ------------------------------ the answer
@@ -569,7 +593,7 @@ def answer(results: Results) -> str:
     rows = [_answer_row(question, effect, titles) for question, effect in answers]
     rows.append(("plain search, at the paper's sizes", "", "", "", _at_the_papers_sizes(results)))
     shown = {_identity(effect) for _, effect in answers if effect is not None}
-    effects = results.effects(METHOD, BASELINE)
+    effects = results.kept_effects(METHOD, BASELINE)
     told = sum(_identity(effect) in shown for effect in effects)
     said = [_counted(effects, told), *results_ends.dead_said(results)]
     return f"{' '.join(said)}\n\n{table(head, rows)}"
@@ -641,11 +665,17 @@ def _answers_on_plain_data(results: Results) -> list[Answer]:
         ("itself with uniform class weights", UNIFORM),
         ("itself with λ = 0 (no generated images)", NO_WEIGHT),
     )
-    return [
-        answer
-        for question, against in asked
-        for answer in _by_order(question, chosen(results, [(METHOD, against)], is_plain))
-    ]
+    answers: list[Answer] = []
+    for question, against in asked:
+        effects = chosen(results, [(METHOD, against)], is_plain)
+        trained = [effect for effect in effects if not effect.design.looked_up]
+        others = [effect for effect in effects if effect.design.looked_up]
+        if against != BASELINE or not trained or not others:
+            answers += _by_order(question, effects)
+            continue
+        answers += _by_order(question, others)
+        answers += _by_order(f"{question}, where each network is trained", trained)
+    return answers
 
 
 def _by_order(question: str, effects: Sequence[Effect]) -> list[Answer]:
@@ -739,22 +769,26 @@ def machines(results: Results) -> str:
 def sources(results: Results) -> str:
     """What the figures come from: a row for each file of runs."""
     rows = []
-    everything = [("runs", e) for e in results.experiments]
-    everything += [("superseded", e) for e in results.superseded]
-    for folder, experiment in everything:
+    for experiment in results.experiments:
         design = experiment.design
         seeds = sorted({row.seed for row in experiment.rows})
-        commits = ", ".join(sorted({row.commit[:7] for row in experiment.rows if row.commit}))
+        commits = ", ".join(sorted({short_commit(r.commit) for r in experiment.rows if r.commit}))
         settings = " ".join(f"`{setting}`" for setting in design.distinguishing)
         rows.append(
             (
-                f"[{design.source}](data/{folder}/{design.source})", design.title, design.table,
+                f"[{design.source}](data/runs/{design.source})", design.title, design.table,
                 len(experiment.rows), f"{min(seeds)} to {max(seeds)}", settings, design.device,
                 design.date, commits,
             )
         )  # fmt: skip
     head = ("file", "experiment", "table", "runs", "seeds", "settings", "machine", "date", "commit")
     return folded("Every file of runs", table(head, rows))
+
+
+def short_commit(commit: str) -> str:
+    """The first letters of a commit, and whether files of the checkout had been edited."""
+    known, _, edited = commit.partition("-")
+    return f"{known[:7]}-{edited}" if edited else known[:7]
 
 
 def reported(results: Results) -> str:
@@ -778,29 +812,6 @@ def reported(results: Results) -> str:
     return table(head, rows)
 
 
-def superseded(results: Results) -> str:
-    """The runs of experiments that later ones replace, one by one."""
-    rows = [
-        (row.arm, row.seed, f"{row.test_error_percent:.2f}", f"{row.parameters or 0:,}")
-        for experiment in results.superseded
-        for row in experiment.rows
-    ]
-    found = [experiment.effect(METHOD, BASELINE) for experiment in results.superseded]
-    effects = effects_table(results, [effect for effect in found if effect is not None])
-    return f"{table(('arm', 'seed', 'test error, %', 'parameters'), rows)}\n\n{effects}"
-
-
-def drawn_cells(results: Results) -> str:
-    """Single cells that were drawn, and their mean."""
-    entries = results.rows_of("random_cells.csv")
-    errors = [float(entry["test_error_percent"]) for entry in entries]
-    rows = [tuple(entry.values()) for entry in entries]
-    if len(errors) > 1:
-        spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
-        rows.append(("mean ± SD", spread, ""))
-    return table(("cell", "test error, %", "parameters"), rows)
-
-
 def weights_of_classes(results: Results) -> str:
     """Classes with large weights, and some others, of searches whose other classes are not kept."""
     entries = results.rows_of("class_weights.csv")
@@ -816,7 +827,7 @@ def weights_of_classes(results: Results) -> str:
 
 def forest(results: Results) -> str:
     """The figure."""
-    count = len(results.effects(METHOD, BASELINE))
+    count = len(results.kept_effects(METHOD, BASELINE))
     return (
         f"![paired differences of test errors with 95% intervals; {count} comparisons of LFM-CW "
         "with plain search and further controls](results.svg)"
@@ -835,6 +846,9 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "random cells": random_cells,
     "in common": in_common,
     "significant": results_ends.significant,
+    "equal searches": results_further.equal_searches,
+    "images of W2": results_further.images_of_w2,
+    "pooled": results_further.pooled,
     "dead cells": results_ends.dead_cells,
     "dead tests": results_ends.dead_tests,
     "living": results_ends.living,
@@ -848,12 +862,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "machines": machines,
     "sources": sources,
     "reported": reported,
-    "superseded": superseded,
     "weights and errors": results_classes.weights_and_errors,
     "weights of classes": weights_of_classes,
-    "recognised": lambda r: verbatim(r, "recognised.csv"),
-    "drawn cells": drawn_cells,
-    "costs": lambda r: verbatim(r, "costs.csv"),
     "digits": lambda r: verbatim(r, "digits.csv"),
     "exactness": exactness,
     "kinks": lambda r: verbatim(r, "finite_difference_kinks.csv"),

@@ -101,5 +101,7 @@ def cell_lines(table: CellTable) -> Iterator[tuple[object, ...]]:
     trainings = statistics.fmean(len(cell.errors) for _, cell, _ in known)
     chosen = regret_of_the_chosen([c.mean for _, c, _ in known], noise / math.sqrt(trainings))
     yield "SD between seeds, better quarter", "", "", f"{noise:.2f}", "", ""
+    of_two = noise * math.sqrt(2 / trainings)
+    yield "SD of the difference of two cells that are equally good", "", "", f"{of_two:.2f}", "", ""
     yield "rank correlation of two seeds", "", "", f"{rank_correlation(table):.3f}", "", ""
     yield "regret of the network that looks best", "", "", f"{chosen:.2f}", "", ""

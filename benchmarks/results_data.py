@@ -1,8 +1,7 @@
-"""Reads the committed results (docs/data) and compares arms, for docs/results.md.
+"""Reads the committed results (docs/data) and compares arms, for the pages of results.
 
 - `runs/*.csv`: one row per run, in the schema of `lfmcw_app.results_file`. A file is the runs.csv
   of one `lfmcw_app.table`, so it is one experiment.
-- `superseded/*.csv`: the same for experiments that later ones replace; the appendix lists them.
 - `summaries.csv`: means and intervals of tables whose single runs are not kept.
 - `paper.csv`: what the paper reports.
 - `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained.
@@ -18,6 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 
 from scipy.stats import t as student
@@ -292,7 +292,6 @@ class Results:
     Attributes:
         folder: of the files.
         experiments: those whose runs are kept.
-        superseded: those that later ones replace.
         reported: lines of the tables whose runs are not kept.
         paper: what the paper reports.
         cells: the table of all cells of a small space; None where it is not there.
@@ -300,7 +299,6 @@ class Results:
 
     folder: Path
     experiments: Sequence[Experiment] = ()
-    superseded: Sequence[Experiment] = ()
     reported: Sequence[ReportedArm] = ()
     paper: Sequence[PaperRow] = ()
     cells: CellTable | None = None
@@ -321,6 +319,10 @@ class Results:
             if len(contrasts(effect.design.table)) > len(contrasts(known.design.table)):
                 found[runs] = effect
         return [*found.values(), *self._reported_effects(arm, against)]
+
+    def kept_effects(self, arm: str, against: str) -> list[Effect]:
+        """The comparisons of two arms whose single runs are kept; see `effects`."""
+        return [e for e in self.effects(arm, against) if not math.isnan(e.p_value)]
 
     def titles(self, designs: Iterable[Design]) -> dict[Design, str]:
         """Design → its title, which leaves out what `in_common` says of looked-up experiments."""
@@ -380,6 +382,17 @@ def is_dead(row: Row) -> bool:
     """Whether a run was looked up, and its cell's network guesses."""
     error = row.test_error_percent
     return row.rank is not None and error is not None and error >= DEAD
+
+
+def images_said(experiment: Experiment) -> str:
+    """Whether W2's further images are real or generated."""
+    return "real images" if experiment.design.generator == ORACLE else "generated images"
+
+
+def by_images(results: Results) -> list[tuple[str, list[Experiment]]]:
+    """The experiments with generated images, and those with real ones."""
+    found = sorted((e for _, e in results.looked_up()), key=images_said)
+    return [(images, list(same)) for images, same in groupby(found, key=images_said)]
 
 
 def _turned(found: Comparison) -> Comparison:
@@ -451,7 +464,6 @@ def read_all(folder: Path) -> Results:
     return Results(
         folder=folder,
         experiments=_experiments(folder / "runs"),
-        superseded=_experiments(folder / "superseded"),
         reported=[*_reported(folder / "summaries.csv")],
         paper=[*_paper(folder / "paper.csv")],
         cells=read_cell_table(folder / CELLS) if (folder / CELLS).exists() else None,

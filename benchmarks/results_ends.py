@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from itertools import groupby
 
 import numpy as np
 from results_data import (
@@ -16,12 +15,12 @@ from results_data import (
     DEAD,
     METHOD,
     NO_WEIGHT,
-    ORACLE,
     RANDOM,
     SYNTHETIC_ONLY,
     UNIFORM,
     Experiment,
     Results,
+    by_images,
     is_dead,
 )  # fmt: skip
 from results_markdown import NOTHING, folded, table
@@ -40,11 +39,6 @@ ENDING_DEAD = (METHOD, UNIFORM, SYNTHETIC_ONLY, NO_WEIGHT)
 LIVING = ((METHOD, BASELINE), (UNIFORM, BASELINE), (METHOD, UNIFORM))
 
 
-def images_said(experiment: Experiment) -> str:
-    """Whether W2's further images are real or generated."""
-    return "real images" if experiment.design.generator == ORACLE else "generated images"
-
-
 def dead_cells(results: Results) -> str:
     """How many searches of each arm end at dead cells, in each experiment and in total."""
     found = results.looked_up()
@@ -54,7 +48,7 @@ def dead_cells(results: Results) -> str:
     rows: list[tuple[str, ...]] = [
         (title, *(_dead_of([experiment], arm) for arm in arms)) for title, experiment in found
     ]
-    for images, same in _by_images(results):
+    for images, same in by_images(results):
         if len(same) > 1:
             rows.append((f"all {len(same)}, {images}", *(_dead_of(same, arm) for arm in arms)))
     if results.cells is not None:
@@ -70,26 +64,20 @@ def dead_said(results: Results) -> list[str]:
     parts = [
         f"{_dead_of(same, METHOD)} of LFM-CW with {images}, {_dead_of(same, BASELINE)} of plain "
         "search beside it"
-        for images, same in _by_images(results)
+        for images, same in by_images(results)
     ]
     return [f"Searches that end at dead cells: {'; '.join(parts)}."] if parts else []
 
 
-def _dead_of(experiments: Sequence[Experiment], arm: str) -> str:
-    runs = [row for experiment in experiments for row in experiment.runs(arm)]
+def _dead_of(experiments: Sequence[Experiment], *arms: str) -> str:
+    runs = [row for experiment in experiments for arm in arms for row in experiment.runs(arm)]
     return f"{sum(map(is_dead, runs))} of {len(runs)}" if runs else ""
-
-
-def _by_images(results: Results) -> list[tuple[str, list[Experiment]]]:
-    """The experiments with generated images, and those with real ones."""
-    found = sorted((e for _, e in results.looked_up()), key=images_said)
-    return [(images, list(same)) for images, same in groupby(found, key=images_said)]
 
 
 def dead_tests(results: Results) -> str:
     """McNemar's exact test of arms against plain search, over all kinds of data."""
     rows = []
-    for images, same in _by_images(results):
+    for images, same in by_images(results):
         for arm in ENDING_DEAD:
             pairs = [pair for experiment in same for pair in _paired(experiment, arm)]
             if not pairs:
@@ -105,7 +93,34 @@ def dead_tests(results: Results) -> str:
         "images of W2", "arm", "pairs with plain search", "only the arm's cell is dead",
         "only plain search's is dead", "p", f"p (Holm, of {len(rows)})",
     )  # fmt: skip
-    return table(head, lines)
+    return "\n\n".join([table(head, lines), *_dead_together(results)])
+
+
+USING_IMAGES, NOT_USING = (METHOD, UNIFORM), (BASELINE, NO_WEIGHT)
+"""As many arms that use further images as arms that do not."""
+
+
+def _dead_together(results: Results) -> list[str]:
+    """All arms that use further images beside those that do not, in sentences."""
+    said = []
+    for images, same in by_images(results):
+        using, others = (*USING_IMAGES, SYNTHETIC_ONLY), NOT_USING
+        counts = [_dead_of(same, *arms) for arms in (using, others)]
+        sides = [_seeds_with_dead(same, arms) for arms in (USING_IMAGES, NOT_USING)]
+        only = [len(sides[0] - sides[1]), len(sides[1] - sides[0])]
+        said.append(
+            f"With {images}, {counts[0]} searches of the arms that use them ({', '.join(using)}) "
+            f"end at dead cells, and {counts[1]} of the others ({', '.join(others)}). By seed, "
+            f"{' or '.join(USING_IMAGES)} does so with {only[0]} seeds with which neither "
+            f"{' nor '.join(NOT_USING)} does, and the reverse holds for {only[1]} "
+            f"(p = {mcnemar_p(*only):.2g})."
+        )
+    return said
+
+
+def _seeds_with_dead(experiments: Sequence[Experiment], arms: Sequence[str]) -> set[int]:
+    runs = (row for experiment in experiments for arm in arms for row in experiment.runs(arm))
+    return {row.seed for row in runs if is_dead(row)}
 
 
 def _paired(experiment: Experiment, arm: str) -> list[tuple[bool, bool]]:
@@ -148,7 +163,7 @@ def beside_random(results: Results) -> str:
     regrets = means - means.min()
     found = [
         (f"all {len(same)}, {images}", arm, [row for e in same for row in e.runs(arm)])
-        for images, same in _by_images(results)
+        for images, same in by_images(results)
         for arm in same[0].arms
         if len(same) > 1
     ]
@@ -157,36 +172,39 @@ def beside_random(results: Results) -> str:
         for title, experiment in results.looked_up()
         for arm in experiment.arms
     ]
-    said = f"The mean regret of a random cell is {regrets.mean():.2f} points."
-    details = folded("Each experiment by itself", _beside_random(regrets, single))
-    return "\n\n".join([said, *([_beside_random(regrets, found)] if found else []), details])
+    living = regrets[means < DEAD]
+    said = (
+        f"The mean regret of a random cell is {regrets.mean():.2f} points, and of a random living "
+        f"one {living.mean():.2f}."
+    )
+    details = folded("Each experiment by itself", _beside_random(regrets, living, single))
+    pooled = [_beside_random(regrets, living, found)] if found else []
+    return "\n\n".join([said, *pooled, details])
 
 
-def _beside_random(regrets: np.ndarray, found: Sequence[tuple[str, str, list[Row]]]) -> str:
+def _beside_random(
+    regrets: np.ndarray, living: np.ndarray, found: Sequence[tuple[str, str, list[Row]]]
+) -> str:
     """A row for each arm with other runs; those of two experiments come once."""
     different = {frozenset(row.run for row in runs): (title, arm, runs)
                  for title, arm, runs in reversed(found) if arm != RANDOM}  # fmt: skip
     listed = [entry for entry in found if entry in different.values()]
     values = [[row.regret_percent or 0.0 for row in runs] for *_, runs in listed]
     tails = [random_p(regrets, of) for of in values]
+    among_living = holm([random_p(living, of)[1] for of in values])
     lines = [
         (
-            title,
-            arm,
-            len(of),
-            f"{statistics.fmean(of):.2f}",
-            _share(lower),
-            _share(p),
-            _share(holm_p),
+            title, arm, len(of), f"{statistics.fmean(of):.2f}", _share(lower), _share(p),
+            _share(holm_p), _share(living_p),
         )
-        for (title, arm, _), of, (lower, p), holm_p in zip(
-            listed, values, tails, holm([p for _, p in tails]), strict=True
+        for (title, arm, _), of, (lower, p), holm_p, living_p in zip(
+            listed, values, tails, holm([p for _, p in tails]), among_living, strict=True
         )
-    ]
+    ]  # fmt: skip
     head = (
         "experiment", "arm", "searches", "mean regret, points",
         "draws of as many random cells with a mean up to that, share", "p",
-        f"p (Holm, of {len(lines)})",
+        f"p (Holm, of {len(lines)})", f"p beside living cells (Holm, of {len(lines)})",
     )  # fmt: skip
     return table(head, lines)
 

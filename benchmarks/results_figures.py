@@ -58,7 +58,7 @@ def forest_lines(results: Results) -> list[Line]:
     """The lines of the forest plot, from the top; groups without a comparison are left out."""
     lines = []
     for heading, arm, against in GROUPS:
-        effects = results.effects(arm, against)
+        effects = results.kept_effects(arm, against)
         titles = results.titles(effect.design for effect in effects)
         if effects:
             lines.append(Line(text=heading))

@@ -1,4 +1,4 @@
-"""Makes the figures and tables of docs/results.md and docs/benchmarks.md from docs/data.
+"""Makes the figures and tables of the pages of results and of benchmarks, from docs/data.
 
     make results
 

@@ -79,7 +79,7 @@ def assessed(
     """
     # The images are augmented, as for the running averages of a training, with which published
     # results were measured. After a whole training the two differ by less than the spread
-    # (docs/results.md).
+    # (docs/results-details.md).
     some = subset(train, STATISTICS_IMAGES, 0)
     count = math.ceil(len(some) / BATCH)
     batches = Batches(

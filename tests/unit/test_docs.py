@@ -234,7 +234,7 @@ def test_the_exactness_of_every_engine_is_measured_and_dated():
     assert {row["engine"] for row in rows} == set(registry._FACTORIES)
     assert all(float(row["relative error"]) < 1e-6 for row in rows)
     assert all("seed" in row["cases"] or "that search" in row["cases"] for row in rows)
-    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
     block = text.split("<!-- begin: exactness -->")[1].split("<!-- end: exactness -->")[0]
     for part in ("command", "machine", "date", "versions"):
         assert all(row[part] and row[part] in block for row in rows), part

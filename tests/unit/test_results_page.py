@@ -84,7 +84,8 @@ def test_every_block_stands_on_a_page_once():
 
 def test_no_figure_stands_in_the_prose_of_the_results():
     """Figures of results: decimals and percentages. What an interval and a power are may stand."""
-    text = BLOCK.sub("", (DOCS / "results.md").read_text("utf-8"))
+    texts = [(DOCS / name).read_text("utf-8") for name in ("results.md", "results-details.md")]
+    text = BLOCK.sub("", "".join(texts))
     text = re.sub(r"```.*?```|\]\(.*?\)|`.*?`", "", text, flags=re.DOTALL)
     text = re.sub("95%|80%|a hundred", "", text)
     assert re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])|\d+ ?%|±", text) == []
@@ -285,16 +286,18 @@ def test_a_run_at_the_papers_size_takes_the_row_from_a_small_one(data):
     )  # fmt: skip
     full = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
     assert "| yes | CIFAR-10, paper, BigGAN |" in full
-    assert "better; the paper's -15% is inside the interval" in full
+    words = "better; the paper's -0.45 points are inside the interval, and its -15% (here -0.45 "
+    assert f"{words}points) inside it" in full
     assert "| 1 comparison, listed below |" in answer_row(
         data, "plain search, at the paper's sizes"
     )
 
 
 def test_a_change_outside_the_interval_is_said_to_be_outside(data):
-    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: 0.0})
+    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: 0.0}, spread=1.0)
     row = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
-    assert "no difference seen; the paper's -15% is outside the interval" in row
+    assert "no difference seen; the paper's -0.45 points are inside the interval, and its" in row
+    assert re.search(r"its -15% \(here -7\.\d\d points\) outside it", row)
 
 
 def test_other_classes_do_not_stand_in_for_cifar100_or_imagenet(data):
@@ -331,7 +334,7 @@ def test_a_small_table_takes_no_correction_of_a_large_one_away(data):
     (after,) = results.effects(METHOD, BASELINE)
     alone = results.experiments[-1].findings[0]
     assert after == before and alone.p_value < before.p_value
-    assert "Families of tests: 3, each" in block("power", data)
+    assert "Families of tests: 3." in block("power", data)
 
 
 def test_an_arm_with_a_run_to_begin_with_per_seed_is_one(data):
@@ -545,6 +548,81 @@ def test_dead_cells_are_counted_tested_and_left_out(data):
     assert f"| {METHOD} minus {BASELINE} | 6 | -1.00 (-1.00 to -1.00) |" in block("living", data)
 
 
+def test_dead_cells_of_all_arms_with_images_are_counted(data):
+    """Of six seeds, five have a dead cell in one of the two arms, and one in plain search too."""
+    ranks = {arm: [3] * 6 for arm in ABLATION}
+    ranks |= {METHOD: [50, 50, 50, 3, 3, 3], UNIFORM: [50, 3, 3, 50, 50, 3]}
+    ranks[BASELINE] = [50, 3, 3, 3, 3, 3]
+    made_looked_up_runs(data / "runs" / "a.csv", ranks, step=1.0)
+    text = block("dead tests", data)
+    assert "With generated images, 6 of 18 searches of the arms that use them" in text
+    assert "and 1 of 12 of the others (no LFM-CW, λ = 0)" in text
+    assert "does so with 4 seeds with which neither no LFM-CW nor λ = 0 does" in text
+    assert f"holds for 0 (p = {2 / 2**4:.2g})" in text
+
+
+# ------------------------------ comparisons that no table plans
+
+
+def test_two_equal_searches_stand_with_their_correlation(data):
+    ranks = {BASELINE: [1, 2, 3, 4, 5, 6], "λ = 0": [11, 12, 13, 14, 15, 17]}
+    made_looked_up_runs(data / "runs" / "a.csv", ranks)
+    row = block("equal searches", data).splitlines()[-1]
+    assert "| 6 | +1.02 (± 0.04) | 0.04 | +0.99 |" in row
+
+
+def test_generated_images_alone_are_compared_over_experiments(data):
+    """Of two experiments one has no difference; Holm's correction is over the two."""
+    for name, offset, more in (("a", 2, {}), ("b", 0, {"generator": "real"})):
+        ranks = {METHOD: [5 + offset] * 6, "synthetic only": [5] * 6, BASELINE: [9] * 6}
+        made_looked_up_runs(data / "runs" / f"{name}.csv", ranks, **more)
+    text = block("images of W2", data)
+    assert f"| 6 | +0.20 (+0.20 to +0.20) | {2 / 2**6:.2g} | {4 / 2**6:.2g} |" in text
+    assert "| real images | 6, 0 differ | 0.00 (0.00 to 0.00) | 1 | 1 |" in text
+    assert "p (Holm, of 2)" in text
+
+
+def test_kinds_of_data_are_pooled_seed_by_seed(data):
+    """The means over two experiments differ by (2 + 4) / 2 ranks; another order is left out."""
+    for name, offset, more in (
+        ("a", 2, {}), ("b", 4, {"condition": HARD}), ("c", 60, {"order": "second"}),
+    ):  # fmt: skip
+        ranks = {METHOD: [5 + offset] * 6, BASELINE: [5] * 6}
+        made_looked_up_runs(data / "runs" / f"{name}.csv", ranks, table="table2", **more)
+    text = block("pooled", data)
+    assert "| all 2 in first order, generated images | LFM-CW minus no LFM-CW | 6 | +0.30 (" in text
+    assert len(text.splitlines()) == 3
+
+
+def test_trained_networks_have_their_own_answer(data):
+    made_looked_up_runs(data / "runs" / "a.csv", {BASELINE: [3] * 12, METHOD: [4, 2] * 6})
+    made_runs(data / "runs" / "b.csv")
+    assert "cells of our own table" in answer_row(data)
+    assert "DARTS, small" in answer_row(data, "plain search, where each network is trained")
+
+
+def test_tables_without_single_runs_are_details_only(data):
+    shutil.copy(DOCS / "data" / "summaries.csv", data)
+    for name in ("plain search", "class weights", "answer", "power"):
+        assert "Fashion-MNIST" not in block(name, data)
+    assert "Fashion-MNIST" in status_row(data, "Table 4, DARTS-1st")
+    assert "| fig3 | λ = 3 |" in block("reported", data)
+
+
+def test_a_search_on_other_data_is_not_what_a_table_runs(data):
+    """No table trains on ImageNet what it found on CIFAR-10."""
+    made_runs(
+        data / "runs" / "a.csv", table="table2", dataset="imagenet", preset="paper", order="second"
+    )
+    row = status_row(data, "Table 3, DARTS-2nd, ImageNet, searched on CIFAR-10")
+    assert "| not run here |" in row
+
+
+def test_a_commit_with_edited_files_is_named_so(data):
+    made_runs(data / "runs" / "a.csv", commit="0123456789abcdef-dirty")
+    assert "| 0123456-dirty |" in block("sources", data)
+
+
 def test_trained_networks_at_chance_are_no_dead_cells(data):
     made_runs(data / "runs" / "a.csv", base=90.0)
     assert not any(is_dead(row) for row in read_all(data).experiments[0].rows)
@@ -560,9 +638,21 @@ def test_an_arm_is_compared_with_all_random_cells(data):
     ranks = {BASELINE: [1] * 12, METHOD: [63] * 12, "random cells": [40] * 12}
     made_looked_up_runs(data / "runs" / "a.csv", ranks)
     text = block("beside random", data)
-    assert "The mean regret of a random cell is 6.20 points." in text
-    assert "| no LFM-CW | 12 | 0.00 | below 0.0001 | below 0.0001 | below 0.0001 |" in text
+    assert "a random cell is 6.20 points, and of a random living one 6.20." in text
+    assert f"| no LFM-CW | 12 | 0.00 |{' below 0.0001 |' * 4}" in text
     assert "| LFM-CW | 12 | 6.20 | 0.5" in text and "| random cells |" not in text
+
+
+def test_random_living_cells_are_told_from_all_random_cells(data):
+    """The errors of 125 cells rise from 45 by 0.4 points, and 15 of them reach 89%."""
+    made_cells(data / "nasbench201_3_nodes_cifar10.csv", noise=0.0, least=45.0, step=0.4)
+    ranks = {BASELINE: [84] * 12, METHOD: [1] * 12}
+    made_looked_up_runs(data / "runs" / "a.csv", ranks, least=45.0, step=0.4)
+    text = block("beside random", data)
+    assert "a random cell is 24.80 points, and of a random living one 21.80." in text
+    cells = text.partition("| no LFM-CW | 12 | 33.20 |")[2].split("|")
+    p_of_all, p_of_living = float(cells[2]), float(cells[3])
+    assert 0.02 < p_of_all < 0.1 and p_of_living < p_of_all / 3
 
 
 def test_every_significant_comparison_is_named(data):
@@ -586,9 +676,10 @@ def test_power_says_which_gains_are_possible(data):
     """Plain search has a mean regret of 0.2 points; 15% of its error are 6 points."""
     ranks = {BASELINE: [3] * 12, METHOD: [4, 2] * 6}
     made_looked_up_runs(data / "runs" / "a.csv", ranks, table="table2")
-    assert block("power", data).splitlines()[-3].endswith("| 0.20 | 6.03 | not possible here |")
+    row = block("power", data).splitlines()[-3]
+    assert row.endswith("| 0.20 | 6.03: not possible here | not possible here |")
     made_runs(data / "runs" / "a.csv")
-    assert re.search(r"\|  \| 7\.\d\d \| \d+ \|$", block("power", data).splitlines()[-3])
+    assert re.search(r"\|  \| 7\.\d\d: \d+ \| \d+ \|$", block("power", data).splitlines()[-3])
 
 
 def test_our_own_table_of_cells_is_not_called_the_public_one(data):

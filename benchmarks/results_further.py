@@ -1,0 +1,114 @@
+"""Comparisons of looked-up searches that were asked for after the results were seen.
+
+They are exploratory: no table plans them, so each block corrects for its own rows only.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from results_data import (
+    BASELINE,
+    METHOD,
+    NO_WEIGHT,
+    SYNTHETIC_ONLY,
+    UNIFORM,
+    Experiment,
+    Results,
+    by_images,
+)  # fmt: skip
+from results_markdown import NOTHING, table
+
+from lfmcw_app.comparison import Comparison, Summary, compare, holm, summaries
+
+POOLED = ((METHOD, BASELINE), (METHOD, UNIFORM), (UNIFORM, BASELINE))
+
+ALONE = "points (95% interval, of this row alone)"
+
+
+def equal_searches(results: Results) -> str:
+    """λ = 0 beside plain search: one search with other random numbers, so their noise."""
+    experiments = {experiment.design: experiment for _, experiment in results.looked_up()}
+    effects = [e for e in results.effects(NO_WEIGHT, BASELINE) if e.design in experiments]
+    titles = results.titles(effect.design for effect in effects)
+    rows = [
+        (
+            titles[effect.design], effect.found.seeds_said, effect.found.said(),
+            f"{effect.found.deviation:.2f}",
+            _correlation(experiments[effect.design], NO_WEIGHT, BASELINE),
+        )
+        for effect in effects
+    ]  # fmt: skip
+    head = (
+        "experiment", "seeds", "λ = 0 minus no LFM-CW, points (95% interval)", "SD",
+        "correlation of the two over the seeds",
+    )  # fmt: skip
+    return table(head, rows) if rows else NOTHING
+
+
+def _correlation(experiment: Experiment, arm: str, other: str) -> str:
+    """Pearson's correlation of two arms' errors over the seeds; empty where one does not vary."""
+    both = _paired_errors(experiment, arm, other)
+    if len(both) < 2 or any(len(set(errors)) == 1 for errors in zip(*both, strict=True)):
+        return ""
+    return f"{statistics.correlation(*zip(*both, strict=True)):+.2f}"
+
+
+def _paired_errors(experiment: Experiment, arm: str, other: str) -> list[tuple[float, float]]:
+    by_label = {summary.label: summary.errors for summary in summaries(experiment.rows)}
+    first, second = by_label.get(arm, {}), by_label.get(other, {})
+    return [(first[seed], second[seed]) for seed in sorted(set(first) & set(second))]
+
+
+def images_of_w2(results: Results) -> str:
+    """LFM-CW beside itself on generated images alone, which is the question of Table 4."""
+    found = [
+        (title, pair)
+        for title, experiment in results.looked_up()
+        if (pair := _compared([experiment], METHOD, SYNTHETIC_ONLY)).pairs > 1
+    ]
+    return _table([(title,) for title, _ in found], [pair for _, pair in found], ("experiment",))
+
+
+def pooled(results: Results) -> str:
+    """The mean over the kinds of data, seed by seed: the comparison with the most power."""
+    labels, found = [], []
+    for images, experiments in by_images(results):
+        first = [experiment for experiment in experiments if experiment.design.order == "first"]
+        for arm, against in POOLED:
+            if len(first) > 1 and (pair := _compared(first, arm, against)).pairs > 1:
+                labels.append(
+                    (f"all {len(first)} in first order, {images}", f"{arm} minus {against}")
+                )
+                found.append(pair)
+    return _table(labels, found, ("experiments", "difference"))
+
+
+def _compared(experiments: Sequence[Experiment], arm: str, against: str) -> Comparison:
+    """Two arms by their means over some experiments, at the seeds that all of these have."""
+    known = [
+        {summary.label: summary.errors for summary in summaries(experiment.rows)}
+        for experiment in experiments
+    ]
+    means = []
+    for label in (arm, against):
+        errors = [of.get(label, {}) for of in known]
+        seeds = set.intersection(*map(set, errors))
+        by_seed = {seed: statistics.fmean(of[seed] for of in errors) for seed in seeds}
+        means.append(Summary(label=label, errors=by_seed))
+    return compare(*means)
+
+
+def _table(
+    labels: Sequence[tuple[str, ...]], found: Sequence[Comparison], head: tuple[str, ...]
+) -> str:
+    """A row for each comparison, with p corrected over these rows."""
+    if not found:
+        return NOTHING
+    adjusted = holm([pair.p_value for pair in found])
+    rows = [
+        (*label, pair.seeds_said, pair.said(), f"{pair.p_value:.2g}", f"{p:.2g}")
+        for label, pair, p in zip(labels, found, adjusted, strict=True)
+    ]
+    return table((*head, "seeds", ALONE, "p", f"p (Holm, of {len(rows)})"), rows)
