@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -636,7 +636,8 @@ class EngineContract:
         ]
         for problem in problems:
             problem.optimizers[problem.name].param_groups[0]["lr"] = 0.0
-        optimizer = MultilevelOptimizer(problems, replace(engine, warm_start=True))  # type: ignore[type-var]
+        warm: AbstractEngine = replace(cast(Any, engine), warm_start=True)
+        optimizer = MultilevelOptimizer(problems, warm)
         for _ in range(3):
             optimizer.step()
             found = float(optimizer.gradient("x")["v"])

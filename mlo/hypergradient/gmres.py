@@ -120,8 +120,7 @@ class Gmres(IterativeEngine):
         x, residual = torch.zeros_like(b), torch.zeros_like(b)
         for weight, u in zip(y.tolist(), basis, strict=False):
             x = x + weight * u
-        for weight, u in zip(
-            left.tolist(), basis, strict=False
-        ):  # (an ended space has no next one)
+        # (A space that has ended has no next vector.)
+        for weight, u in zip(left.tolist(), basis, strict=False):
             residual = residual + weight * u
         return x, residual, taken, advice
