@@ -7,6 +7,7 @@ gradient.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -167,7 +168,8 @@ class EngineComparison:
             axes = pyplot.subplots(layout="constrained")[1]
         served = [row for row in self.rows if row.error is not None]
         # An error of zero has no place on a logarithmic axis: an arrow points down to it.
-        floor = min([row.error for row in served if row.error], default=1e-16) / 10
+        finite = [row.error for row in served if row.error and math.isfinite(row.error)]
+        floor = min(finite, default=1e-16) / 10
         for row in served:
             assert row.error is not None and row.seconds is not None
             marker, label = ("o", row.label) if row.error else ("v", f"{row.label} (no error)")
@@ -197,12 +199,12 @@ def compare_engines(
     (`soba`, `warm_start`) uses the optimizer's if it is the optimizer's own engine; otherwise it
     starts without one. `one_step` is timed without a kept graph.
 
-    The reference is the most exact row, unless `reference` names one. First come the rows that
-    treat the fewest solutions as constant, then those with exact products. Of these, it is one
-    that solves systems for the most problems, with the least damping and then the smallest
-    residual; then one that differentiates the most steps, of all problems together. (If a lower
-    problem is not solved, an implicit engine and one that differentiates steps approach different
-    gradients; then name the reference.)
+    The reference is the most exact row, unless `reference` names one. A row that is not finite
+    comes after all others. First come the rows that treat the fewest solutions as constant, then
+    those with exact products. Of these, it is one that solves systems for the most problems, with
+    the least damping and then the smallest residual; then one that differentiates the most steps,
+    of all problems together. (If a lower problem is not solved, an implicit engine and one that
+    differentiates steps approach different gradients; then name the reference.)
 
     Args:
         optimizer: the run.
@@ -217,7 +219,8 @@ def compare_engines(
     Raises:
         GraphError: if there is no problem of that name, or its gradient flows through no solution.
         ConfigurationError: if `engines` is no such collection, or `reference` is not in it.
-        EngineError: if a choice is unknown, or no engine can serve.
+        EngineError: if a choice is unknown, if no engine can serve, or if the gradient of the
+            reference is not finite.
     """
     graph = optimizer.graph
     if name not in graph.problems:
@@ -258,6 +261,12 @@ def compare_engines(
         why = _reason(rows[reference])
     exact = rows[reference].gradient
     assert exact is not None
+    if not _is_finite(exact):
+        which = "any engine" if why != "as asked" else repr(reference)
+        raise EngineError(
+            f"The gradient of {name!r} by {which} is not finite, so nothing can be compared with "
+            "it. Look at the losses and parameters of this state, or name another reference."
+        )
     return EngineComparison(
         problem=name,
         round=optimizer.round,
@@ -335,11 +344,11 @@ def _unconverged(reports: Sequence[SolveReport]) -> list[str]:
     for (problem, outcome, advice), members in groups.items():
         # In three levels the response of the lowest problem is differentiated several times.
         made = sum(report.problem == problem for report in reports)
-        residuals = [report.residual for report in members if report.residual is not None]
+        residual = _largest_residual(members)
         left = ""
-        if residuals:
+        if residual is not None:
             largest = "up to " if len(members) > 1 else ""
-            left = f" at a relative residual of {largest}{max(residuals):.1g}"
+            left = f" at a relative residual of {largest}{residual:.1g}"
         which = f"the solve of {problem!r}"
         if made > 1:
             which = f"{len(members)} of the {made} solves of {problem!r}"
@@ -470,7 +479,7 @@ def _now(optimizer: MultilevelOptimizer) -> float:
 def _inexactness(
     row: EngineRow, engines: Mapping[str, AbstractEngine], below: Iterable[str]
 ) -> tuple[float, ...]:
-    """A key by which the most exact row comes first.
+    """A key by which the most exact row comes first, and rows that are not finite come last.
 
     Args:
         row: with the reports of its solves.
@@ -486,11 +495,14 @@ def _inexactness(
     residuals = [_largest_residual(reports) for reports in solves.values()]
     solved = [residual for residual in residuals if residual is not None]
     damping = [float(getattr(engines[lower], "damping", 0.0)) for lower in solves]
+    # (NaN in a key would make the order that of the rows.)
+    finite = all(map(math.isfinite, solved)) and _is_finite(row.gradient or {})
     steps = 0
     for lower in solves:
         engine = engines[lower]
         steps += engine.recorded_steps if isinstance(engine, StepEngine) else 0
     return (
+        float(not finite),
         float(len(dropped)),
         float(len(approximate)),
         -float(len(solved)),
@@ -500,9 +512,14 @@ def _inexactness(
     )
 
 
+def _is_finite(gradient: Mapping[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in gradient.values())
+
+
 def _largest_residual(reports: Iterable[SolveReport]) -> float | None:
-    """The largest residual of some solves; None: no system was solved."""
-    return max([r.residual for r in reports if r.residual is not None], default=None)
+    """The largest residual of some solves, ∞ if one is no number; None: no system was solved."""
+    residuals = [r.residual for r in reports if r.residual is not None]
+    return max([math.inf if math.isnan(r) else r for r in residuals], default=None)
 
 
 def _reason(row: EngineRow) -> str:

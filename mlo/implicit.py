@@ -21,10 +21,8 @@ from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.double_backward import check_double_backward, leaves_of
 from mlo.hypergradient.finite_difference import FiniteDifference
-from mlo.hypergradient.iterative import IterativeEngine
 from mlo.hypergradient.products import present
 from mlo.hypergradient.registry import EngineChoice, engine_from
-from mlo.hypergradient.soba import Soba
 from mlo.loss import LossFunction, gradients
 from mlo.once import SharedResults
 from mlo.problem import Problem, Tensors
@@ -85,8 +83,8 @@ def implicit_solution(
         fixed_point: `fixed_point(params, reads)` → T, in the structure of `params`; F = θ − T.
         engine: how A⁻ᵀ v is found. "cg" and other engines for symmetric Jacobians suit a loss;
             "gmres", "neumann" or "direct" suit other conditions.
-        memory: a dict for what the engine keeps from one call to the next (`warm_start=True`, or
-            "soba"): pass the same one each time.
+        memory: a dict for what the engine keeps from one call to the next (`warm_start=True`, which
+            is the default of "penalty", or "soba"): pass the same one each time.
         reports: a list. It receives a report on the solution (`engine="stationarity"`) at once, and
             one on each solve in the backward pass.
 
@@ -397,13 +395,11 @@ def _check_engine(engine: AbstractEngine, *, has_loss: bool, has_memory: bool) -
             f"implicit_solution: {engine.label!r} evaluates a loss, but none was given. Pass "
             "loss=, or an engine with autograd products, such as 'gmres', 'neumann' or 'direct'."
         )
-    resumes = isinstance(engine, Soba) or (
-        isinstance(engine, IterativeEngine) and engine.warm_start
-    )
-    if resumes and not has_memory:
+    if engine.keeps_memory and not has_memory:
+        cold = ", or give the engine warm_start=False" if hasattr(engine, "warm_start") else ""
         raise EngineError(
             f"implicit_solution: {engine.label!r} resumes from its last solve, but nothing stores "
-            "that here. Pass the same dict as memory= in all calls, or leave warm_start out."
+            f"that here. Pass the same dict as memory= in all calls{cold}."
         )
 
 

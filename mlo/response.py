@@ -633,6 +633,14 @@ class AbstractEngine(ABC):
         return 0
 
     @property
+    def keeps_memory(self) -> bool:
+        """Whether a solve resumes from what the last one has kept (`LinearSystem.keep`).
+
+        By default so if the engine has an option `warm_start`, which is on.
+        """
+        return bool(getattr(self, "warm_start", False))
+
+    @property
     def label(self) -> str:
         """What messages and reports call it."""
         return self.name

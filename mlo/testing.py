@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -583,18 +584,71 @@ class EngineContract:
         check_gradient_changes_nothing(diamond().optimizer(self.make_engine()), "arch")
 
     def test_is_linear_in_the_upper_loss(self) -> None:
-        def gradient(scale: float) -> Tensor:
-            problem = bilevel_quadratic()
-            upper = problem.problems[-1]
-            loss = upper.loss
-            scaled = Problem(
-                upper.name,
-                module=upper.module,
-                optimizer=upper.optimizers[upper.name],
-                loss=lambda own, batch, *, w: scale * loss(own, batch, w=w),
-            )
-            return MultilevelOptimizer([problem.problems[0], scaled], self.make_engine()).gradient(
-                "x"
-            )["v"]
+        for dtype, tolerance in (
+            (torch.float64, max(self.tolerance, 1e-9)),
+            (torch.float32, self.tolerance_float32),
+        ):
+            exact = self._scaled(dtype)
+            for factor in (-3.0, 1e8, 1e-8):
+                found = self._scaled(dtype, upper=factor) / factor
+                error = relative_error(found, exact)
+                assert error < tolerance, (
+                    f"upper loss times {factor:g} in {dtype}: relative error {error:.1e}"
+                )
 
-        assert relative_error(gradient(-3.0), -3.0 * gradient(1.0)) < max(self.tolerance, 1e-9)
+    def test_an_exact_inverse_is_so_at_any_scale_of_the_loss(self) -> None:
+        if not self.exact:
+            return  # (a step size of its own suits one scale)
+        for dtype, tolerance in (
+            (torch.float64, self.tolerance),
+            (torch.float32, self.tolerance_float32),
+        ):
+            exact = bilevel_quadratic().exact
+            for factor in (1e7, 1e-7):
+                error = relative_error(self._scaled(dtype, lower=factor).double(), exact)
+                assert error < tolerance, (
+                    f"lower loss times {factor:g} in {dtype}: relative error {error:.1e}"
+                )
+
+    def _scaled(self, dtype: torch.dtype, *, lower: float = 1.0, upper: float = 1.0) -> Tensor:
+        """The gradient of `bilevel_quadratic` with both losses multiplied by a number."""
+        made = bilevel_quadratic(dtype=dtype)
+        problems = [
+            Problem(
+                problem.name,
+                module=problem.module,
+                optimizer=problem.optimizers[problem.name],
+                loss=_times(factor, problem.loss, read),
+            )
+            for problem, factor, read in zip(made.problems, (lower, upper), "xw", strict=True)
+        ]
+        return MultilevelOptimizer(problems, self.make_engine()).gradient("x")["v"]
+
+    def test_a_warm_start_at_the_exact_solution_stays_there(self) -> None:
+        engine = self.make_engine()
+        if "warm_start" not in {option.name for option in fields(engine)}:
+            return
+        # w minimises ½ (w − x)², and x minimises 2 w: q = v = 2, without any rounding.
+        one = torch.ones(1, dtype=torch.float64)
+        problems = [
+            _problem("w", one, lambda w, batch, *, x: 0.5 * ((w.v - x.v) ** 2).sum()),
+            _problem("x", one, lambda x, batch, *, w: 2.0 * w.v.sum()),
+        ]
+        for problem in problems:
+            problem.optimizers[problem.name].param_groups[0]["lr"] = 0.0
+        warm: AbstractEngine = replace(cast(Any, engine), warm_start=True)
+        optimizer = MultilevelOptimizer(problems, warm)
+        for _ in range(3):
+            optimizer.step()
+            found = float(optimizer.gradient("x")["v"])
+            assert math.isfinite(found)
+            assert abs(found - 2.0) < 2.0 * self.tolerance or not self.exact
+
+
+def _times(factor: float, loss: Callable[..., Tensor], read: str) -> Callable[..., Tensor]:
+    """A loss that reads one problem, multiplied by a number."""
+
+    def multiplied(own: Vector, reads: dict[str, Vector]) -> Tensor:
+        return factor * loss(own, None, **reads)
+
+    return _with_reads(multiplied, [read])

@@ -5,6 +5,7 @@ Negative curvature stops the iteration and is reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.advice import EngineAdvice
+from mlo.hypergradient.iterative import (
+    ADVICE_NOT_FINITE,
+    FlatOperator,
+    IterationResult,
+    IterativeEngine,
+)
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 from mlo.tensors import norm_of
@@ -44,7 +51,9 @@ class ConjugateGradient(IterativeEngine):
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
-        return conjugate_gradients(operator, b, scale, max_steps=self.max_steps, tol=self.tol)
+        return conjugate_gradients(
+            operator, b, scale, max_steps=self.max_steps, tol=self.tol, others=system.advice
+        )
 
 
 def conjugate_gradients(
@@ -54,6 +63,7 @@ def conjugate_gradients(
     *,
     max_steps: int,
     tol: float,
+    others: EngineAdvice,
     precondition: Callable[[Tensor], Tensor] | None = None,
     more: str = "max_steps",
 ) -> IterationResult:
@@ -67,9 +77,12 @@ def conjugate_gradients(
         scale: the norm to which residuals are relative.
         max_steps: most products.
         tol: relative residual at which it stops.
+        others: names engines that could serve instead.
         precondition: r → M⁻¹ r, with a symmetric positive definite M that resembles the operator.
         more: the option that the advice names if the steps are not enough.
     """
+    # Below epsilon² the r of the recursion says nothing, and its squares underflow.
+    tol = max(tol, torch.finfo(b.dtype).eps ** 2)
     # r = b − A x is the residual, z = M⁻¹ r the preconditioned one, p the search direction.
     x = torch.zeros_like(b)
     r = b
@@ -84,16 +97,18 @@ def conjugate_gradients(
         curvature = p @ product
         # The Rayleigh quotient along p lies between the smallest and the largest eigenvalue.
         met = float((curvature / (p @ p)).detach())
-        smallest = met if smallest is None else min(smallest, met)
-        if not met > 0.0:
+        advice = "" if math.isfinite(met) else ADVICE_NOT_FINITE
+        if not advice:
+            smallest = met if smallest is None else min(smallest, met)
+        if not advice and met <= 0.0:
+            advice = (
+                f"The curvature is {met:.3g} along a direction, so the Jacobian is not positive "
+                f"definite: add damping above {-met:.3g}"
+                f"{others.phrase(', or use {}', 'minres', 'gmres')}."
+            )
+        if advice:
             return IterationResult(
-                x=x,
-                residual=residual,
-                converged=False,
-                advice=f"The curvature is {met:.3g} along a direction, so the Jacobian is not "
-                "positive definite: add damping "
-                f"above {-met:.3g}, or use 'minres' (symmetric) or 'gmres' (games).",
-                curvature=smallest,
+                x=x, residual=residual, converged=False, advice=advice, curvature=smallest
             )
         # The minimum of ½ xᵀAx − bᵀx along p is the step rᵀz / pᵀAp away.
         step = rz / curvature

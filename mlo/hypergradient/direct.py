@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from mlo.errors import EngineError
-from mlo.hypergradient.iterative import FlatOperator
+from mlo.hypergradient.iterative import ADVICE_NOT_FINITE, FlatOperator
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.response import Cotangent
@@ -67,11 +68,11 @@ class Direct(Engine):
             b = operator.flatten(v)
             residual = norm_of(operator(solved) - b) / (norm_of(b) or 1.0)
         converged = residual <= self.tol
-        advice = (
-            ""
-            if converged
-            else "The Jacobian is ill-conditioned: add damping, or compute in float64."
-        )
+        advice = ""
+        if math.isnan(residual):
+            advice = ADVICE_NOT_FINITE
+        elif not converged:
+            advice = "The Jacobian is ill-conditioned: add damping, or compute in float64."
         return Solve(
             q=q,
             report=self.report(

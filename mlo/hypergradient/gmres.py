@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.iterative import (
+    ADVICE_NOT_FINITE,
+    ADVICE_SINGULAR,
+    FlatOperator,
+    IterationResult,
+    IterativeEngine,
+)
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 from mlo.tensors import norm_of
 
 __all__ = ["Gmres"]
+
+ADVICE_SLOW = "Raise max_steps and restart, or add damping (strongly coupled games need it)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,57 +47,80 @@ class Gmres(IterativeEngine):
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
         x, r, steps = torch.zeros_like(b), b, 0
+        residual, advice = norm_of(b) / scale, ADVICE_SLOW
         # Each cycle solves for a correction d with Aᵀ d = r, from an empty basis.
-        while True:
-            correction, r, taken = self._cycle(
+        while residual > self.tol and steps < self.max_steps:
+            correction, r, taken, found = self._cycle(
                 operator, r, min(self.restart, self.max_steps - steps), scale
             )
             x, steps = x + correction, steps + taken
-            residual = norm_of(r) / scale
-            if residual <= self.tol or steps >= self.max_steps or taken == 0:
+            before, residual = residual, norm_of(r) / scale
+            advice = found or advice
+            # The Krylov space of r is a part of that of b, so if that has ended, no more is
+            # reached. And a cycle that has reached nothing would repeat itself.
+            if found or not residual < before:
                 break
         converged = residual <= self.tol
-        advice = (
-            ""
-            if converged
-            else "Raise max_steps and restart, or add damping (strongly coupled games need it)."
+        return IterationResult(
+            x=x, residual=residual, converged=converged, advice="" if converged else advice
         )
-        return IterationResult(x=x, residual=residual, converged=converged, advice=advice)
 
     def _cycle(
         self, operator: FlatOperator, b: Tensor, steps: int, scale: float
-    ) -> tuple[Tensor, Tensor, int]:
-        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b.
+    ) -> tuple[Tensor, Tensor, int, str]:
+        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b, which is not zero.
 
         Returns:
-            x, the residual vector b − Aᵀ x, and the number of products used.
+            x, the residual vector b − Aᵀ x, the number of products used, and advice if the space
+            ended; otherwise an empty string.
         """
-        size = b.norm()
-        if float(size.detach()) == 0.0:
-            return torch.zeros_like(b), b, 0
-        # An orthonormal basis of the Krylov space, and Aᵀ of each of its vectors.
-        basis, images = [b / size], []
-        residual, x = b, torch.zeros_like(b)
-        for _ in range(steps):
-            image = operator(basis[-1])
-            images.append(image)
-
-            # x = Σ cᵢ basisᵢ has Aᵀ x = Σ cᵢ imagesᵢ, so the best c solves a least-squares problem
-            # with few columns.
-            reach = torch.stack(images, dim=1)
-            coefficients = torch.linalg.lstsq(reach, b.unsqueeze(1)).solution.squeeze(1)
-            residual = b - reach @ coefficients
-            x = torch.stack(basis, dim=1) @ coefficients
-
-            # Arnoldi: the part of Aᵀ u that is new is the next basis vector. Orthogonalising twice
-            # keeps the basis orthogonal up to rounding.
-            w = image
+        # Arnoldi: Aᵀ V_k = V_{k+1} H_k with an orthonormal basis V of the Krylov space and a
+        # Hessenberg matrix H_k [k + 1, k]. So ‖b − Aᵀ V_k y‖ = ‖β e₁ − H_k y‖ with β = ‖b‖: a small
+        # least-squares problem, solved in float64 on the CPU.
+        size = norm_of(b)
+        basis = [b / size]
+        hessenberg = torch.zeros(steps + 1, steps, dtype=torch.float64)
+        start = torch.zeros(steps + 1, dtype=torch.float64)
+        start[0] = size
+        epsilon = torch.finfo(b.dtype).eps
+        y, left, taken, advice = start[:0], start[:1], 0, ""
+        while taken < steps:
+            # What is new in Aᵀ u is the next basis vector. Orthogonalising twice keeps the basis
+            # orthogonal up to rounding.
+            w = operator(basis[-1])
+            taken += 1
+            entries = [torch.zeros((), dtype=b.dtype, device=b.device) for _ in basis]
             for _ in range(2):
-                for u in basis:
-                    w = w - (u @ w) * u
+                for row, u in enumerate(basis):
+                    along = u @ w
+                    w = torch.addcmul(w, u, along, value=-1.0)
+                    entries[row] = entries[row] + along
             norm = w.norm()
-            small = torch.finfo(b.dtype).eps * norm_of(image)
-            if norm_of(residual) <= self.tol * scale or float(norm.detach()) <= small:
+            column = torch.stack([*entries, norm]).double().cpu()
+            reach = float(column.norm())
+            if not math.isfinite(reach):
+                advice = ADVICE_NOT_FINITE
                 break
-            basis.append(w / norm)
-        return x, residual, len(images)
+            hessenberg[: taken + 1, taken - 1] = column
+
+            # Singular values below the rounding errors of H count as zero.
+            made, right = hessenberg[: taken + 1, :taken], start[: taken + 1]
+            y = torch.linalg.lstsq(
+                made, right.unsqueeze(1), rcond=10.0 * epsilon, driver="gelsd"
+            ).solution.squeeze(1)
+            left = right - made @ y
+            ended = float(column[-1]) <= 10.0 * epsilon * reach
+            if not ended:
+                basis.append(w / norm)
+            if float(left.norm()) <= self.tol * scale:
+                break
+            if ended:
+                advice = ADVICE_SINGULAR  # the space ends, without a solution in it
+                break
+        x, residual = torch.zeros_like(b), torch.zeros_like(b)
+        for weight, u in zip(y.tolist(), basis, strict=False):
+            x = x + weight * u
+        # (A space that has ended has no next vector.)
+        for weight, u in zip(left.tolist(), basis, strict=False):
+            residual = residual + weight * u
+        return x, residual, taken, advice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,7 +22,24 @@ from mlo.response import Cotangent
 from mlo.sharding import sharded_like, whole
 from mlo.tensors import norm_of, zeros_for_none
 
-__all__ = ["FlatOperator", "IterationResult", "IterativeEngine", "fixed_noise"]
+__all__ = [
+    "ADVICE_NOT_FINITE",
+    "ADVICE_SINGULAR",
+    "FlatOperator",
+    "IterationResult",
+    "IterativeEngine",
+    "fixed_noise",
+    "power_of_two",
+]
+
+ADVICE_NOT_FINITE = (
+    "A product with the Jacobian is not finite: at this point the loss has an operation without a "
+    "finite second derivative (sqrt or norm at 0), or numbers overflow."
+)
+ADVICE_SINGULAR = (
+    "The Jacobian is singular, and the cotangent has a part that it does not reach: the solution "
+    "is not a function of what it reads. Add weight decay to the problem, or damping."
+)
 
 
 class FlatOperator:
@@ -119,6 +137,8 @@ class IterativeEngine(Engine):
     ) -> IterationResult:
         """Solves operator(x) ≈ b from x = 0.
 
+        The system comes divided by a power of two, so that the cotangent has a norm of about 1.
+
         Args:
             operator: the damped product with Aᵀ.
             b: right-hand side, flat [n].
@@ -171,12 +191,12 @@ class IterativeEngine(Engine):
         of A or b that introduces one would be multiplied by anything.
         """
         if self.is_polynomial or not torch.is_grad_enabled():
-            return self.iterate(operator, b, scale, system)
+            return self._iterated(operator, b, scale, system)
         if bool((b == 0.0).all()):
             outcome = IterationResult(x=torch.zeros_like(b), residual=0.0, converged=True)
         else:
             with torch.no_grad():
-                outcome = self.iterate(operator, b, scale, system)
+                outcome = self._iterated(operator, b, scale, system)
         # r = b − Aᵀ x at a constant x has the derivative db − dAᵀ x, and dx = A⁻ᵀ dr.
         made = operator.products
         r = b - operator(outcome.x)
@@ -185,6 +205,16 @@ class IterativeEngine(Engine):
         backward = operator if self.needs_symmetry else operator.adjoint()
         correction = _Correction.apply(self, backward, system, r)
         return replace(outcome, x=outcome.x + correction)
+
+    def _iterated(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> IterationResult:
+        """`iterate`, on a cotangent of about unit norm."""
+        # Squares of a very small or large cotangent would underflow or overflow. A power of two
+        # divides without rounding.
+        unit = power_of_two(scale)
+        outcome = self.iterate(operator, b / unit, scale / unit, system)
+        return replace(outcome, x=outcome.x * unit)
 
     def _report(self, system: LinearSystem, outcome: IterationResult, products: int) -> SolveReport:
         return self.report(
@@ -217,6 +247,11 @@ class _Correction(torch.autograd.Function):
         outcome = engine._solved(operator, p, scale or 1.0, system)
         system.call.reading.note(engine._report(system, outcome, operator.products - made))
         return None, None, None, outcome.x
+
+
+def power_of_two(size: float) -> float:
+    """The power of two next above a size; 1 for one that is zero or not finite."""
+    return math.ldexp(1.0, math.frexp(size)[1]) if math.isfinite(size) else 1.0
 
 
 POSITIVE = "; or, where its eigenvalues have positive real parts, {}"

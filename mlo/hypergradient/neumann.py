@@ -11,7 +11,12 @@ from torch import Tensor
 
 from mlo.advice import EngineAdvice
 from mlo.errors import EngineError
-from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.iterative import (
+    ADVICE_NOT_FINITE,
+    FlatOperator,
+    IterationResult,
+    IterativeEngine,
+)
 from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.products import LinearSystem, Products
 from mlo.hypergradient.step_size import largest_inverse_step_size
@@ -103,14 +108,16 @@ class Neumann(IterativeEngine):
             term = term - alpha * operator(term)
             size = norm_of(term)
             if not math.isfinite(size) or size > GROWTH * first:
+                diverges = (
+                    f"The series diverges at step_size {alpha:.3g}: use step_size='auto', or one "
+                    "below 2 / λmax; on a Jacobian with negative eigenvalues, damping"
+                    f"{others.phrase(', or {}', 'minres', 'gmres')}."
+                )
                 return IterationResult(
                     x=alpha * total,
                     residual=size / scale,
                     converged=False,
-                    advice=f"The series diverges at step_size {alpha:.3g}: use step_size='auto', "
-                    "or one below 2 / λmax; "
-                    "on a Jacobian with negative eigenvalues, damping"
-                    f"{others.phrase(', or {}', 'minres', 'gmres')}.",
+                    advice=ADVICE_NOT_FINITE if math.isnan(size) else diverges,
                 )
             total = total + term
         # The residual of the sum is the term after the last: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v. While the

@@ -10,13 +10,21 @@ takes one product with Aᵀ and one with A. The condition number is squared.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.iterative import (
+    ADVICE_NOT_FINITE,
+    ADVICE_SINGULAR,
+    FlatOperator,
+    IterationResult,
+    IterativeEngine,
+    power_of_two,
+)
 from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 from mlo.tensors import norm_of
@@ -50,33 +58,36 @@ class NormalConjugateGradient(IterativeEngine):
         # r = b − Aᵀ x is the residual, s = A r the negative gradient of ½ ‖r‖², p the direction.
         x, r = torch.zeros_like(b), b
         residual = norm_of(r) / scale
-        if residual <= self.tol:
+        # Below epsilon² the r of the recursion says nothing, and its squares underflow.
+        epsilon = torch.finfo(b.dtype).eps
+        tol = max(self.tol, epsilon**2)
+        if residual <= tol:
             return IterationResult(x=x, residual=residual, converged=True)
-        p = s = operator.transposed(r)
-        size = s @ s
-        first, advice = float(size.detach()), ADVICE_SLOW
+        s = operator.transposed(r)
+        # The fourth powers of A below would underflow for a small A. So A is divided by about
+        # ‖A r‖ / ‖r‖, which bounds ‖A‖ from below; by a power of two, which rounds nothing.
+        norm = power_of_two(norm_of(s) / norm_of(r))
+        p = s = s / norm
+        size, reach, advice = s @ s, norm_of(s) / norm_of(r), ADVICE_SLOW
         for _ in range(self.max_steps):
             # At s = 0 the residual cannot fall further: v has a part that no Aᵀ q reaches.
-            if not float(size.detach()) > torch.finfo(b.dtype).eps ** 2 * first:
-                advice = ADVICE_SINGULAR
+            along = norm_of(s)
+            if not along > epsilon * reach * residual * scale:
+                advice = ADVICE_SINGULAR if math.isfinite(along) else ADVICE_NOT_FINITE
                 break
-            image = operator(p)
+            image = operator(p) / norm
             step = size / (image @ image)
             x, r = x + step * p, r - step * image
             residual = norm_of(r) / scale
-            if residual <= self.tol:
+            if residual <= tol:
                 break
-            s = operator.transposed(r)
+            s = operator.transposed(r) / norm
             previous, size = size, s @ s
             p = s + (size / previous) * p
-        converged = residual <= self.tol
+        converged = residual <= tol
         return IterationResult(
-            x=x, residual=residual, converged=converged, advice="" if converged else advice
+            x=x / norm, residual=residual, converged=converged, advice="" if converged else advice
         )
 
 
 ADVICE_SLOW = "Raise max_steps, or add damping: the normal equations square the condition number."
-ADVICE_SINGULAR = (
-    "The Jacobian is singular, and the cotangent has a part that it does not reach: the solution "
-    "is not a function of what it reads. Add weight decay to the problem, or damping."
-)

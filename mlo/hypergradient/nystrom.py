@@ -12,6 +12,7 @@ from torch import Tensor
 from mlo.errors import EngineError
 from mlo.hypergradient.cg import conjugate_gradients
 from mlo.hypergradient.iterative import (
+    ADVICE_NOT_FINITE,
     FlatOperator,
     IterationResult,
     IterativeEngine,
@@ -60,7 +61,15 @@ class Nystrom(IterativeEngine):
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
-        basis, eigenvalues = self._approximation(operator, system)
+        approximation = self._approximation(operator, system)
+        if approximation is None:
+            return IterationResult(
+                x=torch.zeros_like(b),
+                residual=norm_of(b) / scale,
+                converged=False,
+                advice=ADVICE_NOT_FINITE,
+            )
+        basis, eigenvalues = approximation
 
         def precondition(u: Tensor) -> Tensor:
             # (λ_r + ridge) U (Λ + ridge I)⁻¹ Uᵀ u + (I − U Uᵀ) u: up to the factor λ_r + ridge the
@@ -90,12 +99,15 @@ class Nystrom(IterativeEngine):
             scale,
             max_steps=self.max_steps,
             tol=self.tol,
+            others=system.advice,
             precondition=precondition,
             more="max_steps or rank",
         )
 
-    def _approximation(self, operator: FlatOperator, system: LinearSystem) -> tuple[Tensor, Tensor]:
-        """U [n, r] with orthonormal columns and Λ [r] ≥ 0, largest first."""
+    def _approximation(
+        self, operator: FlatOperator, system: LinearSystem
+    ) -> tuple[Tensor, Tensor] | None:
+        """U [n, r] with orthonormal columns and Λ [r] ≥ 0, largest first; None: not finite."""
         # With orthonormal columns Ω, Nyström's approximation is (AΩ) (ΩᵀAΩ)⁻¹ (AΩ)ᵀ.
         rank = min(self.rank, sum(tensor.numel() for tensor in system.parameters))
         sketch, _ = torch.linalg.qr(fixed_noise(operator, system, rank))
@@ -103,7 +115,10 @@ class Nystrom(IterativeEngine):
 
         # Of A + shift I instead, which keeps the Cholesky factorization stable. The shift is
         # subtracted from the eigenvalues again.
-        shift = math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * norm_of(image)
+        size = norm_of(image)
+        if not math.isfinite(size):
+            return None
+        shift = math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * size
         shifted = image + shift * sketch
         core = sketch.T @ shifted
         factor, info = torch.linalg.cholesky_ex((core + core.T) / 2)

@@ -124,9 +124,15 @@ class LinearSystem(ABC):
         return self.call.solution.memory.get(f"{self.call.reading.reader}:{what}")
 
     def keep(self, what: str, value: Tensor) -> None:
-        """Keeps a tensor for the next solve; it is saved with the state of the run."""
-        key = f"{self.call.reading.reader}:{what}"
-        self.call.solution.memory[key] = value.detach().clone()
+        """Keeps a tensor for the next solve; it is saved with the state of the run.
+
+        One that is not finite would spoil every later solve, so it is forgotten instead.
+        """
+        key, memory = f"{self.call.reading.reader}:{what}", self.call.solution.memory
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            memory.pop(key, None)
+        else:
+            memory[key] = value.detach().clone()
 
     @property
     @abstractmethod

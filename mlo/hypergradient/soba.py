@@ -94,6 +94,10 @@ class Soba(Engine):
         return False
 
     @property
+    def keeps_memory(self) -> bool:
+        return True
+
+    @property
     def fresh_products(self) -> int:
         return self.steps if self.fresh_batches else 0
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
 import warnings
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from noisy_regression import lines, regression
 
 import mlo
 from mlo import compare
+from mlo.hypergradient import Solve
 from mlo.testing import (
     LEARNING_RATE,
     Vector,
@@ -366,6 +370,39 @@ def test_a_reference_with_a_large_residual_is_not_called_exact():
     found = mlo.compare_engines(optimizer, "x", ["one_step", mlo.ConjugateGradient(max_steps=2)])
     assert found.reference.startswith("cg")
     assert "exact" not in found.why and "name another one with reference=" in found.why
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotANumber(mlo.Engine):
+    """Whose q, or whose residual alone, is not a number."""
+
+    of_residual: bool = False
+
+    name: ClassVar[str] = "not_a_number"
+
+    def solve(self, system, cotangent):
+        q = [torch.full_like(t, 1.0 if self.of_residual else math.nan) for t in system.parameters]
+        report = self.report(system.problem, residual=math.nan, advice="Do not use it.")
+        return Solve(q=q, report=report)
+
+
+@pytest.mark.parametrize("of_residual", [False, True])
+def test_a_row_that_is_not_finite_is_no_reference(of_residual):
+    engines = {"nan": NotANumber(of_residual=of_residual), "cg": "cg", "identity": "identity"}
+    found = mlo.compare_engines(still(bilevel_quadratic()).optimizer("cg"), "x", engines)
+    assert found.reference == "cg"
+    rows = rows_of(found)
+    assert rows["cg"].error == 0.0 and math.isfinite(rows["identity"].error)
+    assert "relative residual of inf" in rows["nan"].notes[0]
+
+
+@pytest.mark.parametrize("reference", ["nan", None])
+def test_a_gradient_that_is_not_finite_measures_nothing(reference):
+    engines = {"nan": NotANumber()} | ({"cg": "cg"} if reference else {})
+    optimizer = still(bilevel_quadratic()).optimizer("cg")
+    by = f"'{reference}'" if reference else "any engine"
+    with pytest.raises(mlo.EngineError, match=f"by {by} is not finite"):
+        mlo.compare_engines(optimizer, "x", engines, reference=reference)
 
 
 def test_a_slow_gradient_is_not_repeated_for_its_time(monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import warnings
 from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 import mlo
+from mlo.hypergradient import Solve
 from mlo.testing import relative_error
 
 DOUBLE = {"dtype": torch.float64}
@@ -215,7 +218,7 @@ def test_single_precision(engine):
     "engine",
     [
         {"name": "cg", "products": "finite_difference", "tol": 1e-5},
-        {"name": "penalty", "steps": 300},
+        {"name": "penalty", "steps": 300, "warm_start": False},
         {"name": "soba"},
     ],
     ids=lambda engine: engine["name"],
@@ -254,10 +257,36 @@ def test_engines_that_need_a_loss_refuse_other_conditions(engine, kind):
         mlo.implicit_solution(ridge(2.0), decay_of(), **{kind: ridge_loss}, engine=engine)
 
 
-@pytest.mark.parametrize("engine", ["soba", {"name": "cg", "warm_start": True}])
-def test_engines_that_resume_need_a_memory(engine):
-    with pytest.raises(mlo.EngineError, match="as memory= in all calls"):
+@dataclass(frozen=True, kw_only=True)
+class OfAnother(mlo.Engine):
+    """An engine of another package, which has a memory without an option for it."""
+
+    name: ClassVar[str] = "of_another"
+
+    @property
+    def keeps_memory(self):
+        return True
+
+    def solve(self, system, cotangent):
+        return Solve(q=list(cotangent), report=self.report(system.problem))
+
+
+@pytest.mark.parametrize(
+    ("engine", "otherwise"),
+    [
+        ("soba", r"in all calls\."),
+        (OfAnother(), r"in all calls\."),
+        ("penalty", "warm_start=False"),
+        ({"name": "cg", "warm_start": True}, "warm_start=False"),
+        ({"name": "sid", "warm_start": True}, "warm_start=False"),
+    ],
+    ids=str,
+)
+def test_engines_that_resume_need_a_memory(engine, otherwise):
+    with pytest.raises(mlo.EngineError, match=f"as memory= .*{otherwise}"):
         mlo.implicit_solution(ridge(2.0), decay_of(), loss=ridge_loss, engine=engine)
+    found = mlo.implicit_solution(ridge(2.0), decay_of(), loss=ridge_loss, engine=engine, memory={})
+    assert found.requires_grad
 
 
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
@@ -277,7 +306,7 @@ def test_a_warm_start_resumes_from_the_memory():
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
 def test_engines_without_a_second_derivative_refuse_one(engine):
     decay = decay_of()
-    found = mlo.implicit_solution(ridge(2.0), decay, loss=ridge_loss, engine=engine)
+    found = mlo.implicit_solution(ridge(2.0), decay, loss=ridge_loss, engine=engine, memory={})
     with pytest.raises(mlo.EngineError, match="differentiated twice"):
         torch.autograd.grad(found.sum(), decay, create_graph=True)
 
@@ -565,7 +594,10 @@ def test_a_loss_without_a_right_second_derivative_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mlo.SolveWarning)
         found = mlo.implicit_solution(
-            ridge(2.0), decay, loss=loss, engine={"name": "penalty", "steps": 300}
+            ridge(2.0),
+            decay,
+            loss=loss,
+            engine={"name": "penalty", "steps": 300, "warm_start": False},
         )
     assert relative_error(slope(found, decay), slope(ridge(decay), decay)) < 1e-4
 

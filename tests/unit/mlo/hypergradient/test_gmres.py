@@ -56,3 +56,65 @@ def test_a_solve_that_ends_early_says_what_to_raise():
     optimizer, *_ = quadratic(POSITIVE, mlo.Gmres(max_steps=2))
     with pytest.warns(mlo.SolveWarning, match="Raise max_steps and restart"):
         assert not optimizer.step().solves["w"].converged
+
+
+def diagonal(entries):
+    """A product with a diagonal matrix, which counts as an operator."""
+    return lambda u: entries.to(u.dtype) * u
+
+
+def residual_of(entries, b, x):
+    """‖b − A x‖ / ‖b‖ in float64."""
+    b, x = b.double(), x.double()
+    return float((b - entries * x).norm() / b.norm())
+
+
+def test_in_float32_it_reaches_the_least_residual():
+    """A least-squares solution on vectors of this length would drop directions as rounding."""
+    entries = torch.linspace(1.0, 50.0, 5000, dtype=torch.float64)
+    b = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    least = mlo.Gmres(tol=1e-12).iterate(diagonal(entries), b, float(b.norm()), None)
+    found = mlo.Gmres(tol=1e-12).iterate(diagonal(entries), b.float(), float(b.norm()), None)
+    least, exact = residual_of(entries, b, least.x), least.residual
+    assert least == pytest.approx(exact, rel=1e-6)
+    assert residual_of(entries, b, found.x) < 1.1 * least
+    assert found.residual == pytest.approx(least, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("restart", [2, 40])
+@pytest.mark.parametrize("part", [0.0, 1.0], ids=["within reach", "out of reach"])
+def test_a_singular_jacobian_ends_the_basis(part, restart, dtype):
+    """What A reaches is solved; of the rest it is said that A does not reach it."""
+    entries = torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    b = torch.tensor([part, 1.0, 1.0, 1.0], dtype=dtype)
+    made = []
+
+    def product(u):
+        made.append(u)
+        return diagonal(entries)(u)
+
+    found = mlo.Gmres(restart=restart).iterate(product, b, float(b.norm()), None)
+    assert found.residual == pytest.approx(part / float(b.norm()), abs=1e-3 if part else 1e-6)
+    assert found.converged == (part == 0.0)
+    if restart == 40:
+        assert float(found.x.norm()) < 2.0
+        assert len(made) <= 4
+        assert ("is singular" in found.advice) == (part == 1.0)
+
+
+def test_a_cycle_that_reaches_nothing_is_the_last_one():
+    """GMRES(1) stands still on a rotation, whose images are orthogonal to their vectors."""
+    rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    made = []
+
+    def product(u):
+        made.append(u)
+        return rotation @ u
+
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    found = mlo.Gmres(restart=1).iterate(product, b, float(b.norm()), None)
+    assert len(made) == 1
+    assert not found.converged and "restart" in found.advice
+    whole = mlo.Gmres(restart=2).iterate(product, b, float(b.norm()), None)
+    assert relative_error(rotation @ whole.x, b) < 1e-12

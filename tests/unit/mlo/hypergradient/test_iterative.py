@@ -196,3 +196,97 @@ def test_a_solve_of_zero_has_the_derivative_of_a_solve(engine):
 
 def ones(size):
     return torch.ones(size, dtype=torch.float64)
+
+
+KRYLOV = ["cg", "minres", "gmres", "normal_cg", {"name": "nystrom", "max_steps": 30}]
+
+
+@pytest.mark.parametrize("engine", KRYLOV, ids=str)
+@pytest.mark.parametrize("size", [1e-18, 1e18])
+def test_cotangents_whose_squares_underflow_are_solved(engine, size):
+    """Or overflow, in float32."""
+    optimizer, b, v = quadratic(POSITIVE, engine, dtype=torch.float32)
+    upper = optimizer.problems["x"]
+    scaled = mlo.Problem(
+        "x",
+        module=upper.module,
+        optimizer=upper.optimizers["x"],
+        loss=lambda x, _, *, w: size * (w.v @ v),
+    )
+    problems = [optimizer.problems["w"], scaled]
+    found = mlo.MultilevelOptimizer(problems, engine).gradient("x", report=True)
+    expected = b.T @ torch.linalg.solve(POSITIVE.float(), v)
+    assert relative_error(found.gradient["v"] / size, expected) < 2e-5
+    assert found.reports[0].converged
+
+
+@pytest.mark.parametrize("engine", KRYLOV, ids=str)
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_with_a_tolerance_of_zero_all_steps_stay_finite(engine):
+    options = {"name": engine} if isinstance(engine, str) else engine
+    optimizer, b, v = quadratic(
+        POSITIVE, {**options, "max_steps": 200, "tol": 0.0}, dtype=torch.float32
+    )
+    expected = b.T @ torch.linalg.solve(POSITIVE.float(), v)
+    assert relative_error(optimizer.gradient("x")["v"], expected) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        *[{"name": name, "warm_start": True} for name in ("cg", "minres", "gmres", "normal_cg")],
+        {"name": "nystrom", "warm_start": True},
+        {"name": "neumann", "warm_start": True},
+        {"name": "sid", "warm_start": True},
+        "penalty",
+        "soba",
+    ],
+    ids=lambda engine: engine if isinstance(engine, str) else engine["name"],
+)
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_a_solve_that_is_not_finite_is_not_resumed(engine):
+    """The next solve starts as the first one does."""
+    weight = torch.tensor(1.0, dtype=torch.float64)
+
+    def made():
+        optimizer, _, v = quadratic(POSITIVE, engine)
+        upper = optimizer.problems["x"]
+        weighed = mlo.Problem(
+            "x",
+            module=upper.module,
+            optimizer=upper.optimizers["x"],
+            loss=lambda x, _, *, w: weight * (w.v @ v),
+        )
+        return mlo.MultilevelOptimizer(
+            [optimizer.problems["w"], weighed], engine, on_nonfinite=None
+        )
+
+    first = made().gradient("x")["v"]
+    optimizer = made()
+    weight.fill_(math.nan)
+    optimizer.step()
+    for problem in optimizer.problems.values():
+        for parameter in problem.parameters.values():
+            parameter.data.zero_()  # as they were
+    weight.fill_(1.0)
+    assert relative_error(optimizer.gradient("x")["v"], first) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "engine", ["cg", "minres", "gmres", "normal_cg", "nystrom", "neumann", "direct"]
+)
+def test_a_product_that_is_not_finite_is_named_as_the_cause(engine):
+    """At zero |w|^1.5 has the derivative 0, and no second derivative."""
+    w, x = torch.zeros(2, dtype=torch.float64), ones(2).requires_grad_()
+    reports = []
+    found = mlo.implicit_solution(
+        w,
+        x,
+        loss=lambda w, x: (w.abs() ** 1.5).sum() + w @ (x - 1.0),
+        engine=engine,
+        reports=reports,
+    )
+    with pytest.warns(mlo.SolveWarning, match="A product with the Jacobian is not finite"):
+        found.sum().backward()
+    assert reports[-1].failed
+    assert reports[-1].curvature is None

@@ -39,3 +39,22 @@ def test_the_residual_never_grows_with_the_steps():
         residuals.append(optimizer.step().solves["w"].residual)
     assert residuals == sorted(residuals, reverse=True)
     assert residuals[-1] < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e7])
+def test_a_singular_jacobian_is_told_at_any_scale(size, dtype):
+    """It stops with the least residual: what the Jacobian does not reach."""
+    singular = size * torch.diag(torch.tensor([0.0, 1.0, -2.0, 4.0], dtype=dtype))
+    b = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=dtype)
+    found = mlo.Minres().iterate(lambda u: singular @ u, b, 2.0, None)
+    assert found.residual == pytest.approx(0.5, rel=1e-3)
+    assert float(found.x.norm()) < 10.0 / size
+    assert not found.converged and "is singular" in found.advice
+
+
+def test_a_right_hand_side_within_the_tolerance_needs_no_step():
+    b = torch.tensor([1e-9, 0.0])
+    for entry in (b, torch.zeros(2)):
+        found = mlo.Minres().iterate(lambda u: u * torch.nan, entry, 1.0, None)
+        assert found.converged and float(found.x.norm()) == 0.0
