@@ -150,6 +150,9 @@ class Updater:
             self._update_once(name, players, record, last=last, keep_graph=keep_graph, moves=moves)
             return
 
+        # All solves are noted, also those of an update that is left out, or of a player's move.
+        self._note_solves(found, record)
+
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = GradientNorm(found.gradient.values())
         finite = self.on_nonfinite is None or norm.is_finite(found.losses.values())
@@ -159,7 +162,7 @@ class Updater:
             history.restore_memory(memory)
             self._refuse(name, found, record)
         if problem.accumulate_solves > 1:
-            mean = self._mean_of_solves(name, found, record, finite=finite, moves=moves)
+            mean = self._mean_of_solves(name, found, finite=finite, moves=moves)
             if mean is None:
                 return
             found, norm = mean, GradientNorm(mean.gradient.values())
@@ -183,7 +186,7 @@ class Updater:
             self._call_after(problem, problem.after_update)
 
     def _mean_of_solves(
-        self, name: str, found: TotalGradient, record: Record, *, finite: bool, moves: bool
+        self, name: str, found: TotalGradient, *, finite: bool, moves: bool
     ) -> TotalGradient | None:
         """Adds the gradient of one solve (`accumulate_solves`); returns the mean at the last.
 
@@ -193,7 +196,6 @@ class Updater:
         if finite:
             sums.add(found)
         if not moves:
-            self._note_solves(found, record)
             return None
         del self._history.sums[name]
         return sums.mean(found) if sums.count else None
@@ -448,13 +450,11 @@ class Updater:
             gradient_norm=norm,
             player_norms=players or None,
         )
-        if found.reports:
-            self._note_solves(found, record)
 
     def _note_solves(self, found: TotalGradient, record: Record) -> None:
         """Writes solves into the record; warns once per problem of a failed one."""
         for report in found.reports:
-            record.solves[report.problem] = report
+            record.add_solve(report)
             if report.failed and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = ""
