@@ -79,6 +79,8 @@ class Problem:
             `[f"task{k}" for k in range(100)]`. They are passed in addition to those that it names
             itself.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
+            If it has `state_dict` and `load_state_dict`, these save and restore its position; the
+            former is called before each batch. Otherwise its passes are counted.
         players: makes the problem a game: player → name of the submodule that this player controls.
             The players' parameters must be disjoint and cover the module's. All move
             simultaneously, each down its own loss. By default the problem is a game of one player:
