@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from mlo.errors import CheckpointError, ProblemError
 from mlo.randomness import RandomState, preserved, replayed
+from mlo.tensors import versions_of
 
-__all__ = ["BatchStream"]
+__all__ = ["BatchStream", "Taken", "fixed_pass"]
+
+
+class Taken(NamedTuple):
+    """Batches that were taken from a stream, which can put them back.
+
+    Attributes:
+        batches: in the order in which they were taken.
+        positions: where the stream was before each of them.
+    """
+
+    batches: tuple[Any, ...]
+    positions: tuple[Any, ...]
 
 
 class BatchStream:
     """Draws batches from `data` forever.
 
-    `data` with the methods `state_dict` and `load_state_dict` keeps its own position. For any other
-    iterable the stream remembers the random state in which the current pass began, and how many
-    batches were taken since. A shuffling `DataLoader` draws its order from that state (or its
-    generator's), so the position can be found again. An iterable whose passes differ in another way
-    should keep its own position.
+    `data` with the methods `state_dict` and `load_state_dict` keeps its own position. It is asked
+    for a copy of it before each batch. For any other iterable the stream remembers the random state
+    in which the current pass began, and how many batches were taken since. A shuffling `DataLoader`
+    draws its order from that state (or its generator's), so the position can be found again. An
+    iterable whose passes differ in another way should keep its own position.
 
     Args:
         data: an iterable of batches; None yields None forever.
@@ -32,10 +53,11 @@ class BatchStream:
         self._problem = problem
         self._iterator: Iterator[Any] | None = None
         # The position: the random state in which the pass began, and the batches taken since.
-        # `_pending` holds batches that were taken from the data and not yet given out.
+        # `_pending` holds batches that were taken from the data and are still to be given out, each
+        # behind the position from which it can be taken again.
         self._taken = 0
         self._pass_start: RandomState | None = None
-        self._pending: list[Any] = []
+        self._pending: list[tuple[Any, Any]] = []
         self._generators = _generators(data)
         self._keeps_position = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
 
@@ -45,29 +67,40 @@ class BatchStream:
         Raises:
             ProblemError: if the data yields nothing.
         """
-        if self._data is None:
-            return None
-        if self._pending:
-            return self._pending.pop(0)
-        # Twice: at the end of a pass, once more from the start. A pass without a batch is an error.
-        for _ in range(2):
-            try:
-                batch = next(self._iterator or self._begin_pass())
-            except StopIteration:
-                self._iterator = None
-                continue
-            self._taken += 1
-            return batch
-        raise ProblemError(
-            f"Problem {self._problem!r}: its data yielded no batch. It is an empty data set or an "
-            "exhausted generator. Pass something that can be iterated again, such as a "
-            "DataLoader or a list of batches."
-        )
+        return None if self._data is None else self._next()[1]
 
-    def put_back(self, batches: Sequence[Any]) -> None:
+    def take(self, count: int) -> Taken:
+        """Takes the next batches so that they can be put back; all of them or, if it fails, none.
+
+        Raises:
+            ProblemError: if the data yields nothing, or taking a batch changed an earlier one.
+        """
+        if self._data is None:
+            return Taken(batches=(None,) * count, positions=(None,) * count)
+        found: list[tuple[Any, Any]] = []
+        # Data that refill one buffer change the previous batch, which shows in its tensors'
+        # versions.
+        versions: list[tuple[int, ...]] = []
+        try:
+            for _ in range(count):
+                found.append(self._next())
+                versions.append(versions_of(found[-1][1]) if count > 1 else ())
+        except BaseException:
+            self._pending[:0] = found
+            raise
+        positions, batches = zip(*found, strict=True)
+        if count > 1 and list(map(versions_of, batches)) != versions:
+            raise ProblemError(
+                f"Problem {self._problem!r}: a batch was changed in place after it was drawn; "
+                "perhaps its data fill one buffer again and again. Yield new tensors "
+                "(batch.clone())."
+            )
+        return Taken(batches=batches, positions=positions)
+
+    def put_back(self, taken: Taken) -> None:
         """Puts the last batches back: they are the next ones again."""
         if self._data is not None:
-            self._pending[:0] = batches
+            self._pending[:0] = zip(taken.positions, taken.batches, strict=True)
 
     def peek(self, count: int) -> tuple[Any, ...]:
         """Returns what the next `count` calls of `next` would give.
@@ -76,27 +109,63 @@ class BatchStream:
         """
         if self._data is None:
             return (None,) * count
-        if len(self._pending) >= count:
-            return tuple(self._pending[:count])
-        if isinstance(self._data, Iterator):  # cannot be iterated twice: keep what was taken
-            self._pending += [self.next() for _ in range(count - len(self._pending))]
-            return tuple(self._pending[:count])
-        # Batches are taken, and then the position is restored; nothing else finds the same ones
-        # again.
-        with preserved(self._generators):
-            position = self.state_dict()
-            batches = tuple(self.next() for _ in range(count))
-            self.load_state_dict(position)
-        return batches
+        pending, missing = self._pending, count - len(self._pending)
+        if missing > 0 and isinstance(self._data, Iterator) and not self._keeps_position:
+            # It cannot be iterated twice: what was taken is kept.
+            pending += [self._from_data() for _ in range(missing)]
+        ahead = [batch for _, batch in pending[:count]]
+        if len(ahead) < count:
+            # Batches are taken, and then the data's position is restored; nothing else finds the
+            # same ones again.
+            with preserved(self._generators):
+                position = self._position_of_data()
+                ahead += [self._from_data()[1] for _ in range(missing)]
+                self._load_position(position)
+        return tuple(ahead)
+
+    def _next(self) -> tuple[Any, Any]:
+        """The next batch, behind the position before it."""
+        return self._pending.pop(0) if self._pending else self._from_data()
+
+    def _from_data(self) -> tuple[Any, Any]:
+        before = self._data.state_dict() if self._keeps_position else None  # type: ignore[union-attr]
+        # Twice: at the end of a pass, once more from the start. A pass without a batch is an error.
+        for _ in range(2):
+            try:
+                batch = next(self._iterator or self._begin_pass())
+            except StopIteration:
+                self._iterator = None
+                continue
+            self._taken += 1
+            return before if self._keeps_position else (self._pass_start, self._taken - 1), batch
+        raise ProblemError(
+            f"Problem {self._problem!r}: its data yielded no batch. It is an empty data set or an "
+            "exhausted generator. Pass something that can be iterated again, such as a "
+            "DataLoader or a list of batches."
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position, as tensors and plain Python values."""
+        """Returns the position, as tensors and plain Python values.
+
+        It holds no batches: those that are pending are taken again from the position of the first
+        one. (If a pass ended among them, the next pass of a shuffled order is another one.)
+        """
+        found = self._position_of_data()
+        if self._pending:
+            first = self._pending[0][0]
+            if self._keeps_position:
+                return {"data": first}
+            start, found["taken"] = first
+            found["pass_start"] = start.state_dict()
+        return found
+
+    def _position_of_data(self) -> dict[str, Any]:
+        """The position behind all batches that were taken from the data."""
         if self._keeps_position:
             return {"data": self._data.state_dict()}  # type: ignore[union-attr]
         start = self._pass_start
         return {
-            # Batches of the previous pass that were put back then come with this pass.
-            "taken": max(self._taken - len(self._pending), 0),
+            "taken": self._taken,
             "pass_start": None if start is None else start.state_dict(),
             "generators": [generator.get_state() for generator in self._generators],
         }
@@ -108,6 +177,9 @@ class BatchStream:
             CheckpointError: if the data is shorter than the position.
         """
         self._pending = []
+        self._load_position(state)
+
+    def _load_position(self, state: dict[str, Any]) -> None:
         self._iterator = None
         if self._keeps_position:
             self._data.load_state_dict(state["data"])  # type: ignore[union-attr]
@@ -139,6 +211,31 @@ class BatchStream:
         self._iterator = iter(self._data)  # type: ignore[arg-type]
         self._taken = 0
         return self._iterator
+
+
+def fixed_pass(data: Iterable[Any]) -> int | None:
+    """The number of batches in a pass, if every pass has the same examples; None otherwise.
+
+    A list's passes have, and those of anything else that has a length. (Only of a DataLoader it is
+    known how it draws.)
+    """
+    if not isinstance(data, DataLoader):
+        return len(data) or None if isinstance(data, Sized) else None
+    if isinstance(data.dataset, IterableDataset):
+        return None
+    sampler: Any = data.sampler
+    if data.batch_sampler is not None:
+        if type(data.batch_sampler) is not BatchSampler:
+            return None
+        sampler = data.batch_sampler.sampler
+        if data.batch_sampler.drop_last and len(sampler) % data.batch_sampler.batch_size:
+            return None  # other examples are dropped in each shuffled pass
+    if isinstance(sampler, RandomSampler):
+        if sampler.replacement or sampler.num_samples != len(sampler.data_source):
+            return None
+    elif not isinstance(sampler, SequentialSampler | SubsetRandomSampler):
+        return None
+    return len(data) or None
 
 
 def _generators(data: Any) -> tuple[torch.Generator, ...]:

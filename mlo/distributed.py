@@ -196,7 +196,7 @@ class DataParallel:
                 for key, t in module.state_dict().items()
                 if _is(t)
             ]
-        for rank, theirs in enumerate(self._gathered(lines)):
+        for rank, theirs in enumerate(self.gather_objects(lines)):
             other = next(
                 (pair for pair in zip(lines, theirs, strict=False) if pair[0] != pair[1]), None
             )
@@ -228,7 +228,7 @@ class DataParallel:
         sums = {
             name: _checksum(tensor) for name, tensor in tensors.items() if not is_sharded(tensor)
         }
-        for rank, theirs in enumerate(self._gathered(sums)):
+        for rank, theirs in enumerate(self.gather_objects(sums)):
             for name, value in sums.items():
                 if theirs.get(name) != value:
                     raise ConfigurationError(
@@ -239,7 +239,7 @@ class DataParallel:
     def warn_of_equal_batches(self, problem: str, tensors: Sequence[Tensor]) -> None:
         """Warns if all processes got the same batch, and so do the same work."""
         sums = [_checksum(tensor) for tensor in tensors]
-        alike = all(theirs == sums for theirs in self._gathered(sums))
+        alike = all(theirs == sums for theirs in self.gather_objects(sums))
         if sums and alike:
             warn_user(
                 f"Problem {problem!r}: all {self.size} processes see the same batch, so they do "
@@ -247,7 +247,8 @@ class DataParallel:
                 "mlo.distributed.shard of the whole batch."
             )
 
-    def _gathered(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order."""
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mlo.averages import Averages
-from mlo.batches import BatchStream
+from mlo.batches import BatchStream, Taken
 from mlo.checks import (
     LossChecks,
     differentiated_problems,
@@ -89,6 +89,7 @@ class History:
         last_round: problem → the round of that update, counted from 0.
         zero_terms: looks whether gradients reach problems through solutions.
         solve_streams: problem → batches of its solves, where they have data of their own.
+        taken_for_solves: what was taken from these in the update that is being made.
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients retained for later in the round, with the problem's name.
         estimates: problem → its estimator at work.
@@ -131,6 +132,7 @@ class History:
         )
         self.zero_terms = ZeroTerms(watched_terms(graph, engines))
         self.solve_streams: dict[str, BatchStream] = {}
+        self.taken_for_solves: list[tuple[BatchStream, Taken]] = []
         for name, problem in graph.problems.items():
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
@@ -601,6 +603,14 @@ class Levels:
         """Forgets the solutions, after batches or parameters were exchanged."""
         self._known.clear()
 
+    def copied_solutions(self) -> dict[str, tuple[tuple[int, ...], Solution]]:
+        """What is known of the solutions, for `restore_solutions`."""
+        return dict(self._known)
+
+    def restore_solutions(self, known: dict[str, tuple[tuple[int, ...], Solution]]) -> None:
+        """Forgets the solutions that were made since `copied_solutions` returned `known`."""
+        self._known = known
+
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Runs the body, which only asks for gradients, and leaves everything as it was."""
@@ -671,7 +681,9 @@ class Levels:
         if self._asking:
             batches = stream.peek(groups * size)
         else:
-            batches = tuple([stream.next() for _ in range(groups * size)])
+            taken = stream.take(groups * size)
+            self._history.taken_for_solves.append((stream, taken))
+            batches = taken.batches
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 
     def _as_it_began(self, name: str) -> Evaluation | None:

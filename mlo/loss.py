@@ -46,6 +46,9 @@ Examine = Callable[[Tensor, Sequence[Tensor]], None]
 Places = list[tuple[dict[str, Any], str, bool]]
 """All places of one tensor: a module's dict, its name there, and whether it is a parameter."""
 
+MetricKinds = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name → shape and dtype of a metric that is averaged."""
+
 TRAINING = attrgetter("training")
 
 
@@ -99,6 +102,7 @@ class LossFunction:
         self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
         self.advice = EngineAdvice()  # on engines of its solution
         self.repeats = False  # whether a repeated evaluation gave the same value
+        self.metric_kinds: MetricKinds = {}  # those that processes average
         # The declared structure: the place of each of its parameters and modules.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
         self._sizes: list[tuple[dict[str, Any], int]] = []
@@ -325,7 +329,7 @@ class LossFunction:
             begun: the random state now, where it is known.
         """
         problem, parallel = self.problem, self.parallel
-        found = GradientSums(problem, len(batches), leaves)
+        found = GradientSums(problem, len(batches), leaves, self.metric_kinds)
         for index, batch in enumerate(batches):
             first = examine is not None and index == 0
             recorded = RecordedResults(problem.name) if first else None
@@ -365,6 +369,12 @@ class LossFunction:
 class GradientSums:
     """A loss and its first derivatives, averaged over the batches of one evaluation.
 
+    Args:
+        problem: whose loss.
+        batches: how many are averaged.
+        leaves: the other tensors with respect to which it is differentiated.
+        kinds: the metrics on which the processes have agreed; `average` changes it.
+
     Attributes:
         losses: player → loss.
         metrics: what the loss returned beside it.
@@ -375,8 +385,16 @@ class GradientSums:
         random_states: the random state before each batch.
     """
 
-    def __init__(self, problem: Problem, batches: int, leaves: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        batches: int,
+        leaves: Sequence[Tensor],
+        kinds: MetricKinds | None = None,
+    ) -> None:
         self._problem, self._batches, self._leaves = problem, batches, leaves
+        self._kinds: MetricKinds = {} if kinds is None else kinds
+        self._counts: dict[str, int] = {}
         self.losses: dict[str, Tensor] = {}
         self.metrics: dict[str, Any] = {}
         self.direct: dict[str, list[Tensor | None]] = {}
@@ -439,12 +457,17 @@ class GradientSums:
         return found
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds a batch's metrics: numbers are averaged; for anything else the last value stays."""
-        # A number's share of the mean is added; anything else (a count, a string) replaces.
+        """Adds a batch's metrics.
+
+        Numbers are averaged over the batches that returned them. Of anything else (a count, a
+        string) the last value stays.
+        """
         for key, value in metrics.items():
-            share = share_of(value, self._batches) if is_number(value) else value
-            earlier = self.metrics.get(key) if is_number(value) else None
-            self.metrics[key] = share if earlier is None else earlier + share
+            count = self._counts.get(key, 0) if is_number(value) else 0
+            if count:
+                value = (self.metrics[key] * count + value) / (count + 1)
+            self.metrics[key] = value
+            self._counts[key] = count + 1 if is_number(value) else 0
 
     def average(
         self,
@@ -463,24 +486,57 @@ class GradientSums:
         # Every tensor is listed with its place, to which its mean is written back.
         entries = self._gradient_entries() if gradient is None else self._total_entries(gradient)
         entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
-        for key, value in self.metrics.items():
-            if is_number(value):
-                is_tensor = isinstance(value, Tensor)
-                number = value if is_tensor else torch.tensor(value, device=self._problem.device)
-                self.metrics[key] = number
-                entries.append(_Entry(self.metrics, key, number))
+        # Not all processes need return the same metrics, but all must reduce the same buffers. So
+        # they reduce those on which they have agreed, and whether a process has another one.
+        numbers = self._numbers()
+        known = _MetricSums(numbers, self._kinds, self._problem.device)
+        entries += known.entries
+        others = any(self._kinds.get(key) != _kind(value) for key, value in numbers.items())
+        flag = {"others": torch.full_like(next(iter(self.losses.values())), float(others))}
+        entries.append(_Entry(flag, "others", flag["others"]))
         moving = list(statistics)
         entries += [_Entry(moving, index, value) for index, value in enumerate(statistics)]
         # Not sharded tensors, which the reduce-scatter of their backward pass has averaged already.
         entries = [entry for entry in entries if not is_sharded(entry.like)]
-        means = parallel.average(
-            [entry.within[entry.key] for entry in entries], [entry.like for entry in entries]
-        )
-        for entry, mean in zip(entries, means, strict=True):
-            entry.within[entry.key] = mean
+        _reduce(parallel, entries)
         with torch.no_grad():
             for statistic, mean in zip(statistics, moving, strict=True):
                 statistic.copy_(mean)
+        self.metrics |= known.means()
+        if float(flag["others"]) > 0.0:
+            fresh = self._agree(parallel, numbers)
+            added = _MetricSums(numbers, fresh, self._problem.device)
+            _reduce(parallel, added.entries)
+            self.metrics |= added.means()
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The metrics that are averaged, as tensors where the problem is."""
+        return {
+            key: torch.as_tensor(value, device=self._problem.device)
+            for key, value in self.metrics.items()
+            if is_number(value)
+        }
+
+    def _agree(self, parallel: DataParallel, numbers: Mapping[str, Tensor]) -> MetricKinds:
+        """Agrees with the other processes on all metrics; returns those that are new or changed.
+
+        Raises:
+            ProblemError: on all processes, if a metric has different shapes or dtypes.
+        """
+        own = {key: _kind(value) for key, value in numbers.items()}
+        agreed: MetricKinds = {}
+        for rank, theirs in enumerate(parallel.gather_objects(own)):
+            for key, kind in theirs.items():
+                if agreed.setdefault(key, kind) != kind:
+                    raise ProblemError(
+                        f"The loss of problem {self._problem.name!r} returned the metric {key!r} "
+                        f"as {_of_kind(kind)} on process {rank} and as {_of_kind(agreed[key])} on "
+                        "another. It is averaged over the processes: return the same shape and "
+                        "dtype on all."
+                    )
+        fresh = {key: kind for key, kind in agreed.items() if self._kinds.get(key) != kind}
+        self._kinds.update(fresh)
+        return fresh
 
     def _gradient_entries(self) -> list[_Entry]:
         entries: list[_Entry] = []
@@ -504,6 +560,60 @@ class _Entry(NamedTuple):
     within: Any
     key: Any
     like: Tensor
+
+
+class _MetricSums:
+    """Metrics in a reduction, each with the share of the processes that returned it.
+
+    Args:
+        numbers: those of this process.
+        kinds: those of all processes.
+        device: where the problem is.
+
+    Attributes:
+        entries: what is reduced.
+    """
+
+    def __init__(
+        self, numbers: Mapping[str, Tensor], kinds: MetricKinds, device: torch.device
+    ) -> None:
+        self._sums: dict[str, Tensor | None] = {}
+        self._shares: dict[str, Tensor | None] = {}
+        self.entries: list[_Entry] = []
+        for key in sorted(kinds):
+            shape, dtype = kinds[key]
+            one = torch.ones((), dtype=dtype, device=device)
+            has = key in numbers and _kind(numbers[key]) == kinds[key]
+            self._sums[key] = numbers[key] if has else None
+            self._shares[key] = one if has else None
+            self.entries.append(_Entry(self._sums, key, one.expand(shape)))
+            self.entries.append(_Entry(self._shares, key, one))
+
+    def means(self) -> dict[str, Tensor]:
+        """After the reduction: name → mean over the processes that returned it."""
+        found: dict[str, Tensor] = {}
+        for key, total in self._sums.items():
+            share = self._shares[key]
+            if total is not None and share is not None:
+                found[key] = total / share
+        return found
+
+
+def _reduce(parallel: DataParallel, entries: Sequence[_Entry]) -> None:
+    """Writes the means over the processes to the entries' places."""
+    means = parallel.average(
+        [entry.within[entry.key] for entry in entries], [entry.like for entry in entries]
+    )
+    for entry, mean in zip(entries, means, strict=True):
+        entry.within[entry.key] = mean
+
+
+def _kind(value: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return tuple(value.shape), value.dtype
+
+
+def _of_kind(kind: tuple[tuple[int, ...], torch.dtype]) -> str:
+    return f"{kind[1]} of shape {kind[0]}"
 
 
 def share_of(value: Any, count: int) -> Any:

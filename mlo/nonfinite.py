@@ -69,6 +69,13 @@ def nonfinite_error(
         causes += (
             f" {len(lost)} parameters or buffers are not finite already ({', '.join(lost[:3])})."
         )
+    # (Of a round that stops or is rolled back there is no record.)
+    failed = {report.problem: report for report in found.reports if report.failed}
+    for report in failed.values():
+        causes += (
+            f" The engine {report.engine!r} did not converge on problem {report.problem!r}: "
+            f"{report.advice}"
+        )
     return NonFiniteError(
         f"Round {round_number}, problem {problem.name!r}: its {term} is not finite, so its step "
         f"was not made.{causes} Lower a learning rate, clip gradients, or choose another "

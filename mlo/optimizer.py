@@ -63,7 +63,8 @@ class MultilevelOptimizer:
         on_nonfinite: what happens before a step if its loss or gradient is not finite. "stop"
             raises a `NonFiniteError`. "skip" leaves out the update, and raises after ten in a row.
             "rollback" returns to a state at most a hundred rounds old, but not to its batches and
-            noise (see `roll_back`). It raises after three times. None checks nothing, which on a
+            noise (see `roll_back`). It raises after three times, and in a round that had begun when
+            a state was loaded or the policy was set. None checks nothing, which on a
             GPU saves a synchronisation per update.
         order: "lower_first": a round moves lower problems, then those that read their solutions.
             "outermost_first": the outermost problems, whose solutions nothing reads, move first, as
@@ -182,6 +183,8 @@ class MultilevelOptimizer:
     @on_nonfinite.setter
     def on_nonfinite(self, value: OnNonFinite | None) -> None:
         check_choice("on_nonfinite", value, (*get_args(OnNonFinite), None))
+        if value != self._updater.on_nonfinite:
+            self._snapshot, self._rollbacks = None, 0  # a state of before may be too old
         self._updater.on_nonfinite = value
 
     @property
@@ -308,9 +311,15 @@ class MultilevelOptimizer:
                 self._waiting = ()
                 if self.on_nonfinite != "rollback" or self._rollbacks == ROLLBACKS:
                     raise
-                assert self._snapshot is not None
+                if self._snapshot is None:
+                    error.add_note(
+                        "on_nonfinite='rollback' has no state to return to: states are taken when "
+                        "a round begins, and this round had begun when the policy was set or a "
+                        "state was loaded. Load an earlier state, or one saved between rounds."
+                    )
+                    raise
                 self._rollbacks += 1
-                self.roll_back(self._snapshot)
+                self._load(self._snapshot, position=False)
                 self._cause = error
                 continue
 
@@ -570,6 +579,7 @@ class MultilevelOptimizer:
             CheckpointError: as `load_state_dict`.
         """
         self._load(state, position=False)
+        self._snapshot, self._rollbacks = None, 0
 
     def _load(self, state: Mapping[str, Any], *, position: bool) -> None:
         made = load_state(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from mlo.averages import Average, average_from
+from mlo.batches import fixed_pass
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
 from mlo.notebook_table import table_html
@@ -79,6 +80,8 @@ class Problem:
             `[f"task{k}" for k in range(100)]`. They are passed in addition to those that it names
             itself.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
+            If it has `state_dict` and `load_state_dict`, these save and restore its position; the
+            former is called before each batch. Otherwise its passes are counted.
         players: makes the problem a game: player → name of the submodule that this player controls.
             The players' parameters must be disjoint and cover the module's. All move
             simultaneously, each down its own loss. By default the problem is a game of one player:
@@ -299,11 +302,14 @@ class Problem:
     @property
     def solves_on_all_data(self) -> bool:
         """Whether a solve sees all of its data, and so estimates nothing."""
-        # A list of one batch, or no data at all: the loss is the same at each solve.
+        # Whole passes over the same examples, or no data: the loss is the same at each solve.
         data, used = self.solve_data, self.solve_batches
         if data is None:
             data, used = self.data, self.accumulate
-        return data is None or (isinstance(data, Sized) and len(data) <= used)
+        if data is None:
+            return True
+        count = fixed_pass(data)
+        return count is not None and used % count == 0
 
     @property
     def turns(self) -> int:

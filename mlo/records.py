@@ -76,6 +76,10 @@ class SolveReport:
         return "no solve" if self.residual is None else "converged"
 
 
+BADNESS = {"no solve": 0, "converged": 0, "truncated": 1, "failed": 2}
+"""Outcome of a solve → its rank; a round's record keeps the report with the highest."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GradientReport:
     """A total gradient and the solves that it took, as `gradient(name, report=True)` returns it.
@@ -146,7 +150,9 @@ class Record:
         metrics: problem → what its loss returned beside it.
         gradient_norms: problem → Euclidean norm of its total gradient, before clipping.
         player_gradient_norms: game → player → the norm of the gradient of its own parameters.
-        solves: lower problem → the report on the last solve of its response in this round.
+        solves: lower problem → the report on the worst solve of its response in this round: one
+            that failed before one that was truncated, that before one that converged; of several
+            alike, the last. Solves of updates that were left out are among them.
         skipped: problem → why its update was left out (`on_nonfinite="skip"`); it then has no loss
             in this record. With `accumulate_solves` the mean is over the solves whose gradients
             were finite. If there is none, the update is left out.
@@ -183,6 +189,12 @@ class Record:
         self._losses[problem] = loss
         self._metrics[problem] = metrics
         self._gradient_norms[problem] = gradient_norm
+
+    def add_solve(self, report: SolveReport) -> None:
+        """Notes one solve; the worst of the round stays, and of several alike the last."""
+        noted = self.solves.get(report.problem)
+        if noted is None or BADNESS[report.outcome] >= BADNESS[noted.outcome]:
+            self.solves[report.problem] = report
 
     def _fetch(self) -> None:
         """Copies all numbers from a GPU at once, since each copy waits for the device."""

@@ -25,6 +25,7 @@ class SolveSums:
         gradient: parameter → sum of its gradients.
         losses: player → sum of its losses.
         metrics: name → sum, of metrics that are numbers.
+        returned: name → number of solves that returned it.
         used: the parameters on which some loss or solution depended.
     """
 
@@ -32,6 +33,7 @@ class SolveSums:
     gradient: Tensors = field(default_factory=dict)
     losses: Tensors = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    returned: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     def add(self, found: TotalGradient) -> None:
@@ -46,14 +48,20 @@ class SolveSums:
         ):
             for key, term in terms.items():
                 total[key] = total[key] + term if key in total else term
+        for key in numbers:
+            self.returned[key] = self.returned.get(key, 0) + 1
 
     def mean(self, last: TotalGradient) -> TotalGradient:
-        """The mean over the solves, as a total gradient; everything else is that of the last."""
+        """The mean over the solves, as a total gradient; everything else is that of the last.
+
+        A metric's is over the solves that returned it.
+        """
+        means = {key: total / self.returned[key] for key, total in self.metrics.items()}
         return replace(
             last,
             gradient={key: total / self.count for key, total in self.gradient.items()},
             losses={key: total / self.count for key, total in self.losses.items()},
-            metrics=last.metrics | {k: total / self.count for k, total in self.metrics.items()},
+            metrics=last.metrics | means,
             unused=frozenset(self.gradient).difference(self.used),
         )
 
@@ -64,6 +72,7 @@ class SolveSums:
             "gradient": dict(self.gradient),
             "losses": dict(self.losses),
             "metrics": dict(self.metrics),
+            "returned": dict(self.returned),
             "used": sorted(self.used),
         }
 
@@ -77,10 +86,13 @@ class SolveSums:
                 for key, value in values.items()
             }
 
+        count, metrics = int(state["count"]), moved(state["metrics"])
         return cls(
-            count=int(state["count"]),
+            count=count,
             gradient=moved(state["gradient"]),
             losses=moved(state["losses"]),
-            metrics=moved(state["metrics"]),
+            metrics=metrics,
+            # (Earlier states have no such entry.)
+            returned=dict(state.get("returned") or dict.fromkeys(metrics, count)),
             used=set(state["used"]),
         )

@@ -178,7 +178,10 @@ def total_gradient(
     estimated = None
     if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
         estimated = _Estimated(
-            evaluation=evaluation, players=tuple(found.direct), estimates=estimates
+            evaluation=evaluation,
+            players=tuple(found.direct),
+            estimates=estimates,
+            reports=reading.reports,
         )
     corrected = found if estimated is None else estimated.terms(found, cut)
     gradient = _with_implicit_term(problem, reading, corrected, cut, flow)
@@ -429,11 +432,13 @@ class _Estimated:
         evaluation: where it was taken, with the random states that it began from.
         players: whose gradients.
         estimates: what corrects them.
+        reports: where those of solves at other points are added.
     """
 
     evaluation: Evaluation
     players: tuple[str, ...]
     estimates: Estimates
+    reports: list[SolveReport]
 
     def terms(self, found: GradientSums, cut: _Cut) -> GradientSums:
         """The direct gradients and cotangents as estimated, unless the total is."""
@@ -464,6 +469,7 @@ class _Estimated:
             problem = self.evaluation.loss.problem
             gradient = _with_implicit_term(problem, reading, there, elsewhere)
             reading.responses.clear()
+            self.reports.extend(reading.reports)
             return gradient
 
         return self._estimate("total", gradient, again)

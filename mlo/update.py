@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.bare_step import leaves_gradients, make_step
+from mlo.batches import Taken
 from mlo.checks import OF_NO_STEP, StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
@@ -25,7 +26,7 @@ from mlo.records import Record
 from mlo.response import Evaluation, StepEngine
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copies, laid_out, tensors_of, versions_of
+from mlo.tensors import copies, laid_out, tensors_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -117,13 +118,17 @@ class Updater:
         history, problem = self._history, self._history.graph.problems[name]
 
         # The gradient. What is drawn or moved on the way is kept, to be restored if it fails.
-        batches = self.draw(name)
+        taken = self.draw(name)
+        batches = taken.batches
+        history.taken_for_solves.clear()
         if self._parallel is not None and history.updates[name] == 0:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory, random = history.copied_memory(), RandomState.capture(problem.generators)
+        levels = self._levels[name]
+        known = levels.copied_solutions()
         repeats = False
         try:
-            found = self._levels[name].differentiate(
+            found = levels.differentiate(
                 name,
                 batches,
                 is_update=True,
@@ -140,7 +145,11 @@ class Updater:
                     raise
         except BaseException as error:
             # An update happens completely or not at all: the same batches and noise come again.
-            history.streams[name].put_back(batches)
+            history.streams[name].put_back(taken)
+            for stream, others in reversed(history.taken_for_solves):
+                stream.put_back(others)
+            # Solutions that were made for it go, since they would be made again with other draws.
+            levels.restore_solutions(known)
             random.restore(problem.generators)
             history.restore_memory(memory)
             if not isinstance(error, NotCountable):
@@ -149,6 +158,10 @@ class Updater:
         if repeats:
             self._update_once(name, players, record, last=last, keep_graph=keep_graph, moves=moves)
             return
+
+        history.taken_for_solves.clear()
+        # All solves are noted, also those of an update that is left out, or of a player's move.
+        self._note_solves(found, record)
 
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = GradientNorm(found.gradient.values())
@@ -159,7 +172,7 @@ class Updater:
             history.restore_memory(memory)
             self._refuse(name, found, record)
         if problem.accumulate_solves > 1:
-            mean = self._mean_of_solves(name, found, record, finite=finite, moves=moves)
+            mean = self._mean_of_solves(name, found, finite=finite, moves=moves)
             if mean is None:
                 return
             found, norm = mean, GradientNorm(mean.gradient.values())
@@ -183,7 +196,7 @@ class Updater:
             self._call_after(problem, problem.after_update)
 
     def _mean_of_solves(
-        self, name: str, found: TotalGradient, record: Record, *, finite: bool, moves: bool
+        self, name: str, found: TotalGradient, *, finite: bool, moves: bool
     ) -> TotalGradient | None:
         """Adds the gradient of one solve (`accumulate_solves`); returns the mean at the last.
 
@@ -193,33 +206,17 @@ class Updater:
         if finite:
             sums.add(found)
         if not moves:
-            self._note_solves(found, record)
             return None
         del self._history.sums[name]
         return sums.mean(found) if sums.count else None
 
-    def draw(self, name: str) -> tuple[Any, ...]:
+    def draw(self, name: str) -> Taken:
         """Takes the batches of one update.
 
         Raises:
             ProblemError: if drawing a batch changed an earlier one.
         """
-        stream, count = self._history.streams[name], self._history.graph.problems[name].accumulate
-        if count == 1:
-            return (stream.next(),)
-        # Data that refill one buffer change the previous batch, which shows in its tensors'
-        # versions.
-        batches: list[Any] = []
-        versions: list[tuple[int, ...]] = []
-        for _ in range(count):
-            batches.append(stream.next())
-            versions.append(versions_of(batches[-1]))
-        if list(map(versions_of, batches)) != versions:
-            raise ProblemError(
-                f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its "
-                "data fill one buffer again and again. Yield new tensors (batch.clone())."
-            )
-        return tuple(batches)
+        return self._history.streams[name].take(self._history.graph.problems[name].accumulate)
 
     # ------------------------------ the step, and the user's hooks around it
 
@@ -448,13 +445,11 @@ class Updater:
             gradient_norm=norm,
             player_norms=players or None,
         )
-        if found.reports:
-            self._note_solves(found, record)
 
     def _note_solves(self, found: TotalGradient, record: Record) -> None:
         """Writes solves into the record; warns once per problem of a failed one."""
         for report in found.reports:
-            record.solves[report.problem] = report
+            record.add_solve(report)
             if report.failed and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = ""

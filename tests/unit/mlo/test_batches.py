@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 import mlo
-from mlo.batches import BatchStream
+from mlo.batches import BatchStream, fixed_pass
+from mlo.testing import Vector
 
 
 def test_a_stream_begins_again_when_it_is_exhausted():
@@ -81,6 +90,127 @@ def test_data_that_keep_their_position_are_asked_for_it():
     assert [later.next(), stream.next()] == [4, 4]
 
 
+class Counter(Numbers):
+    """The same, as an iterator."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.position += 1
+        return self.position
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Numbers, Counter, lambda: list(range(1, 9)), lambda: [1, 2, 3]],
+    ids=["own position", "iterator", "list", "passes"],
+)
+@pytest.mark.parametrize("drawn", [0, 1, 2])
+@pytest.mark.parametrize("ahead", [0, 1, 2, 3])
+def test_batches_that_were_put_back_come_next(make, drawn, ahead):
+    def stream(count):
+        found = BatchStream(make(), "w")
+        for _ in range(count):
+            found.next()
+        return found
+
+    expected = stream(drawn)
+    expected = [expected.next() for _ in range(6)]
+    found = stream(drawn)
+    taken = found.take(2)
+    assert list(taken.batches) == expected[:2]
+    found.put_back(taken)
+    assert list(found.peek(ahead)) == expected[:ahead]
+    # A saved position has them too, now and when only some were taken again.
+    for k in range(4):
+        resumed = BatchStream(make(), "w")
+        resumed.load_state_dict(found.state_dict())
+        assert [resumed.next() for _ in range(3)] == expected[k : k + 3]
+        assert found.peek(1) == (expected[k],)
+        assert found.next() == expected[k]
+
+
+class Interrupted(Exception):
+    """As a key press would."""
+
+
+def test_a_draw_that_fails_takes_nothing():
+    class Breaking(Numbers):
+        breaks = True
+
+        def __iter__(self):
+            for number in super().__iter__():
+                if number == 3 and self.breaks:
+                    self.breaks, self.position = False, 2
+                    raise Interrupted
+                yield number
+
+    stream = BatchStream(Breaking(), "w")
+    stream.next()
+    with pytest.raises(Interrupted):
+        stream.take(3)
+    assert stream.state_dict() == {"data": {"position": 1}}
+    stream._iterator = None  # the generator ended with its error
+    assert stream.take(3).batches == (2, 3, 4)
+
+
+def test_a_loader_that_refills_one_buffer_is_refused():
+    def refilled():
+        batch = torch.zeros(1)
+        while True:
+            yield batch.add_(1.0)
+
+    with pytest.raises(mlo.ProblemError, match="changed in place after it was drawn"):
+        BatchStream(refilled(), "w").take(2)
+
+
+@pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")  # inside a round
+@pytest.mark.parametrize("at", range(1, 9))
+def test_an_interrupted_update_is_resumed_with_its_batches(at):
+    """Its own and those of its solves: in the same optimizer, and from its state."""
+    calls = [0]
+
+    def loss(own, batch, **reads):
+        calls[0] += 1
+        if calls[0] == at:
+            raise Interrupted
+        value = (own.v - 2.0 * sum(other.v for other in reads.values())).square().sum()
+        return value, {"batch": float(batch)}
+
+    def optimizer():
+        problems = []
+        for name, read in (("w", "x"), ("x", "w")):
+            module = Vector(torch.ones(2, dtype=torch.float64))
+            problems.append(
+                mlo.Problem(
+                    name,
+                    module=module,
+                    optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+                    loss=loss,
+                    reads=(read,),
+                    data=Numbers(),
+                    accumulate=2,
+                    solve_data=Numbers() if name == "w" else None,
+                    solve_batches=2 if name == "w" else 1,
+                )
+            )
+        return mlo.MultilevelOptimizer(problems, {"name": "neumann", "tol": 1.0})
+
+    same = optimizer()
+    with pytest.raises(Interrupted):
+        same.step()
+    resumed = optimizer()
+    resumed.load_state_dict(same.state_dict())
+    for each in (same, resumed):
+        first, second = each.step(), each.step()
+        assert first.metrics["x"] == {"batch": 1.5}
+        assert second.metrics == {"w": {"batch": 3.5}, "x": {"batch": 3.5}}
+        drawn = [problem.data for problem in each.problems.values()]
+        drawn.append(each.problems["w"].solve_data)
+        assert [data.position for data in drawn] == [4, 4, 4]
+
+
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 7])
 @pytest.mark.parametrize("own", [False, True], ids=["global", "own generator"])
 def test_a_shuffled_pass_is_resumed_in_its_middle(taken, own):
@@ -109,3 +239,44 @@ def test_loading_a_position_leaves_the_random_state_alone():
     state, before = stream.state_dict(), torch.get_rng_state()
     stream.load_state_dict(state)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+EXAMPLES = torch.arange(100.0)
+IN_ORDER = SequentialSampler(EXAMPLES)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(EXAMPLES)
+
+
+def loader(batch_size=64, **options):
+    return DataLoader(EXAMPLES, batch_size=batch_size, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        ([EXAMPLES], 1),
+        ([EXAMPLES[:50], EXAMPLES[50:]], 2),
+        (loader(), 2),
+        (loader(shuffle=True), 2),
+        (loader(50, shuffle=True, drop_last=True), 2),
+        (loader(None), 100),
+        (loader(10, sampler=SubsetRandomSampler(range(20))), 2),
+        (
+            DataLoader(EXAMPLES, batch_sampler=BatchSampler(SequentialSampler(EXAMPLES), 50, True)),
+            2,
+        ),
+        (loader(shuffle=True, drop_last=True), None),
+        (loader(64, sampler=SubsetRandomSampler(range(100)), drop_last=True), None),
+        (loader(sampler=RandomSampler(EXAMPLES, num_samples=64)), None),
+        (loader(sampler=RandomSampler(EXAMPLES, replacement=True)), None),
+        (loader(100, sampler=WeightedRandomSampler([1.0] * 100, 100)), None),
+        (DataLoader(EXAMPLES, batch_sampler=[[0, 1], [2, 3]]), None),
+        (DataLoader(Endless(), batch_size=100), None),
+        (iter([EXAMPLES]), None),
+    ],
+)
+def test_a_pass_is_fixed_if_it_always_has_the_same_examples(data, count):
+    assert fixed_pass(data) == count

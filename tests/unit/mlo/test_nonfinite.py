@@ -5,6 +5,7 @@ followed.
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -180,6 +181,54 @@ def test_rollback_is_bounded_from_one_state():
     )
     again = [record.round for record in records if record.rolled_back is not None]
     assert again[-1] == SNAPSHOT_EVERY + 1  # from the second snapshot, not from the beginning
+
+
+def loads_inside(optimizer, state):
+    optimizer.load_state_dict(state)
+
+
+def rolls_back_inside(optimizer, state):
+    optimizer.step()
+    optimizer.roll_back(state)
+
+
+def sets_inside(optimizer, _):
+    optimizer.on_nonfinite = "skip"
+    list(optimizer.run(2))
+    next(optimizer.updates(1))
+    optimizer.on_nonfinite = "rollback"
+
+
+@pytest.mark.parametrize("enter", [loads_inside, rolls_back_inside, sets_inside])
+def test_rollback_says_that_a_begun_round_has_no_state(enter):
+    healthy = [True]
+
+    def pair():
+        return mlo.MultilevelOptimizer(
+            [
+                problem("a", lambda a, _: a.v.square().sum()),
+                problem("b", lambda b, _: b.v.square().sum() * (1.0 if healthy[0] else math.nan)),
+            ],
+            on_nonfinite="rollback",
+        )
+
+    first = pair()
+    next(first.updates(1))
+    optimizer = pair()
+    enter(optimizer, first.state_dict())
+    healthy[0] = False
+    with pytest.raises(mlo.NonFiniteError, match="problem 'b'") as caught:
+        optimizer.step()
+    assert "no state to return to" in caught.value.__notes__[0]
+    # The round is over; the next one begins with a state to which it returns.
+    healthy[0] = True
+    number = optimizer.step().round
+    assert number == optimizer.round
+    healthy[0] = False
+    with pytest.raises(mlo.NonFiniteError) as caught:
+        optimizer.step()
+    assert not hasattr(caught.value, "__notes__")
+    assert optimizer.round <= number
 
 
 def test_streams_stay_together_after_a_round_given_up():

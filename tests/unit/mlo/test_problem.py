@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_graphs import graph, problem
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mlo
 
@@ -208,3 +209,16 @@ def test_a_notebook_shows_options_that_were_given():
     assert "<lambda>" in options["after_step"]
     assert "warmup_steps" not in options
     assert options["reads"] == "no other problem"
+
+
+def test_a_solve_sees_all_of_its_data_in_whole_passes_only():
+    def sees_all(**options):
+        return problem("w", **options).solves_on_all_data
+
+    two = [torch.ones(1), torch.ones(1)]
+    assert sees_all() and sees_all(data=two, accumulate=2) and sees_all(data=two, accumulate=4)
+    assert sees_all(data=two, solve_data=two[:1])
+    assert not sees_all(data=two) and not sees_all(data=two, accumulate=3)
+    assert not sees_all(data=two[:1], solve_data=two)
+    examples = DataLoader(torch.arange(100.0), batch_size=64, shuffle=True, drop_last=True)
+    assert not sees_all(data=examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import xml.etree.ElementTree as ET
 
@@ -72,6 +73,25 @@ def test_a_later_update_takes_the_place_of_an_earlier_one():
             "w", loss=torch.tensor(loss), metrics={}, gradient_norm=torch.tensor(10.0 * loss)
         )
     assert (record.losses, record.gradient_norms) == ({"w": 2.0}, {"w": 20.0})
+
+
+def test_the_worst_solve_of_a_round_stays_and_then_the_last():
+    def solve(residual, advice=""):
+        return mlo.SolveReport(
+            problem="w", engine="cg", residual=residual, converged=residual == 0.0, advice=advice
+        )
+
+    converged, truncated, failed = solve(0.0), solve(0.5), solve(0.7, "Damp.")
+    for order in itertools.permutations((converged, truncated, failed)):
+        record = mlo.Record(round=1)
+        for report in order:
+            record.add_solve(report)
+        assert record.solves["w"] is failed
+    later = solve(0.3)
+    record = mlo.Record(round=1)
+    for report in (converged, truncated, later, converged):
+        record.add_solve(report)
+    assert record.solves["w"] is later
 
 
 def test_a_round_that_solved_nothing_shows_losses_only():

@@ -44,6 +44,16 @@ def test_means_over_the_solves_that_were_added():
     assert mean.metrics["name"] == "batch 6"
 
 
+def test_a_metric_is_averaged_over_the_solves_that_returned_it():
+    sums = SolveSums()
+    for found in gradients([1.0, 2.0, 6.0]):
+        if float(found.metrics["value"]) == 2.0:
+            del found.metrics["half"]
+        sums.add(found)
+        sums = SolveSums.from_state_dict(sums.state_dict(), torch.device("cpu"))
+    assert sums.mean(found).metrics["half"] == (0.5 + 3.0) / 2
+
+
 def test_what_no_solve_used_stays_unused():
     sums = SolveSums()
     for found in gradients([1.0, 1.0]):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -62,6 +66,124 @@ def test_a_fused_step_gets_gradients_laid_out_like_parameters(grad_clip):
     (gradient,) = torch.autograd.grad(module(images).sum(), [module.weight])
     assert gradient.stride() != module.weight.stride()
     assert relative_error(moved(fused=True), moved()) < 1e-6
+
+
+# ------------------------------ how solves are recorded
+
+
+class Tally:
+    """Counts."""
+
+    def __init__(self):
+        self.count = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flaky(mlo.Engine):
+    """The identity's answer, of which some solves are said to have failed."""
+
+    name: ClassVar[str] = "flaky"
+    fails: tuple[int, ...]  # which solves, from 1
+    solved: Tally
+    value: float = 1.0
+
+    def solve(self, system, cotangent):
+        self.solved.count += 1
+        fails = self.solved.count in self.fails
+        q = [torch.full_like(t, self.value) for t in system.parameters]
+        report = self.report(
+            system.problem, residual=0.9 if fails else 0.0, advice="Do more." if fails else ""
+        )
+        return mlo.hypergradient.Solve(q=q, report=report)
+
+
+def read_by(optimized, *, loss=None, **options):
+    """A lower problem "w", and an upper one "x" of several parameters that reads its solution."""
+    w = Vector(torch.zeros(2).double())
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
+        loss=lambda w, _, *, x: ((w.v - sum(x.parameters())) ** 2).sum(),
+    )
+    upper = mlo.Problem(
+        "x",
+        module=optimized,
+        loss=loss or (lambda x, _, *, w: (w.v**2).sum() + w.v.sum()),
+        **options,
+    )
+    return [lower, upper]
+
+
+def two_players(**options):
+    players = torch.nn.ModuleDict({name: Vector(torch.ones(2).double()) for name in "ab"})
+    return read_by(
+        players,
+        loss=lambda x, _, *, w: dict.fromkeys(x, (w.v**2).sum() + w.v.sum()),
+        players={"a": "a", "b": "b"},
+        optimizer={
+            name: torch.optim.SGD(player.parameters(), lr=0.1) for name, player in players.items()
+        },
+        **options,
+    )
+
+
+def one_player(**options):
+    x = Vector(torch.ones(2).double())
+    return read_by(x, optimizer=torch.optim.SGD(x.parameters(), lr=0.1), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "solves"),
+    [
+        (two_players, 2),
+        (lambda: two_players(player_steps={"a": 2}), 3),
+        (lambda: one_player(steps=3), 3),
+        (lambda: one_player(accumulate_solves=2), 2),
+    ],
+    ids=["players", "player_steps", "steps", "accumulate_solves"],
+)
+def test_whichever_solve_of_a_round_fails_is_in_its_record(make, solves):
+    for fails in range(1, solves + 1):
+        solved = Tally()
+        optimizer = mlo.MultilevelOptimizer(make(), Flaky(fails=(fails,), solved=solved))
+        with pytest.warns(mlo.SolveWarning, match="did not converge on problem 'w'"):
+            record = optimizer.step()
+        assert solved.count == solves
+        assert record.solves["w"].outcome == "failed"
+        assert optimizer.step().solves["w"].outcome == "converged"
+
+
+def test_the_solve_of_an_update_that_is_left_out_is_recorded():
+    engine = Flaky(fails=(1,), solved=Tally(), value=float("nan"))
+    optimizer = mlo.MultilevelOptimizer(one_player(), engine, on_nonfinite="skip")
+    with pytest.warns(mlo.SolveWarning, match="did not converge"):
+        record = optimizer.step()
+    assert list(record.skipped) == ["x"]
+    assert record.solves["w"].outcome == "failed"
+    # A round that stops has no record, so the error says it.
+    stopped = mlo.MultilevelOptimizer(one_player(), Flaky(fails=(1,), solved=Tally(), value=1e400))
+    with (
+        pytest.warns(mlo.SolveWarning, match="did not converge"),
+        pytest.raises(mlo.NonFiniteError, match="'flaky' did not converge on problem 'w': Do more"),
+    ):
+        stopped.step()
+
+
+def test_solves_at_an_estimators_last_point_are_recorded():
+    solved = Tally()
+    engine = Flaky(fails=(3,), solved=solved)  # of the second round, at the point of the first
+    x = Vector(torch.ones(2).double())
+    problems = read_by(
+        x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+        estimator="storm",
+    )
+    optimizer = mlo.MultilevelOptimizer(problems, engine)
+    assert optimizer.step().solves["w"].outcome == "converged"
+    with pytest.warns(mlo.SolveWarning, match="did not converge"):
+        assert optimizer.step().solves["w"].outcome == "failed"
+    assert solved.count == 3
 
 
 # ------------------------------ the iterator over updates
@@ -185,6 +307,34 @@ def test_an_update_that_fails_is_the_next_to_be_made():
     optimizer.problems["x"].loss = whole
     assert [update.problem for update in optimizer.updates(rounds=1)] == ["x"]
     assert torch.equal(optimizer.problems["w"].parameters["v"], moved)
+
+
+@pytest.mark.filterwarnings("ignore:Problem 'w'. a solve on one batch is biased")
+@pytest.mark.parametrize("order", ["lower_first", "outermost_first"])
+@pytest.mark.parametrize("engine", ["one_step", "cg"])
+def test_a_failed_update_is_made_again_with_the_same_noise(order, engine):
+    """Also the noise of a step of "w" that was only looked ahead to."""
+
+    def run(fails):
+        optimizer = two_levels(engine, order=order, lower={"accumulate": 2})
+        for problem in optimizer.problems.values():
+            whole = problem.loss
+
+            def noisy(own, batch, whole=whole, **reads):
+                if next(calls) == fails:
+                    raise KeyError("the user's own error")
+                return whole(own, batch, **reads) * (1.0 + torch.rand(()))
+
+            problem.loss = noisy
+        calls = itertools.count()
+        torch.manual_seed(1)
+        while optimizer.round < 2:
+            with contextlib.suppress(KeyError):
+                optimizer.step()
+        return optimizer.state_dict()
+
+    whole = run(fails=-1)
+    assert all(identical(run(fails=k), whole) for k in range(0, 12, 2))
 
 
 def test_a_round_in_which_nobody_moves_yields_no_update():
