@@ -117,6 +117,13 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 MOST_CELLS, MOST_NODES = 1000, 64
 """A cell of n nodes has n(n + 3)/2 edges of 8 operations: 64 nodes are 17,152 of them."""
 
+AddedLayers = Annotated[Whole, Field(ge=0, le=MOST_CELLS)]
+DroppedOperations = Annotated[Count, Field(ge=1)]
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
+Change = Annotated[float, Field(ge=0)]
+HueChange = Annotated[float, Field(ge=0, le=0.5)]
+"""As a part of the circle: half of it reaches every hue."""
+
 
 class Augmentation(_Section):
     """Random changes of training images."""
@@ -129,10 +136,11 @@ class Augmentation(_Section):
     resized_crop: bool = Field(
         default=False, description="a window of 8% to 100% of the image, scaled to its size"
     )
-    color_jitter: tuple[float, float, float, float] = Field(
+    color_jitter: tuple[Change, Change, Change, HueChange] = Field(
         default=(0.0, 0.0, 0.0, 0.0),
         strict=False,
-        description="largest change of brightness, contrast, saturation and hue",
+        description="largest change of brightness, contrast and saturation (around 1) and hue (at "
+        "most 0.5, half the circle)",
     )
 
 
@@ -456,17 +464,17 @@ class Budget(_Section):
 class Progressive(_Section):
     """The stages of P-DARTS: deeper supernets with fewer operations per edge."""
 
-    added_layers: tuple[Count, ...] = Field(
+    added_layers: tuple[AddedLayers, ...] = Field(
         default=(0, 6, 12),
         strict=False,
         description="cells that each stage has in addition to `layers`",
     )
-    dropped_operations: tuple[Count, ...] = Field(
+    dropped_operations: tuple[DroppedOperations, ...] = Field(
         default=(3, 2, 2),
         strict=False,
         description="operations that each edge loses after each stage",
     )
-    skip_dropout: tuple[float, ...] = Field(
+    skip_dropout: tuple[DropoutRate, ...] = Field(
         default=(0.1, 0.4, 0.7), strict=False, description="initial dropout on identities"
     )
     max_skips: Count = Field(
@@ -480,12 +488,6 @@ class Progressive(_Section):
             raise ValueError(
                 "added_layers, dropped_operations and skip_dropout need one entry for each stage"
             )
-        if max(self.added_layers) > MOST_CELLS:
-            raise ValueError(f"added_layers may add at most {MOST_CELLS} cells")
-        if not all(0 <= rate < 1 for rate in self.skip_dropout):
-            raise ValueError("skip_dropout holds probabilities below 1")
-        if min(self.dropped_operations) < 1:
-            raise ValueError("dropped_operations must drop at least one operation per stage")
         return self
 
 

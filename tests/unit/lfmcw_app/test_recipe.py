@@ -164,7 +164,16 @@ def test_the_original_recipes_are_those_of_the_programs(space, dataset, values):
         ("checkpoint_every=1e20", "less than 9,007,199,254,740,992"),
         ("search.layers=1001", "at most 1,000, got"),
         ("search.nodes=65", "at most 64, got 65"),
-        ("search.progressive.added_layers=[0, 1, 1001]", "at most 1000 cells"),
+        ("search.progressive.added_layers=[0, 1, 1001]", "added_layers.2.' must be at most 1,000"),
+        ("search.progressive.added_layers=[-1, 0, 0]", "added_layers.0.' must be at least 0"),
+        ("search.progressive.dropped_operations=[3, 2, 0]", "operations.2.' must be at least 1"),
+        ("search.progressive.skip_dropout=[0, 0.5, 1.0]", "skip_dropout.2.' must be less than 1"),
+        ("search.progressive.skip_dropout=[-0.1, 0, 0]", "skip_dropout.0.' must be at least 0"),
+        ("search.augmentation.color_jitter=[-1, 0, 0, 0]", "color_jitter.0.' must be at least 0"),
+        ("evaluation.augmentation.color_jitter=[0, 0, 0, 9.0]", "jitter.3.' must be at most 0.5"),
+        ("evaluation.augmentation.color_jitter=[0, 0, 0, -0.1]", "jitter.3.' must be at least 0"),
+        ("evaluation.augmentation.color_jitter=[0, 0, 0]", "color_jitter' takes 4 values"),
+        ("data.search_fractions=[0.5, -0.1]", "must be positive and sum to at most 1"),
     ],
 )
 def test_values_of_a_wrong_type_are_refused(setting, words):
