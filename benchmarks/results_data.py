@@ -31,11 +31,11 @@ from lfmcw_app.comparison import (
     Finding,
     by_rank,
     findings,
-    least_pairs,
     looked_up,
     summaries,
 )
 from lfmcw_app.errors import InputError
+from lfmcw_app.paired_tests import least_pairs
 from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
 from lfmcw_app.result_rows import setting_told
 from lfmcw_app.results_file import Row, read_results
