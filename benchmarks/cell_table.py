@@ -32,7 +32,7 @@ from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.data import Dataset
 from lfmcw_app.data_checks import fitted, read_data
 from lfmcw_app.provenance import commit
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, parsed_settings
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.nasbench201 import all_cells
@@ -87,9 +87,11 @@ def main() -> None:
     part, parts = map(int, arguments.part.split("/"))
     torch.set_num_threads(1)
 
+    settings = parsed_settings(arguments.assign)
+
     def recipe_of(seed: int):
         return resolve_recipe(
-            arguments.dataset, arguments.preset, None, arguments.assign, seed, space="nasbench201"
+            arguments.dataset, arguments.preset, None, settings, seed, space="nasbench201"
         )
 
     first = recipe_of(arguments.seeds[0])

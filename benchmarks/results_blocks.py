@@ -42,14 +42,8 @@ from results_markdown import NOT_RUN, NOTHING, folded, table
 from scipy.stats import spearmanr
 
 from lfmcw_app.arms import contrasts
-from lfmcw_app.comparison import (
-    LEVEL,
-    POWER,
-    TOO_FEW,
-    TOO_FEW_DIFFER,
-    detectable_in_spreads,
-    least_pairs,
-)  # fmt: skip
+from lfmcw_app.comparison import TOO_FEW, TOO_FEW_DIFFER
+from lfmcw_app.paired_tests import LEVEL, POWER, detectable_in_spreads, least_pairs
 from lfmcw_app.results_file import Row
 
 Pair = tuple[str, str]
@@ -66,7 +60,7 @@ WITHOUT_WEIGHTS = (*ISOLATING, (UNIFORM, BASELINE))
 
 def points(effect: Effect) -> str:
     """The difference with its 95% interval, percentage points."""
-    return effect.found.said()
+    return effect.found.describe()
 
 
 def verdict_said(effect: Effect) -> str:
@@ -92,7 +86,7 @@ def effects_table(results: Results, effects: Sequence[Effect]) -> str:
         p_value = "" if math.isnan(effect.p_value) else f"{effect.p_value:.2g}"
         rows.append(
             (
-                titles[effect.design], f"{effect.arm} minus {effect.against}", found.seeds_said,
+                titles[effect.design], f"{effect.arm} minus {effect.against}", found.seeds_text,
                 seen, points(effect), f"{effect.relative:+.1f}", p_value, verdict_said(effect),
             )
         )  # fmt: skip
@@ -307,9 +301,9 @@ def rank_differences(results: Results) -> str:
             rows.append(
                 (
                     title, f"{found.arm} minus {found.against}",
-                    of.seeds_said,
+                    of.seeds_text,
                     "" if math.isinf(of.detectable) else f"{of.detectable:.1f}",
-                    of.said(1), f"{found.p_value:.2g}", found.verdict,
+                    of.describe(1), f"{found.p_value:.2g}", found.verdict,
                 )
             )  # fmt: skip
     head = (
@@ -360,7 +354,7 @@ def power(results: Results) -> str:
         rows.append(
             (
                 titles[effect.design], f"{effect.error_against:.2f}", f"{spread:.2f}",
-                effect.found.seeds_said,
+                effect.found.seeds_text,
                 "none" if math.isinf(seen) else f"{seen:.2f}",
                 "" if largest is None else f"{largest:.2f}",
                 f"{share:.2f}: {needed[0]}", needed[1],
@@ -501,7 +495,7 @@ def _status_row(results: Results, group: list[PaperRow]) -> tuple[object, ...]:
         figures,
         "yes" if at_size else "small",
         _stacked(_size(effect) for effect in effects),
-        _stacked(effect.found.seeds_said for effect in effects),
+        _stacked(effect.found.seeds_text for effect in effects),
         "<br>".join(_named(effect, len(group) > 2 or not first.arm) for effect in effects),
         _stacked(status_verdict(e, group) for e in effects),
     )
@@ -718,7 +712,7 @@ def _answer_row(
     if effect is None:
         return (question, "", "", "", NOT_RUN)
     difference = "0" if effect.found.identical else points(effect)
-    row = (question, titles[effect.design], difference, effect.found.seeds_said)
+    row = (question, titles[effect.design], difference, effect.found.seeds_text)
     return (*row, _concluded(effect))
 
 
@@ -758,7 +752,7 @@ def machines(results: Results) -> str:
         rows += [
             (
                 e.design.title, f"{e.arm} minus {e.against}", e.design.device, e.design.date,
-                e.found.seeds_said, points(e), agree,
+                e.found.seeds_text, points(e), agree,
             )
             for e in effects
         ]  # fmt: skip

@@ -31,12 +31,12 @@ from lfmcw_app.comparison import (
     Finding,
     by_rank,
     findings,
-    least_pairs,
     looked_up,
     summaries,
 )
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import PRESETS, load_recipe
+from lfmcw_app.paired_tests import least_pairs
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
 from lfmcw_app.result_rows import setting_told
 from lfmcw_app.results_file import Row, read_results
 
@@ -122,7 +122,8 @@ class Design:
         """Side of the images in pixels, where the preset reduces them."""
         if told := self._told("data.image_size"):
             return int(told)
-        return _usual_image_size(self.preset)
+        usual = _usual(self.preset, self.space, self.dataset)
+        return usual.data.image_size if usual else None
 
     @property
     def _table_said(self) -> str:
@@ -543,23 +544,22 @@ def _common_settings(rows: Sequence[Row]) -> list[str]:
     return [setting for setting in (rows[0].settings or "").split() if setting in common]
 
 
-def _begins_warm(preset: str, settings: Iterable[str]) -> bool:
+def _begins_warm(row: Row, settings: Iterable[str]) -> bool:
     told = {key: value for key, _, value in (setting.partition("=") for setting in settings)}
     if "search.generator.init" in told:
         return True
     if (rounds := told.get("search.generator.warmup_rounds")) is not None:
         return float(rounds) > 0
-    return _usually_warm(preset)
+    usual = _usual(row.preset, row.space, row.dataset)
+    return usual is not None and usual.search.generator.begins_warm
 
 
 @lru_cache
-def _usual_image_size(preset: str) -> int | None:
-    return load_recipe(preset).data.image_size if preset in PRESETS else None
-
-
-@lru_cache
-def _usually_warm(preset: str) -> bool:
-    return preset in PRESETS and load_recipe(preset).search.generator.begins_warm
+def _usual(preset: str, space: str, dataset: str) -> Recipe | None:
+    """What a preset gives for a space and a data set; None if there is no such preset."""
+    if preset not in PRESETS:
+        return None
+    return load_recipe(preset, space=space, overrides={"dataset": dataset})
 
 
 def _design(path: Path, rows: Sequence[Row]) -> Design:
@@ -575,7 +575,7 @@ def _design(path: Path, rows: Sequence[Row]) -> Design:
         generator=_one(row.generator for row in rows),
         condition=first.condition,
         settings=" ".join(settings) or None,
-        begins_warm=_begins_warm(first.preset, settings),
+        begins_warm=_begins_warm(first, settings),
         looked_up=looked_up(rows),
         device=", ".join(sorted({row.device for row in rows})),
         date=max(row.date for row in rows),

@@ -27,7 +27,8 @@ from results_markdown import NOTHING, folded, table
 from scipy.stats import binomtest
 
 from lfmcw_app.arms import contrasts
-from lfmcw_app.comparison import Finding, holm
+from lfmcw_app.comparison import Finding
+from lfmcw_app.paired_tests import holm
 from lfmcw_app.results_file import Row
 
 DRAWS, SEED = 100_000, 0
@@ -143,7 +144,7 @@ def living(results: Results) -> str:
                 of = found.comparison
                 name = f"{found.arm} minus {found.against}"
                 rows.append(
-                    (title, name, of.pairs, of.said(), f"{found.p_value:.2g}", found.verdict)
+                    (title, name, of.pairs, of.describe(), f"{found.p_value:.2g}", found.verdict)
                 )
     head = (
         "experiment", "difference", "seeds with two living cells", "points (95% interval)",
@@ -248,7 +249,7 @@ def significant(results: Results) -> str:
             rows += [
                 (
                     title, f"{of.arm} minus {of.against}", measure,
-                    of.comparison.said(2 if measure == "points" else 1), f"{of.p_value:.2g}",
+                    of.comparison.describe(2 if measure == "points" else 1), f"{of.p_value:.2g}",
                     of.verdict,
                 )
                 for of in found if of.verdict in ("better", "worse")

@@ -131,7 +131,7 @@ def _draw_effect(axes: Axes, place: int, effect: Effect) -> None:
                 axes.plot([at], [place], marker=mark, color=colour, markersize=4)
     axes.plot([shown], [place], marker="s", color=colour, markersize=4.5)
     seen_text = "none" if math.isinf(found.detectable) else f"{found.detectable:.2f}"
-    text = f"{found.said()} · {found.pairs} · {seen_text}"
+    text = f"{found.describe()} · {found.pairs} · {seen_text}"
     axes.text(1.01, place, text, **_beside(axes), ha="left")
 
 

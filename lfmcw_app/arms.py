@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import PRESETS, Recipe, Search, load_recipe
+from lfmcw_app.recipe import Recipe, Search, merged_settings, parsed_settings, preset_recipe
 from lfmcw_app.resolving import resolve_recipe
 
 __all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]
@@ -101,21 +99,34 @@ def arm_recipe(
     *,
     space: str | None,
     order: str | None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of a run of an arm; {seed} in a setting stands for its seed."""
-    assign = [assignment.replace("{seed}", str(seed)) for assignment in assign]
-    settings = [*assign, *(f"{key}={json.dumps(value)}" for key, value in arm.settings.items())]
-    recipe = resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+    """The recipe of a run of an arm.
+
+    Args:
+        arm: what is compared.
+        dataset: its name.
+        preset: of the option --preset; None if not given.
+        config: of --config.
+        assign: of --set: texts key=value, in which {seed} stands for the seed.
+        seed: of the run.
+        space: of --space.
+        order: of --order.
+        settings: dotted key → value, taken as they are.
+    """
+    of_seed = parsed_settings(text.replace("{seed}", str(seed)) for text in assign)
+    given = merged_settings(of_seed, settings or {}, arm.settings)
+    recipe = resolve_recipe(dataset, preset, config, given, seed, space=space, order=order)
     if arm.length == 1.0:
         return _without_what_is_unused(recipe)
 
     # The length is known only here: the preset says how many epochs or steps the search has.
     how = recipe.search
-    longer = f"epochs={(how.epochs or 0) * arm.length}"
+    longer = {"search.epochs": (how.epochs or 0) * arm.length}
     if how.steps:
-        longer = f"steps={round(how.steps * arm.length)}"
-    settings.append(f"search.{longer}")
-    recipe = resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+        longer = {"search.steps": round(how.steps * arm.length)}
+    given = merged_settings(given, longer)
+    recipe = resolve_recipe(dataset, preset, config, given, seed, space=space, order=order)
     return _without_what_is_unused(recipe)
 
 
@@ -131,9 +142,10 @@ def _without_what_is_unused(recipe: Recipe) -> Recipe:
     λ = 0 the generator plays its game, but nothing depends on it, and it is not warmed up.
     """
     how = recipe.search
-    if (how.method == "lfmcw" and how.lam > 0) or recipe.preset not in PRESETS:
+    preset = preset_recipe(recipe)
+    if (how.method == "lfmcw" and how.lam > 0) or preset is None:
         return recipe
-    usual = _usual(recipe.preset, how.space, recipe.dataset).search
+    usual = preset.search
     if how.method == "random":
         kept = {name: getattr(how, name) for name in _read_by_random(how, usual)}
         return recipe.model_copy(update={"search": usual.model_copy(update=kept)})
@@ -153,11 +165,6 @@ def _read_by_random(how: Search, usual: Search) -> tuple[str, ...]:
     """
     read = ("method", "space", "nodes", "primitives", "budget", "progressive")
     return read if how.progressive == usual.progressive else (*read, "layers")
-
-
-@lru_cache
-def _usual(preset: str, space: str, dataset: str) -> Recipe:
-    return load_recipe(preset, space=space, overrides={"dataset": dataset})
 
 
 def check_settings(name: str, assign: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,6 @@ def run_search(
     """
     path, target = Path(folder), pick_device(device)
     console = Console(quiet=quiet)
-    assign = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
     opened = None
     if (path / "config.yaml").exists():
         opened = resumed_folder(
@@ -65,13 +63,13 @@ def run_search(
             dataset=dataset,
             config=None,
             options={"preset": preset, "seed": seed},
-            assign=assign,
+            settings=settings or {},
             out=None,
         )
         recipe = opened.recipe
     else:
         cuda = target.type == "cuda"
-        recipe = resolve_recipe(dataset, preset, None, assign, seed, cuda=cuda)
+        recipe = resolve_recipe(dataset, preset, None, settings, seed, cuda=cuda)
         check_outside(dataset, path)
 
     recipe, images = read_and_tell(console, recipe, Path(data), device=target)

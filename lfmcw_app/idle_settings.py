@@ -5,7 +5,7 @@ They are told and not refused, since one configuration file may serve several co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def idle_settings(
     recipe: Recipe,
     *,
     config: Path | None = None,
-    assignments: Sequence[str] = (),
+    given: Iterable[str] = (),
     order: str | None = None,
     searches: bool = True,
 ) -> list[str]:
@@ -166,14 +166,14 @@ def idle_settings(
     Args:
         recipe: what they were made into.
         config: the file.
-        assignments: `key=value` of --set.
+        given: dotted keys of single settings.
         order: of --order, if it was given.
         searches: whether there is a search, not only the training of a given genotype.
     """
-    given = [assignment.partition("=")[0].strip() for assignment in assignments]
-    given += [] if order is None else ["search.order"]
-    given += [] if config is None else _differing(recipe, read_config(config))
-    keys = dict.fromkeys(key for section in given for key in _leaves_of(section, recipe))
+    of_option = [] if order is None else ["search.order"]
+    of_file = [] if config is None else _differing(recipe, read_config(config))
+    sections = (*given, *of_option, *of_file)
+    keys = dict.fromkeys(key for section in sections for key in _leaves_of(section, recipe))
     idle: dict[str, list[str]] = {}
     for key in keys:
         why = next(

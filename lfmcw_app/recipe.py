@@ -6,7 +6,8 @@ A mistyped key is answered with the nearest valid name.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -38,9 +40,12 @@ __all__ = [
     "Channels",
     "Recipe",
     "changed_recipe",
+    "dotted",
     "is_imagenet",
     "key_value",
     "load_recipe",
+    "merged_settings",
+    "parsed_settings",
     "preset_recipe",
     "read_config",
     "trial",
@@ -62,6 +67,9 @@ MOST_SECTIONS = 3
 
 OVERLAYS = {"original": ("paper", "original")}
 """Presets that build on another one; the others are complete."""
+
+UNASKED = {"asks_packages": False}
+"""The context of a validation that asks no package for operations and generators."""
 
 
 # ------------------------------ the sections
@@ -109,6 +117,13 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 MOST_CELLS, MOST_NODES = 1000, 64
 """A cell of n nodes has n(n + 3)/2 edges of 8 operations: 64 nodes are 17,152 of them."""
 
+AddedLayers = Annotated[Whole, Field(ge=0, le=MOST_CELLS)]
+DroppedOperations = Annotated[Count, Field(ge=1)]
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
+Change = Annotated[float, Field(ge=0)]
+HueChange = Annotated[float, Field(ge=0, le=0.5)]
+"""As a part of the circle: half of it reaches every hue."""
+
 
 class Augmentation(_Section):
     """Random changes of training images."""
@@ -121,10 +136,11 @@ class Augmentation(_Section):
     resized_crop: bool = Field(
         default=False, description="a window of 8% to 100% of the image, scaled to its size"
     )
-    color_jitter: tuple[float, float, float, float] = Field(
+    color_jitter: tuple[Change, Change, Change, HueChange] = Field(
         default=(0.0, 0.0, 0.0, 0.0),
         strict=False,
-        description="largest change of brightness, contrast, saturation and hue",
+        description="largest change of brightness, contrast and saturation (around 1) and hue (at "
+        "most 0.5, half the circle)",
     )
 
 
@@ -396,7 +412,9 @@ class Generator(_Section):
 
     @field_validator("name")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        if info.context == UNASKED:
+            return value
         if value != REAL:
             GAMES.named(value)
         elif REAL in GAMES:
@@ -446,17 +464,17 @@ class Budget(_Section):
 class Progressive(_Section):
     """The stages of P-DARTS: deeper supernets with fewer operations per edge."""
 
-    added_layers: tuple[Count, ...] = Field(
+    added_layers: tuple[AddedLayers, ...] = Field(
         default=(0, 6, 12),
         strict=False,
         description="cells that each stage has in addition to `layers`",
     )
-    dropped_operations: tuple[Count, ...] = Field(
+    dropped_operations: tuple[DroppedOperations, ...] = Field(
         default=(3, 2, 2),
         strict=False,
         description="operations that each edge loses after each stage",
     )
-    skip_dropout: tuple[float, ...] = Field(
+    skip_dropout: tuple[DropoutRate, ...] = Field(
         default=(0.1, 0.4, 0.7), strict=False, description="initial dropout on identities"
     )
     max_skips: Count = Field(
@@ -470,12 +488,6 @@ class Progressive(_Section):
             raise ValueError(
                 "added_layers, dropped_operations and skip_dropout need one entry for each stage"
             )
-        if max(self.added_layers) > MOST_CELLS:
-            raise ValueError(f"added_layers may add at most {MOST_CELLS} cells")
-        if not all(0 <= rate < 1 for rate in self.skip_dropout):
-            raise ValueError("skip_dropout holds probabilities below 1")
-        if min(self.dropped_operations) < 1:
-            raise ValueError("dropped_operations must drop at least one operation per stage")
         return self
 
 
@@ -633,8 +645,9 @@ class Search(_Section):
         return {kind: tuple(map(_names_in, value[kind])) for kind in ("normal", "reduction")}
 
     @model_validator(mode="after")
-    def _fits_its_space(self) -> Search:
-        SPACES.named(self.space).check(self)
+    def _fits_its_space(self, info: ValidationInfo) -> Search:
+        if info.context != UNASKED:
+            SPACES.named(self.space).check(self)
         return self
 
     @model_validator(mode="after")
@@ -812,96 +825,123 @@ class Recipe(_Section):
 def load_recipe(
     preset: str,
     *,
-    space: str = "darts",
+    space: str | None = None,
     config: Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
-    assignments: tuple[str, ...] = (),
 ) -> Recipe:
-    """Resolves a recipe: the preset's files, a configuration file, options, then assignments.
+    """Resolves a recipe: the preset's files, a configuration file, then single settings.
 
     A preset has a file, and may have one for a space and one for ImageNet, which override it in
     this order.
 
     Args:
         preset: one of `PRESETS`.
-        space: a name in `lfmcw_app.spaces.SPACES`.
+        space: a name in `lfmcw_app.spaces.SPACES`; by default that of the settings or the file, or
+            else darts.
         config: any part of a recipe, or a YAML file with it.
-        overrides: dotted key → value.
-        assignments: `dotted.key=value`, the value in YAML.
+        overrides: dotted key → value; of a section and a key of it the later one counts.
 
     Raises:
         InputError: for an unknown preset or key, or a value of the wrong type or range.
     """
+    over = read_config(config) if isinstance(config, Path) else config or {}
+    given = {**dotted(over), **dotted(overrides or {})}
+    space = space or given.get("search.space") or "darts"
+    return _over(_preset_tree(preset, space, given.get("dataset")), over, overrides or {})
+
+
+def _preset_tree(preset: str, space: Any, dataset: Any) -> dict[str, Any]:
+    """What a preset's files give for a space and a data set.
+
+    Raises:
+        InputError: for an unknown preset or space.
+    """
     if preset not in PRESETS:
         raise InputError(f"Unknown preset {shown(preset)}. {nearest(str(preset), PRESETS)}")
-    if space not in SPACES:
+    if not isinstance(space, str) or space not in SPACES:
         raise InputError(
             f"Unknown search space {shown(space)}. {nearest(str(space), list(SPACES))}"
         )
 
-    # The preset's files, from general to special; later ones override earlier ones.
+    # From general to special; later ones override earlier ones.
     tree: dict[str, Any] = {}
     parts = ["", f".{space}"]
-    if is_imagenet((overrides or {}).get("dataset", "")):
+    if isinstance(dataset, str) and is_imagenet(dataset):
         parts.append(".imagenet")
     for part in parts:
         for name in OVERLAYS.get(preset, (preset,)):
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
-    _assign(tree, "search.space", space)
-
-    over = read_config(config) if isinstance(config, Path) else config or {}
-    return _over(tree, over, overrides or {}, assignments)
+    return _assigned(tree, "search.space", space)
 
 
 def preset_recipe(recipe: Recipe) -> Recipe | None:
     """What a recipe's preset gives for its data set and space; None if it has none.
 
-    Its operations are the recipe's, so that no package is asked for those of others.
+    It is made to compare with. No package is asked for the preset's operations and generator, which
+    the recipe may not use.
     """
     if recipe.preset not in PRESETS:
         return None
-    own = {"dataset": recipe.dataset, "search.primitives": recipe.search.primitives}
-    return load_recipe(recipe.preset, space=recipe.search.space, overrides=own)
+    return _preset_recipe(recipe.preset, recipe.search.space, recipe.dataset)
+
+
+@lru_cache
+def _preset_recipe(preset: str, space: str, dataset: str) -> Recipe:
+    tree = {**_preset_tree(preset, space, dataset), "dataset": dataset}
+    return Recipe.model_validate(tree, context=UNASKED)
 
 
 def changed_recipe(
-    recipe: Recipe,
-    *,
-    config: Path | None,
-    overrides: Mapping[str, Any],
-    assignments: tuple[str, ...],
+    recipe: Recipe, *, config: Path | None = None, overrides: Mapping[str, Any]
 ) -> Recipe:
-    """The recipe overridden by a configuration file, options and assignments, as in `load_recipe`.
+    """The recipe overridden by a configuration file and single settings, as in `load_recipe`.
 
     Raises:
         InputError: for an unknown key, or a value of the wrong type or range.
     """
     tree = recipe.model_dump(mode="json", by_alias=True)
-    return _over(tree, {} if config is None else read_config(config), overrides, assignments)
+    return _over(tree, {} if config is None else read_config(config), overrides)
 
 
-def _over(
-    tree: dict[str, Any],
-    config: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    assignments: tuple[str, ...],
-) -> Recipe:
+def _over(tree: dict[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
     tree = _merged(tree, config)
-    assigned = [key_value(assignment, "--set", "search.channels=8") for assignment in assignments]
-    for key, value in (*overrides.items(), *assigned):
-        _assign(tree, key, value)
+    for key, value in overrides.items():
+        tree = _assigned(tree, key, value)
 
-    given = {**_dotted(config), **overrides, **dict(assigned)}
+    given = {**dotted(config), **overrides}
     for key, (adapter, off) in ADAPTED.items():
         no_run = key.endswith(".run") and given.get(key) is None
         if key in given and adapter not in given and not no_run:
-            _assign(tree, adapter, off)
+            tree = _assigned(tree, adapter, off)
     return validate_recipe(tree)
 
 
-def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def merged_settings(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of several mappings; later ones override earlier ones.
+
+    A key's place is its last one, because what was given before may be a section that holds it.
+    """
+    found: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            found.pop(key, None)
+            found[key] = value
+    return found
+
+
+def parsed_settings(assign: Iterable[str]) -> dict[str, Any]:
+    """Dotted key → value of texts key=value, as --set takes them; the last one of a key counts.
+
+    Raises:
+        InputError: naming a text that is no setting.
+    """
+    example = "search.channels=8"
+    return merged_settings(*(dict([key_value(text, "--set", example)]) for text in assign))
+
+
+def dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Dotted key → value, of a tree's sections and their contents.
 
     The depth is bounded, because a YAML file can contain itself.
@@ -910,7 +950,7 @@ def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         found[f"{above}{name}"] = value
         if isinstance(value, Mapping) and above.count(".") < MOST_SECTIONS:
-            found |= _dotted(value, f"{above}{name}.")
+            found |= dotted(value, f"{above}{name}.")
     return found
 
 
@@ -938,15 +978,18 @@ def validate_recipe(tree: Any) -> Recipe:
     Raises:
         InputError: naming the first key that is wrong.
     """
-    _check_text(tree, ())
+    _check_plain(tree, ())
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error, Recipe)) from None
 
 
-def _check_text(value: Any, path: tuple[str, ...]) -> None:
-    """Refuses what no file of text can hold: half a character, or the name of a file with one.
+def _check_plain(value: Any, path: tuple[str, ...]) -> None:
+    """Refuses what no file of text can hold.
+
+    This is half a character, or the name of a file with one; or an object of a script, which would
+    be another one when the recipe is read back.
 
     Raises:
         InputError: naming the key.
@@ -954,8 +997,8 @@ def _check_text(value: Any, path: tuple[str, ...]) -> None:
     if isinstance(value, (dict, list, tuple)):
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in entries:
-            _check_text(key, path)
-            _check_text(entry, (*path, str(key)))
+            _check_plain(key, path)
+            _check_plain(entry, (*path, str(key)))
     elif isinstance(value, str):
         try:
             value.encode()
@@ -964,6 +1007,11 @@ def _check_text(value: Any, path: tuple[str, ...]) -> None:
                 f"Configuration key {'.'.join(path)!r}: {shown(value)} is no text in UTF-8, which "
                 "a recipe must be. If it is the name of a file or a folder, rename that."
             ) from None
+    elif not isinstance(value, (bool, int, float, type(None))):
+        raise InputError(
+            f"Configuration key {'.'.join(path)!r}: {shown(value)} is a {type(value).__name__}. A "
+            "recipe holds text, numbers, true, false, null, and lists and mappings of these."
+        )
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:
@@ -1029,12 +1077,21 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key in a tree, in place."""
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = tree.setdefault(section, {})
+def _assigned(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a tree with another value of a dotted key.
+
+    Raises:
+        InputError: if the key is no text, or leads through a value that is no section.
+    """
+    if not isinstance(key, str):
+        raise InputError(f"A key of a recipe is text, such as search.channels; got {shown(key)}.")
+
+    def within(section: Mapping[str, Any], name: str, *further: str) -> dict[str, Any]:
+        if not further:
+            return {**section, name: value}
+        inner = section.get(name, {})
         if not isinstance(inner, dict):
-            raise InputError(f"Configuration key {key!r}: {section!r} is a value, not a section.")
-        tree = inner
-    tree[last] = value
+            raise InputError(f"Configuration key {key!r}: {name!r} is a value, not a section.")
+        return {**section, name: within(inner, *further)}
+
+    return within(tree, *key.split("."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.lookup import with_table_digest
-from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
+from lfmcw_app.recipe import (
+    Recipe,
+    dotted,
+    is_imagenet,
+    load_recipe,
+    merged_settings,
+    read_config,
+)
 from lfmcw_app.starting_weights import with_digests
 
 __all__ = ["LARGE_FOLDER", "default_preset", "resolve_recipe"]
@@ -50,7 +58,7 @@ def resolve_recipe(
     dataset: str,
     preset: str | None,
     config: Path | None,
-    assign: list[str] | None,
+    settings: Mapping[str, Any] | None,
     seed: int | None,
     *,
     space: str | None = None,
@@ -58,9 +66,18 @@ def resolve_recipe(
     method: str | None = None,
     cuda: bool | None = None,
 ) -> Recipe:
-    """Makes the recipe of a command line; see its options.
+    """Makes the recipe of a command line or of a script.
 
-    `cuda` says whether there is a GPU to run on, which decides on the preset if none is given.
+    Args:
+        dataset: its name.
+        preset: of the option --preset; None if not given, as with the other options.
+        config: of --config.
+        settings: dotted key → value; they override the file and the options.
+        seed: of --seed.
+        space: of --space.
+        order: of --order.
+        method: of --method.
+        cuda: whether there is a GPU to run on, which decides on the preset if none is given.
 
     Raises:
         InputError: for an unknown data set, preset or key, a value of the wrong type or range, or
@@ -68,38 +85,40 @@ def resolve_recipe(
     """
     check_dataset(dataset)
     tree = {} if config is None else read_config(config)
-    assigned = {}  # the last of several assignments to a key counts
-    for assignment in assign or ():
-        key, _, value = assignment.partition("=")
-        assigned[key.strip()] = value.strip()
+    chosen = dotted(settings or {})
 
-    # Preset and space decide which files are read, the data set what is: each is given once.
-    if tree.get("preset") != "custom":  # the name of a recipe that was made without a preset
-        preset = _agreed({"--preset": preset, f"preset in {config}": tree.get("preset")})
+    # Preset and space decide which files are read, the data set what is: each is given once. A
+    # recipe that was made without a preset is called custom.
+    presets = {
+        "--preset": preset,
+        "--set preset": chosen.get("preset"),
+        f"preset in {config}": tree.get("preset"),
+    }
+    preset = _agreed({place: name for place, name in presets.items() if name != "custom"})
     section = tree.get("search")
     in_file = section.get("space") if isinstance(section, dict) else None
     space = _agreed(
         {
             "--space": space,
-            "--set search.space": assigned.get("search.space"),
+            "--set search.space": chosen.get("search.space"),
             f"search.space in {config}": in_file,
         }
     )
     _agreed({"the argument DATASET": dataset, f"dataset in {config}": tree.get("dataset")})
-    if "dataset" in assigned:
-        raise InputError("The data set is the argument DATASET; drop --set dataset=….")
-    given: dict[str, Any] = {
+    if "dataset" in chosen:
+        raise InputError("The data set is the argument DATASET; drop the setting dataset=….")
+    options: dict[str, Any] = {
         "dataset": dataset,
         "search.order": order,
         "search.method": method,
         "seed": seed,
     }
+    given = {key: value for key, value in options.items() if value is not None}
     recipe = load_recipe(
         preset or default_preset(dataset, cuda=cuda),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
         config=tree,
-        overrides={key: value for key, value in given.items() if value is not None},
-        assignments=tuple(assign or ()),
+        overrides=merged_settings(given, settings or {}),
     )
     return with_table_digest(with_digests(recipe))
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError, shown
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.recipe import Recipe, preset_recipe
 from lfmcw_app.result_file import check_complete
 from lfmcw_app.results_file import DATE, Row
 from lfmcw_app.resuming import leaves
@@ -166,9 +165,10 @@ def _told(recipe: Recipe, *, conditions: bool) -> str | None:
     if conditions and not recipe.data.has_conditions:
         return None
     unsaid = set(IN_COLUMNS) if recipe.trains else {*IN_COLUMNS, "data.conditions_apply_to"}
-    default = _defaults(recipe.preset, recipe.search.space)
+    preset = preset_recipe(recipe)
+    default = dict(_leaves(preset)) if preset else {}
     told = []
-    for key, value in leaves(recipe.model_dump(mode="json", by_alias=True)):
+    for key, value in _leaves(recipe):
         if key in unsaid or key.endswith(".digest"):
             continue
         of_these = key.startswith(CONDITIONS) == conditions
@@ -192,9 +192,5 @@ def setting_told(key: str, value: str) -> str:
     return f"{key}={value}"
 
 
-@lru_cache
-def _defaults(preset: str, space: str) -> Mapping[str, Any]:
-    """Dotted key → value in a preset's recipe of a space."""
-    if preset not in PRESETS:
-        return {}
-    return dict(leaves(load_recipe(preset, space=space).model_dump(mode="json", by_alias=True)))
+def _leaves(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    return leaves(recipe.model_dump(mode="json", by_alias=True))

@@ -14,7 +14,9 @@ from filelock import FileLock
 import mlo
 from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.bounded_files import text_of
-from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
+from lfmcw_app.comparison import measure_of, summaries
+from lfmcw_app.comparison_figure import draw_comparison
+from lfmcw_app.comparison_text import summarise
 from lfmcw_app.data import FOLDER, Dataset, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.output_files import replacing

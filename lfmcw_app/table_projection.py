@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lfmcw_app.comparison import power_planned
+from lfmcw_app.comparison_text import describe_planned_power
 from lfmcw_app.data import Dataset
 from lfmcw_app.printing import print_table, say
 from lfmcw_app.projection import project
@@ -99,4 +99,4 @@ def print_table_projection(
             console,
             f"With {jobs} at a time, where each has a core: {' '.join(duration(left / jobs))}.",
         )
-    say(console, power_planned(arms[0].runs, tests))
+    say(console, describe_planned_power(arms[0].runs, tests))

@@ -6,7 +6,7 @@ import json
 
 from PIL import Image
 
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 
@@ -53,8 +53,7 @@ def make_folder(
     recipe = load_recipe(
         "smoke",
         space="pdarts" if len(stages) > 1 else "darts",
-        overrides={"dataset": dataset},
-        assignments=(*settings, "search.nodes=2"),
+        overrides={"dataset": dataset, **parsed_settings((*settings, "search.nodes=2"))},
     )
     (path / "config.yaml").write_text(recipe.to_yaml())
     (path / "dataset.json").write_text(

@@ -14,7 +14,7 @@ from lfmcw_app import training
 from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.data import Dataset, load_dataset
 from lfmcw_app.network_file import write_network
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import random_genotype
 
@@ -54,8 +54,7 @@ def trained_run(folder, monkeypatch, *, settings=()):
     write_classes(pictures / "test", dict.fromkeys(CLASSES, 4), size=(10, 12))
     recipe = load_recipe(
         "smoke",
-        overrides={"dataset": f"folder:{pictures}"},
-        assignments=(*SETTINGS, *settings),
+        overrides={"dataset": f"folder:{pictures}", **parsed_settings((*SETTINGS, *settings))},
     )
     dataset = load_dataset(recipe.dataset, image_size=8)
     run = RunFolder.create(folder / "run", recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -77,9 +76,9 @@ def evaluate(
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
-        if init is not None:
-            assign = [*(assign or []), f"evaluation.init.run={json.dumps(str(init))}"]
-        assign = options.with_lookup(assign, lookup)
+        settings = options.given_settings(
+            assign, {"evaluation.init.run": init, "lookup.file": lookup}
+        )
 
         # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
@@ -90,7 +89,7 @@ def evaluate(
                 dataset=dataset,
                 config=config,
                 options={"preset": preset, "search.space": space, "seed": seed},
-                assign=assign,
+                settings=settings,
                 out=out,
             )
             options.check_no_trial(max_steps)
@@ -112,7 +111,7 @@ def evaluate(
                 dataset,
                 preset,
                 config,
-                assign,
+                settings,
                 seed,
                 space=space,
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
@@ -121,8 +120,7 @@ def evaluate(
             if out is not None and not dry_run:
                 RunFolder.check_free(out)
             cells = _given(genotype, recipe)
-            given = tuple(assign or ())
-            for told in idle_settings(recipe, config=config, assignments=given, searches=False):
+            for told in idle_settings(recipe, config=config, given=settings, searches=False):
                 say(console, told)
         if not recipe.trains:
             if dry_run or max_steps is not None:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATASET_HELP", "check_keep", "check_no_trial", "complete_dataset", "completing",
-    "default_threads", "fresh_folder", "pick_device", "place", "set_threads", "with_lookup",
+    "default_threads", "fresh_folder", "given_settings", "pick_device", "place", "set_threads",
 ]  # fmt: skip
 
 # The modules that own these names need torch, which takes ten times as long to import as `--help`
@@ -181,11 +180,22 @@ ThreadsOption = Annotated[
 # ------------------------------ what their values mean
 
 
-def with_lookup(assign: list[str] | None, lookup: Path | None) -> list[str] | None:
-    """The assignments of --set, with that of --lookup."""
-    if lookup is None:
-        return assign
-    return [*(assign or []), f"lookup.file={json.dumps(str(lookup))}"]
+def given_settings(
+    assign: Sequence[str] | None, paths: Mapping[str, Path | None]
+) -> dict[str, Any]:
+    """Dotted key → value of --set, and of options that name a path.
+
+    Args:
+        assign: of --set.
+        paths: key → the path of its option; None if it was not given.
+
+    Raises:
+        InputError: naming an assignment that is none.
+    """
+    from lfmcw_app.recipe import merged_settings, parsed_settings
+
+    of_options = {key: str(path) for key, path in paths.items() if path is not None}
+    return merged_settings(parsed_settings(assign or ()), of_options)
 
 
 def check_no_trial(max_steps: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lfmcw_app.bounded_files import read_object
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
-from lfmcw_app.recipe import changed_recipe
+from lfmcw_app.recipe import changed_recipe, merged_settings
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 
 __all__ = ["resumed_folder"]
@@ -25,7 +25,7 @@ def resumed_folder(
     dataset: str | None,
     config: Path | None,
     options: Mapping[str, Any],
-    assign: Sequence[str] | None,
+    settings: Mapping[str, Any],
     out: Path | None,
 ) -> RunFolder:
     """Opens the folder of --resume, with the recipe that the other options ask for.
@@ -39,7 +39,7 @@ def resumed_folder(
         dataset: the argument DATASET.
         config: the option --config.
         options: dotted key → value of other options that set a key; None if not given.
-        assign: of --set.
+        settings: dotted key → value of single settings; they override the options.
         out: the option --out.
 
     Raises:
@@ -62,11 +62,9 @@ def resumed_folder(
     if dataset is not None:
         check_dataset(dataset)
     given = {**options, "dataset": dataset or _place(folder)}
+    of_options = {key: value for key, value in given.items() if value is not None}
     wanted = changed_recipe(
-        folder.recipe,
-        config=config,
-        overrides={key: value for key, value in given.items() if value is not None},
-        assignments=tuple(assign or ()),
+        folder.recipe, config=config, overrides=merged_settings(of_options, settings)
     )
     folder.change(with_table_digest(wanted), searches=searches)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -81,11 +80,9 @@ def run(
         if tensorboard:
             check_tensorboard()
         options.check_keep(keep)
-        if init is not None:
-            assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
-        assign = options.with_lookup(assign, lookup)
+        settings = options.given_settings(assign, {"search.init.run": init, "lookup.file": lookup})
         if detect_collapse:
-            assign = [*(assign or []), "detect_collapse=true"]
+            settings["detect_collapse"] = True
 
         # The recipe comes from the options, or from the folder that is resumed.
         folder = None
@@ -97,7 +94,7 @@ def run(
                 dataset=dataset,
                 config=config,
                 options={**given, "search.method": method, "seed": seed},
-                assign=assign,
+                settings=settings,
                 out=out,
             )
             options.check_no_trial(max_steps)
@@ -112,7 +109,7 @@ def run(
                 dataset,
                 preset,
                 config,
-                assign,
+                settings,
                 seed,
                 space=space,
                 order=order,
@@ -132,8 +129,7 @@ def run(
         with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
             if resume is None:
-                settings = tuple(assign or ())
-                for told in idle_settings(recipe, config=config, assignments=settings, order=order):
+                for told in idle_settings(recipe, config=config, given=settings, order=order):
                     say(console, told)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")

@@ -116,16 +116,18 @@ def table(
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         options.check_keep(keep)
         options.check_outside(dataset, out or Path("tables"), runs)
-        settings = options.with_lookup(assign, lookup) or []
-        check_settings(name, settings)
+        assign = assign or []
+        check_settings(name, assign)
+        settings = options.given_settings(None, {"lookup.file": lookup})
 
         # Seed by seed, so that the arms of an unfinished table have equal numbers of runs.
         recipes = {}
         for seed in range(first_seed, first_seed + seeds):
             for label, arm in TABLES[name].items():
                 recipes[label, seed] = arm_recipe(
-                    arm, dataset, preset, config, settings, seed, space=space, order=order
-                )
+                    arm, dataset, preset, config, assign, seed,
+                    space=space, order=order, settings=settings,
+                )  # fmt: skip
         check_arms(name, recipes)
         first = next(iter(recipes.values()))
         table_of(first)  # whether it fits

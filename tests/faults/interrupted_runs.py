@@ -72,7 +72,7 @@ class Runs:
     def resume(self, path: Path, *, die_after: int | None = None, **changes):
         """Resumes the run of a folder, as a new process would, with other settings."""
         folder = RunFolder.open(path)
-        wanted = changed_recipe(folder.recipe, config=None, overrides=changes, assignments=())
+        wanted = changed_recipe(folder.recipe, overrides=changes)
         folder.change(wanted, searches=True)
         return self._run(folder, die_after)
 

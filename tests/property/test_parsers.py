@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, load_recipe, validate_recipe
+from lfmcw_app.recipe import Recipe, load_recipe, parsed_settings, validate_recipe
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 
@@ -224,7 +224,7 @@ def test_any_value_of_any_key_is_a_recipe_or_an_input_error(tmp_path, flat):
 @example("search", "{}")
 def test_any_assignment_is_a_recipe_or_an_input_error(key, value):
     try:
-        found = load_recipe("smoke", assignments=(f"{key}={value}",))
+        found = load_recipe("smoke", overrides=parsed_settings([f"{key}={value}"]))
     except InputError:
         return
     assert isinstance(found, Recipe)

@@ -28,6 +28,7 @@ from lfmcw_app.commands.run import run as run_command
 from lfmcw_app.commands.sample import sample as sample_command
 from lfmcw_app.commands.table import table as table_command
 from lfmcw_app.generators import GAMES
+from lfmcw_app.recipe import parsed_settings
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.spaces import SPACES
@@ -348,8 +349,9 @@ def test_commands_that_the_docs_write_out_are_understood():
         text = re.sub(r"\b[KS]\b", "0", text).replace("TABLE", "table2")  # what is to be filled in
         given = typer.main.get_command(app).make_context(page, shlex.split(text)).params
         if given.get("dataset") is not None:
-            options = (given.get(key) for key in ("dataset", "preset", "config", "assign", "seed"))
-            resolve_recipe(*options, space=given["space"])
+            given["settings"] = parsed_settings(given.get("assign") or ())
+            options = ("dataset", "preset", "config", "settings", "seed")
+            resolve_recipe(*(given.get(key) for key in options), space=given["space"])
 
 
 def defined(tree, prefix=""):

@@ -55,6 +55,12 @@ def test_a_setting_can_name_the_seed(tmp_path):
     assert recipe.search.steps == 41
 
 
+def test_a_setting_as_a_value_does_not_name_the_seed():
+    arm, given = TABLES["table2"]["LFM-CW"], {"data.groups": "{seed}.csv"}
+    recipe = arm_recipe(arm, "digits", "smoke", None, [], 4, space=None, order=None, settings=given)
+    assert recipe.data.groups == "{seed}.csv"
+
+
 def ablation(*settings, seed=0, order="first"):
     """The recipes of the ablation, by label."""
     return {

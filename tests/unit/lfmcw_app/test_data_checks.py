@@ -11,7 +11,7 @@ import torch
 from lfmcw_app.data import Dataset, Images
 from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_what_is_given_beside_a_preset_is_not_adapted():
         section, name = key.split(".")
         assert getattr(getattr(now, section), name) == settings[key]
     assert load_recipe("small", overrides=settings).evaluation.min_steps == 0
-    assert load_recipe("small", assignments=("evaluation.epochs=6",)).evaluation.min_steps == 0
-    both = ("evaluation.epochs=6", "evaluation.min_steps=7")
-    assert load_recipe("small", assignments=both).evaluation.min_steps == 7
+    assert load_recipe("small", overrides={"evaluation.epochs": 6}).evaluation.min_steps == 0
+    both = {"evaluation.epochs": 6, "evaluation.min_steps": 7}
+    assert load_recipe("small", overrides=both).evaluation.min_steps == 7
 
 
 def test_images_that_the_recipe_leaves_out_are_told():
@@ -171,7 +171,7 @@ def test_the_advice_on_a_longer_training_is_right():
     asked, dataset = load_recipe("small"), made(240)
     (line,) = adaptations(asked, fitted(asked, dataset), dataset)
     given = re.search(r"--set (evaluation\.min_steps=\d+)", line)[1]
-    kept = load_recipe("small", assignments=(given,))
+    kept = load_recipe("small", overrides=parsed_settings([given]))
     assert adaptations(kept, fitted(kept, dataset), dataset) == []
 
 
@@ -223,7 +223,8 @@ def test_hostile_numbers_are_refused_by_their_key(key, space):
         if value in ("0", "null") or (large and float(value) < float(NUMBERS[key])):
             continue  # they have a meaning for some keys
         assignments = (f"{key}={value}", *filter(None, [other]))
+        settings = parsed_settings(assignments)
         with pytest.raises(InputError) as refused:
-            read_data(load_recipe("smoke", space=space, assignments=assignments), Path("data"))
+            read_data(load_recipe("smoke", space=space, overrides=settings), Path("data"))
         assert name in str(refused.value) or section in str(refused.value), value
         assert len(str(refused.value)) < 600

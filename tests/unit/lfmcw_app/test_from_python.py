@@ -12,6 +12,7 @@ import torch
 import lfmcw_app
 from lfmcw_app import own_datasets
 from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import load_recipe
 
 SETTINGS = {
     "search.steps": 2,
@@ -86,6 +87,23 @@ def test_settings_that_cannot_change_are_refused(tmp_path):
     searched(tmp_path / "run", quiet=True)
     with pytest.raises(InputError, match="another recipe: seed"):
         searched(tmp_path / "run", seed=3)
+
+
+def test_settings_of_a_script_are_taken_as_values(tmp_path, monkeypatch):
+    def told(console, recipe, *_, **__):
+        raise RuntimeError(recipe)
+
+    monkeypatch.setattr("lfmcw_app.from_python.read_and_tell", told)
+    settings = {
+        "search.space": "pcdarts",
+        "data.groups": "😀 #1.csv",
+        "search.weights.min_lr": 1e-5,
+    }
+    with pytest.raises(RuntimeError) as found:
+        lfmcw_app.run_search("squares", tmp_path / "run", preset="smoke", settings=settings)
+    (recipe,) = found.value.args
+    assert recipe == load_recipe("smoke", overrides={"dataset": "squares", **settings})
+    assert recipe.search == load_recipe("smoke", space="pcdarts", overrides=settings).search
 
 
 def test_names_of_the_package_are_found():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.idle_settings import RULES, idle_settings
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe, load_recipe, parsed_settings
 from lfmcw_app.resuming import leaves
 
 KEYS = [key for key, _ in leaves(Recipe().model_dump(mode="json", by_alias=True))]
@@ -14,13 +14,9 @@ KEYS = [key for key, _ in leaves(Recipe().model_dump(mode="json", by_alias=True)
 def told(*assignments, searches=True, space="darts", dataset="digits", **more):
     """What is told of assignments; the method and the like come as keywords with double dashes."""
     context = {name.replace("__", "."): value for name, value in more.items()}
-    recipe = load_recipe(
-        "smoke",
-        space=space,
-        overrides={"dataset": dataset, **context},
-        assignments=assignments,
-    )
-    return idle_settings(recipe, assignments=assignments, searches=searches)
+    given = parsed_settings(assignments)
+    recipe = load_recipe("smoke", space=space, overrides={"dataset": dataset, **context, **given})
+    return idle_settings(recipe, given=given, searches=searches)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import look_up_genotype
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import look_up, open_table, table_of
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.report.page import write_report
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.result import print_result
@@ -42,8 +42,8 @@ def table_file(tmp_path_factory):
 
 
 def recipe_of(file, *settings, dataset="digits", nodes=3, **more):
-    assign = [f"search.nodes={nodes}", f"lookup.file={json.dumps(str(file))}", *settings]
-    return resolve_recipe(dataset, "smoke", None, assign, 0, space="nasbench201", **more)
+    given = {"search.nodes": nodes, "lookup.file": str(file), **parsed_settings(settings)}
+    return resolve_recipe(dataset, "smoke", None, given, 0, space="nasbench201", **more)
 
 
 # ------------------------------ the table of a recipe
@@ -307,7 +307,13 @@ def test_a_run_without_a_network_says_why(folder, complete):
 
 def resume(path, *assign, searches=False):
     return resumed_folder(
-        path, searches=searches, dataset=None, config=None, options={}, assign=assign, out=None
+        path,
+        searches=searches,
+        dataset=None,
+        config=None,
+        options={},
+        settings=parsed_settings(assign),
+        out=None,
     )
 
 
@@ -328,9 +334,8 @@ def test_a_run_is_not_resumed_on_another_table(folder, tmp_path):
 
 
 def test_a_run_that_trains_does_not_become_a_look_up(table_file, tmp_path):
-    recipe = resolve_recipe(
-        "digits", "smoke", None, ["search.nodes=3"], 0, space="nasbench201"
-    )  # fmt: skip
+    settings = {"search.nodes": 3}
+    recipe = resolve_recipe("digits", "smoke", None, settings, 0, space="nasbench201")
     RunFolder.create(tmp_path / "run", recipe)
     with pytest.raises(InputError, match=r"lookup\.digest None → .* cannot change during a run"):
         resume(tmp_path / "run", f"lookup.file={table_file}", searches=True)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
+import numpy as np
 import pytest
 import yaml
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe, validate_recipe
+from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.plugins import Table
+from lfmcw_app.recipe import (
+    PRESETS,
+    Recipe,
+    _preset_recipe,
+    load_recipe,
+    parsed_settings,
+    preset_recipe,
+    validate_recipe,
+)
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
+from mlo import engine_from
 
 
 def test_a_second_order_search_in_bfloat16_is_refused():
@@ -24,7 +40,7 @@ def test_a_recipe_survives_yaml(preset):
 def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\nsearch: {lambda: 0.5, channels: 6}\n")
-    recipe = load_recipe("smoke", config=path, assignments=("search.channels=10",))
+    recipe = load_recipe("smoke", config=path, overrides={"search.channels": 10})
     assert (recipe.seed, recipe.search.lam, recipe.search.channels, recipe.search.layers) == (
         3,
         0.5,
@@ -148,18 +164,27 @@ def test_the_original_recipes_are_those_of_the_programs(space, dataset, values):
         ("checkpoint_every=1e20", "less than 9,007,199,254,740,992"),
         ("search.layers=1001", "at most 1,000, got"),
         ("search.nodes=65", "at most 64, got 65"),
-        ("search.progressive.added_layers=[0, 1, 1001]", "at most 1000 cells"),
+        ("search.progressive.added_layers=[0, 1, 1001]", "added_layers.2.' must be at most 1,000"),
+        ("search.progressive.added_layers=[-1, 0, 0]", "added_layers.0.' must be at least 0"),
+        ("search.progressive.dropped_operations=[3, 2, 0]", "operations.2.' must be at least 1"),
+        ("search.progressive.skip_dropout=[0, 0.5, 1.0]", "skip_dropout.2.' must be less than 1"),
+        ("search.progressive.skip_dropout=[-0.1, 0, 0]", "skip_dropout.0.' must be at least 0"),
+        ("search.augmentation.color_jitter=[-1, 0, 0, 0]", "color_jitter.0.' must be at least 0"),
+        ("evaluation.augmentation.color_jitter=[0, 0, 0, 9.0]", "jitter.3.' must be at most 0.5"),
+        ("evaluation.augmentation.color_jitter=[0, 0, 0, -0.1]", "jitter.3.' must be at least 0"),
+        ("evaluation.augmentation.color_jitter=[0, 0, 0]", "color_jitter' takes 4 values"),
+        ("data.search_fractions=[0.5, -0.1]", "must be positive and sum to at most 1"),
     ],
 )
 def test_values_of_a_wrong_type_are_refused(setting, words):
     with pytest.raises(InputError, match=words):
-        load_recipe("smoke", assignments=(setting,))
+        load_recipe("smoke", overrides=parsed_settings([setting]))
 
 
 def test_numbers_have_one_meaning_however_they_are_written():
     settings = ("search.weights.lr=1e-1", "search.layers=4.0", "search.steps=1e3", "seed=0x10",
                 "evaluation.drop_path=0", "search.generator.betas=[0, 1e-1]")  # fmt: skip
-    recipe = load_recipe("smoke", assignments=settings)
+    recipe = load_recipe("smoke", overrides=parsed_settings(settings))
     assert recipe.search.weights.lr == 0.1
     assert [recipe.search.layers, recipe.search.steps, recipe.seed] == [4, 1000, 16]
     assert type(recipe.search.layers) is int
@@ -191,6 +216,115 @@ def test_no_package_takes_the_name_of_real_images():
             load_recipe("smoke", overrides={"search.generator.name": "real"})
     finally:
         del GAMES._entries["real"]
+
+
+NAMES = (
+    "a #b: c",
+    "😀.csv",
+    '"q"',
+    "it's",
+    "back\\slash",
+    "{seed}",
+    "1e-3",
+    "null",
+    "yes",
+    "- x",
+    " ",
+    "",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_given_as_a_value_stays_that_text(name):
+    recipe = load_recipe("smoke", overrides={"data.groups": name})
+    assert recipe.data.groups == name
+    assert validate_recipe(parse_yaml(recipe.to_yaml())) == recipe
+
+
+def test_lists_sections_and_null_can_be_values():
+    fractions, shares = (0.25, 0.5), {"cat": 0.5}
+    settings = {
+        "data": {"search_fractions": fractions},
+        "data.class_shares": shares,
+        "search.weights.grad_clip": None,
+        "search.hypergradient": {"w1": {"name": "neumann"}, "default": "one_step"},
+    }
+    before = copy.deepcopy(settings)
+    recipe = load_recipe("smoke", overrides=settings)
+    assert settings == before  # a section that is completed is the recipe's own
+    assert (recipe.data.search_fractions, recipe.data.class_shares) == (fractions, shares)
+    assert recipe.search.weights.grad_clip is None
+    assert validate_recipe(parse_yaml(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("search.hypergradient", engine_from("neumann")),
+        ("search.hypergradient", {"w1": {"name": "neumann", "steps": np.int64(3)}}),
+        ("search.init.run", Path("runs/one")),
+    ],
+)
+def test_objects_of_a_script_are_no_settings(key, value):
+    """They would be written as something else than what is read back."""
+    with pytest.raises(InputError, match=rf"'{key}.* A recipe holds text, numbers, true"):
+        load_recipe("smoke", overrides={key: value})
+
+
+def test_the_last_of_several_settings_of_a_key_counts():
+    assert parsed_settings(["seed=1", "seed=2"]) == {"seed": 2}
+    section = ["data.test_images=3", "data={train_images: 8}", "data.test_images=5"]
+    data = load_recipe("smoke", overrides=parsed_settings(section)).data
+    assert (data.train_images, data.test_images) == (8, 5)
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "random:imagenet"])
+def test_imagenet_has_its_settings_wherever_it_is_named(dataset, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"dataset: {dataset}")
+    named = load_recipe("paper", overrides={"dataset": dataset})
+    assert named.search.stem == "imagenet"
+    assert load_recipe("paper", config={"dataset": dataset}) == named
+    assert load_recipe("paper", config=file) == named
+    other = load_recipe("paper", config={"dataset": dataset}, overrides={"dataset": "cifar10"})
+    assert other == load_recipe("paper", overrides={"dataset": "cifar10"})
+
+
+def test_a_space_has_its_settings_wherever_it_is_named():
+    named = load_recipe("paper", space="pdarts")
+    assert load_recipe("paper", config={"search": {"space": "pdarts"}}) == named
+    assert load_recipe("paper", overrides={"search.space": "pdarts"}) == named
+    with pytest.raises(InputError, match=r"Unknown search space \[8\]"):
+        load_recipe("paper", overrides={"search.space": [8]})
+
+
+FEW = {
+    "search.primitives": ["none", "skip_connect", "sep_conv_3x3", "max_pool_3x3"],
+    "search.progressive.added_layers": [0, 1],
+    "search.progressive.skip_dropout": [0.1, 0.2],
+    "search.progressive.dropped_operations": [1, 1],
+}
+
+
+def test_a_presets_recipe_does_not_depend_on_the_settings():
+    recipe = load_recipe("smoke", space="pdarts", overrides={"dataset": "digits", **FEW})
+    assert preset_recipe(recipe) == load_recipe("smoke", space="pdarts")
+    assert preset_recipe(recipe) is preset_recipe(recipe)  # read once
+    assert preset_recipe(Recipe()) is None
+
+
+def test_a_presets_recipe_asks_no_package(monkeypatch):
+    """A package that takes a name of the preset's does not stop runs that do without it."""
+    recipe = load_recipe("small", overrides={"search.primitives": ["none", "skip_connect"]})
+    _preset_recipe.cache_clear()
+
+    def refuse(table, name):
+        raise InputError(f"Several packages have {name}.")
+
+    monkeypatch.setattr(Table, "__getitem__", refuse)
+    assert preset_recipe(recipe).search.primitives == DARTS_PRIMITIVES
+    with pytest.raises(InputError, match="Several packages"):
+        load_recipe("small")
 
 
 @pytest.mark.parametrize("tree", [{"dataset": "folder:a\udcff"}, {"data": {"groups": "\ud800"}}])

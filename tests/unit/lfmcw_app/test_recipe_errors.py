@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 
 
 def refused(*assignments):
     with pytest.raises(InputError) as caught:
-        load_recipe("smoke", overrides={"dataset": "digits"}, assignments=assignments)
+        load_recipe("smoke", overrides={"dataset": "digits", **parsed_settings(assignments)})
     return str(caught.value)
 
 

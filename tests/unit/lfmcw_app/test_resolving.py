@@ -23,21 +23,23 @@ def test_imagenet_is_searched_with_partial_channels():
 
 
 @pytest.mark.parametrize(
-    ("assign", "space", "words"),
+    ("settings", "space", "words"),
     [
-        (["search.space=darts"], "pdarts", "contradict each *other"),
-        (["dataset=cifar10"], None, "drop --set dataset="),
-        (["search.chanels=8"], None, "Did you mean 'search.channels'"),
+        ({"search.space": "darts"}, "pdarts", "contradict each *other"),
+        ({"search": {"space": "darts"}}, "pdarts", "contradict each *other"),
+        ({"dataset": "cifar10"}, None, "drop the setting dataset="),
+        ({"search.chanels": 8}, None, "Did you mean 'search.channels'"),
+        ({8: 3}, None, "A key of a recipe is text, such as search.channels; got 8"),
     ],
 )
-def test_settings_that_contradict_are_refused(assign, space, words):
+def test_settings_that_contradict_are_refused(settings, space, words):
     with pytest.raises(InputError, match=words):
-        resolve_recipe("digits", None, None, assign, None, space=space)
+        resolve_recipe("digits", None, None, settings, None, space=space)
 
 
 def test_a_space_by_set_has_the_presets_settings_for_it():
     by_option = resolve_recipe("digits", None, None, None, None, space="pdarts")
-    by_set = resolve_recipe("digits", None, None, ["search.space=pdarts"], None)
+    by_set = resolve_recipe("digits", None, None, {"search.space": "pdarts"}, None)
     assert by_option == by_set
 
 
@@ -68,9 +70,11 @@ def test_preset_and_space_of_a_file_are_those_it_goes_over(tmp_path):
         resolve_recipe("digits", None, path, None, None)
 
 
-def test_the_last_of_several_settings_of_a_key_counts():
-    settings = ["search.steps=1", "search.steps=2"]
-    assert resolve_recipe("digits", None, None, settings, None).search.steps == 2
+def test_a_preset_may_be_a_setting_too():
+    by_option = resolve_recipe("digits", "small", None, None, None)
+    assert resolve_recipe("digits", None, None, {"preset": "small"}, None) == by_option
+    with pytest.raises(InputError, match="--preset is 'paper', and --set preset is 'small'"):
+        resolve_recipe("digits", "paper", None, {"preset": "small"}, None)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.provenance import made_by
-from lfmcw_app.recipe import load_recipe
-from lfmcw_app.result_rows import row_of
+from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.result_rows import columns_of, row_of
 from lfmcw_app.run_folder import RunFolder
 
 RESULT = {
@@ -28,7 +28,8 @@ SMALL = {"dataset": "folder:/somewhere/private/pictures", "seed": 7}
 
 def complete(path, *, result=None, timings=(), assignments=(), **overrides):
     """The folder of a complete run."""
-    recipe = load_recipe("small", overrides={**SMALL, **overrides}, assignments=assignments)
+    settings = {**SMALL, **overrides, **parsed_settings(assignments)}
+    recipe = load_recipe("small", overrides=settings)
     folder = RunFolder.create(path / "pictures-darts-lfmcw-seed7-0123456789ab", recipe)
     folder.write("result.json", json.dumps(RESULT if result is None else result))
     lines = [json.dumps({"phase": phase, "seconds": seconds}) for phase, seconds in timings]
@@ -72,6 +73,16 @@ def test_what_does_not_apply_is_empty(tmp_path):
     assert {name: getattr(row, name) for name in empty} == dict.fromkeys(empty)
     assert row.gan_test_percent is None  # it has no generator
     assert (row.search_seconds, row.training_seconds) == (None, None)
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "random:imagenet", "cifar10"])
+@pytest.mark.parametrize("space", ["darts", "pcdarts"])
+def test_a_presets_own_settings_are_not_listed(dataset, space):
+    recipe = load_recipe("paper", space=space, overrides={"dataset": dataset})
+    assert columns_of(recipe)["settings"] is None
+    few = {"dataset": dataset, "search.primitives": ["none", "skip_connect"]}
+    told = columns_of(load_recipe("paper", space=space, overrides=few))["settings"]
+    assert told == 'search.primitives=["none","skip_connect"]'
 
 
 def test_conditions_of_the_data_have_a_column_of_their_own(tmp_path):

@@ -194,9 +194,7 @@ def test_a_step_after_a_change_has_the_new_length():
 def test_epochs_take_the_place_of_a_presets_least_rounds(tmp_path):
     """Else they would change nothing where few images made the preset add epochs."""
     own = RunFolder.create(tmp_path / "own", load_recipe("small"))
-    wanted = changed_recipe(
-        own.recipe, config=None, overrides={}, assignments=("evaluation.epochs=120",)
-    )
+    wanted = changed_recipe(own.recipe, overrides={"evaluation.epochs": 120})
     found = planned_changes(own.path, own.recipe, wanted, searches=True)
     assert {(change.key, change.new) for change in found} == {
         ("evaluation.epochs", 120), ("evaluation.min_steps", 0),
@@ -209,7 +207,7 @@ def test_a_search_after_a_warm_up_can_be_made_longer(tmp_path):
     run = RunFolder.create(tmp_path / "run", recipe)
     for phase in ("generator", "search"):
         (run.path / f"{phase}.pt").touch()
-    longer = changed_recipe(recipe, config=None, overrides={"search.steps": 99}, assignments=())
+    longer = changed_recipe(recipe, overrides={"search.steps": 99})
     (change,) = planned_changes(run.path, recipe, longer, searches=True)
     assert (change.key, change.new) == ("search.steps", 99)
 

@@ -13,7 +13,7 @@ from lfmcw_app.build_modules import make_generator
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.sampling import draw_sheet, load_generator, measured_quality, save_images
 
@@ -23,7 +23,7 @@ NAMES = ("T-shirt/top", "cost $", "dog")
 def searched(path, *settings, game="dcgan", stage="search", rounds=7):
     """A run folder with the checkpoint of a search that is still running."""
     options = (f"search.generator.name={game}", "search.generator.channels=4", *settings)
-    recipe = load_recipe("smoke", assignments=options)
+    recipe = load_recipe("smoke", overrides=parsed_settings(options))
     folder = RunFolder.create(path, recipe)
     torch.manual_seed(0)
     generator = make_generator(

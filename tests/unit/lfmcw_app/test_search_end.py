@@ -17,7 +17,7 @@ from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.parts import search_parts
 from lfmcw_app.pictures import snapshot_rounds
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_end import (
@@ -47,7 +47,9 @@ def quick(monkeypatch):
 
 def searched(path, *settings, dataset=None):
     """A search of three rounds; its folder and what it printed."""
-    folder = RunFolder.create(path, load_recipe("smoke", assignments=(*SMALL, *settings)))
+    folder = RunFolder.create(
+        path, load_recipe("smoke", overrides=parsed_settings((*SMALL, *settings)))
+    )
     output = io.StringIO()
     search(folder, dataset or bars(), Console(file=output, width=500), CPU)
     return folder, output.getvalue()
@@ -149,7 +151,9 @@ def test_a_search_without_a_generator_has_no_such_end(tmp_path):
 
 def test_the_end_is_measured_once(tmp_path):
     """What stands in search.json is not measured again; of another round it is."""
-    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
+    folder = RunFolder.create(
+        tmp_path / "run", load_recipe("smoke", overrides=parsed_settings(SMALL))
+    )
     modules, parts, dataset, judge = end_of(folder)
 
     def end(number, given=judge):
@@ -171,7 +175,9 @@ def test_the_end_is_measured_once(tmp_path):
 
 def test_an_end_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     """The result is made from it: without it a run would have another result."""
-    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
+    folder = RunFolder.create(
+        tmp_path / "run", load_recipe("smoke", overrides=parsed_settings(SMALL))
+    )
     modules, parts, dataset, judge = end_of(folder)
     (folder.path / SEARCH_END).mkdir()  # a name that no file can take
     monkeypatch.setattr("lfmcw_app.search_end.read_search_end", lambda folder: None)
@@ -182,7 +188,9 @@ def test_an_end_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"generator": {"gan_test": 1}}', '{"generator": 3}'])
 def test_a_damaged_file_is_an_error_of_the_user(tmp_path, text):
-    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
+    folder = RunFolder.create(
+        tmp_path / "run", load_recipe("smoke", overrides=parsed_settings(SMALL))
+    )
     (folder.path / SEARCH_END).write_text(text)
     with pytest.raises(InputError, match=r"search.json is damaged .* Delete it and resume"):
         generator_result(folder)
@@ -207,7 +215,9 @@ def test_rounds_of_measurements(when, ends, expected):
 
 def test_w1_is_measured_with_settled_statistics(tmp_path):
     """A copy of W1 is given them. W1 and the random state stay as they are."""
-    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
+    folder = RunFolder.create(
+        tmp_path / "run", load_recipe("smoke", overrides=parsed_settings(SMALL))
+    )
     modules, parts, dataset, _ = end_of(folder)
     train, validation = parts.train, parts.validation
     before = {name: value.clone() for name, value in modules.w1.state_dict().items()}
@@ -228,7 +238,9 @@ def test_w1_is_measured_with_settled_statistics(tmp_path):
 
 def test_a_row_of_w1s_confusion_is_a_label_of_d_val(tmp_path):
     """W1 that always says 2 has its counts in column 2."""
-    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
+    folder = RunFolder.create(
+        tmp_path / "run", load_recipe("smoke", overrides=parsed_settings(SMALL))
+    )
     modules, parts, dataset, _ = end_of(folder)
     train, validation = parts.train, parts.validation
     with torch.no_grad():

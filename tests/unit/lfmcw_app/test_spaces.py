@@ -9,7 +9,7 @@ import pytest
 
 import lfmcw_app
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.spaces import SPACES, Space, space_named
 from lfmcw_app.testing import SpaceContract
@@ -58,7 +58,9 @@ def test_the_first_space_of_robust_darts_has_cells_of_four_nodes():
 
 
 def test_the_set_of_operations_can_be_chosen():
-    how = load_recipe("smoke", assignments=("search.primitives=[none, conv_3x3, skip_connect]",))
+    how = load_recipe(
+        "smoke", overrides={"search.primitives": ["none", "conv_3x3", "skip_connect"]}
+    )
     assert SPACES["darts"].candidates(how.search).normal[0] == ("none", "conv_3x3", "skip_connect")
     for wrong, words in {
         "[conv_9x9]": "Unknown primitive 'conv_9x9'",
@@ -69,7 +71,7 @@ def test_the_set_of_operations_can_be_chosen():
         "sep_conv_3x3": "a list of names is needed",
     }.items():
         with pytest.raises(InputError, match=words):
-            load_recipe("smoke", assignments=(f"search.primitives={wrong}",))
+            load_recipe("smoke", overrides=parsed_settings([f"search.primitives={wrong}"]))
 
 
 def per_edge(names, nodes=2):

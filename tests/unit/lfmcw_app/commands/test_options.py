@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,26 @@ from started_processes import finished
 
 from lfmcw_app.commands import options
 from lfmcw_app.errors import InputError
+from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.readers import DATASETS
-from lfmcw_app.recipe import PRESETS
+from lfmcw_app.recipe import PRESETS, load_recipe, validate_recipe
 from lfmcw_app.run_folder import KEEP
 from lfmcw_app.spaces import SPACES
+
+
+@pytest.mark.parametrize("name", ["😀/t.csv", "{seed}.csv", 'a "b" #c: d.csv', "1e-3"])
+def test_an_option_that_names_a_path_takes_any_name(name):
+    paths = {"lookup.file": Path(name), "search.init.run": None}
+    settings = options.given_settings(["seed=3", "lookup.file=other"], paths)
+    assert settings == {"seed": 3, "lookup.file": name}
+    recipe = load_recipe("smoke", overrides=settings)
+    assert validate_recipe(parse_yaml(recipe.to_yaml())).lookup.file == name
+
+
+def test_a_path_that_is_no_text_is_named():
+    settings = options.given_settings(None, {"lookup.file": Path("t\udcff.csv")})
+    with pytest.raises(InputError, match=r"'lookup\.file'.* is no text in UTF-8.* rename that"):
+        load_recipe("smoke", overrides=settings)
 
 
 @pytest.mark.parametrize(

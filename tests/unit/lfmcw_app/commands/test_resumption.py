@@ -12,7 +12,7 @@ from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 
 
-def resumed(path, *, searches=True, dataset=None, config=None, assign=(), out=None, **options):
+def resumed(path, *, searches=True, dataset=None, config=None, settings=None, out=None, **options):
     keys = {"space": "search.space", "order": "search.order", "method": "search.method"}
     given = {keys.get(name, name): value for name, value in options.items()}
     return resumed_folder(
@@ -21,7 +21,7 @@ def resumed(path, *, searches=True, dataset=None, config=None, assign=(), out=No
         dataset=dataset,
         config=config,
         options=given,
-        assign=assign,
+        settings=settings or {},
         out=out,
     )
 
@@ -36,7 +36,7 @@ def test_the_command_that_started_a_run_resumes_it(path, tmp_path):
     config.write_text("search: {steps: 5}\n")
     folder = resumed(
         path, dataset="digits", preset="smoke", space="pdarts", order="second", seed=0,
-        config=config, assign=["search.channels=4"], out=path,
+        config=config, settings={"search.channels": 4}, out=path,
     )  # fmt: skip
     assert folder.changes == ()
     assert folder.recipe == load_recipe("smoke", space="pdarts")
@@ -45,7 +45,7 @@ def test_the_command_that_started_a_run_resumes_it(path, tmp_path):
 def test_options_beside_resume_change_the_recipe(path, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("evaluation: {weights: {lr: 1e-1}}\n")
-    folder = resumed(path, config=config, assign=["on_nonfinite=skip"])
+    folder = resumed(path, config=config, settings={"on_nonfinite": "skip"})
     assert [str(change) for change in folder.changes] == [
         "on_nonfinite 'stop' → 'skip'",
         "evaluation.weights.lr 0.025 → 0.1",
@@ -60,7 +60,7 @@ def test_options_beside_resume_change_the_recipe(path, tmp_path):
         ({"seed": 1}, "seed 0 → 1"),
         ({"preset": "small"}, "preset 'smoke' → 'small'"),
         ({"order": "first"}, "search.order 'second' → 'first'"),
-        ({"assign": ["search.chanels=8"]}, "Did you mean 'search.channels'"),
+        ({"settings": {"search.chanels": 8}}, "Did you mean 'search.channels'"),
         ({"dataset": "cifar10"}, "dataset 'digits' → 'cifar10'"),
         ({"dataset": "cifar11"}, "Unknown data set"),
         ({"searches": False}, "python -m lfmcw_app.run --resume"),
