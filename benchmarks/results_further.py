@@ -20,7 +20,8 @@ from results_data import (
 )  # fmt: skip
 from results_markdown import NOTHING, table
 
-from lfmcw_app.comparison import Comparison, Summary, compare, holm, summaries
+from lfmcw_app.comparison import Comparison, Summary, compare, summaries
+from lfmcw_app.paired_tests import holm
 
 POOLED = ((METHOD, BASELINE), (METHOD, UNIFORM), (UNIFORM, BASELINE))
 
@@ -34,7 +35,7 @@ def equal_searches(results: Results) -> str:
     titles = results.titles(effect.design for effect in effects)
     rows = [
         (
-            titles[effect.design], effect.found.seeds_said, effect.found.said(),
+            titles[effect.design], effect.found.seeds_text, effect.found.describe(),
             f"{effect.found.deviation:.2f}",
             _correlation(experiments[effect.design], NO_WEIGHT, BASELINE),
         )
@@ -108,7 +109,7 @@ def _table(
         return NOTHING
     adjusted = holm([pair.p_value for pair in found])
     rows = [
-        (*label, pair.seeds_said, pair.said(), f"{pair.p_value:.2g}", f"{p:.2g}")
+        (*label, pair.seeds_text, pair.describe(), f"{pair.p_value:.2g}", f"{p:.2g}")
         for label, pair, p in zip(labels, found, adjusted, strict=True)
     ]
     return table((*head, "seeds", ALONE, "p", f"p (Holm, of {len(rows)})"), rows)

@@ -29,8 +29,9 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     """Two-sided p-value for the hypothesis that the mean difference is zero, by flipping signs.
 
     If the arms are alike, each seed's difference could as well have the other sign: p is the share
-    of sign patterns with a mean at least as far from zero (Fisher 1935). It assumes no
-    distribution: regrets over a list of cells are discrete, skewed, and often equal.
+    of sign patterns with a mean at least as far from zero (Fisher 1935). It assumes only that the
+    arms are interchangeable within a seed. Regrets over a list of cells are discrete, skewed, and
+    often equal, which no parametric test allows for.
 
     Args:
         differences: one per seed.
@@ -76,7 +77,8 @@ def sign_flip_bounds(differences: Sequence[float], level: float) -> tuple[float,
     """The interval of all true differences that `sign_flip_p` does not reject at this level.
 
     A true difference is tested by taking it off every pair. It is as far from the mean as p says
-    where that share of the pairs' subsets has a mean beyond it (Hartigan 1969). So p only rises
+    where that share of the pairs' subsets has a mean beyond it (Hartigan 1969). That assumes
+    differences that are symmetric around the true one; a few failures of one arm break it. So p only rises
     towards the mean, and bisection finds each end. Of drawn patterns the subsets' means are known.
 
     Args:
