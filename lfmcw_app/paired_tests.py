@@ -77,9 +77,11 @@ def sign_flip_bounds(differences: Sequence[float], level: float) -> tuple[float,
     """The interval of all true differences that `sign_flip_p` does not reject at this level.
 
     A true difference is tested by taking it off every pair. It is as far from the mean as p says
-    where that share of the pairs' subsets has a mean beyond it (Hartigan 1969). That assumes
-    differences that are symmetric around the true one; a few failures of one arm break it. So p only rises
+    where that share of the pairs' subsets has a mean beyond it (Hartigan 1969). So p only rises
     towards the mean, and bisection finds each end. Of drawn patterns the subsets' means are known.
+
+    It assumes that differences are symmetric around the true one. A few failures of one arm, with
+    large errors, break that: the end on their side is then too near.
 
     Args:
         differences: one per seed.
