@@ -35,8 +35,9 @@ from lfmcw_app.comparison import (
     summaries,
 )
 from lfmcw_app.errors import InputError
+from lfmcw_app.names import PRESETS
 from lfmcw_app.paired_tests import least_pairs
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.recipe import Recipe, load_recipe
 from lfmcw_app.result_rows import setting_told
 from lfmcw_app.results_file import Row, read_results
 

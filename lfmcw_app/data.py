@@ -22,6 +22,7 @@ from lfmcw_app.errors import InputError, shown
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
 from lfmcw_app.image_survey import DecodingOptions, Reading
+from lfmcw_app.names import FOLDER, RANDOM
 from lfmcw_app.own_datasets import dataset_names, reader_of
 from lfmcw_app.prefetch import DEPTH, Prefetcher
 from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
@@ -30,12 +31,11 @@ from lfmcw_app.splits import search_indices, stratified
 from mlo.errors import CheckpointError, nearest
 
 __all__ = [
-    "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
+    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
     "in_order", "load_dataset", "resident", "search_places", "search_split", "short_name",
     "subset", "subset_places",
 ]  # fmt: skip
 
-FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
 LEAST_GPU = 16 * 10**9
 """Bytes that a GPU is assumed to have if there is none (the meta device)."""

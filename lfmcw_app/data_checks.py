@@ -16,11 +16,12 @@ from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
 from lfmcw_app.conditions import conditions_said
-from lfmcw_app.data import FOLDER, Dataset, subset_places
+from lfmcw_app.data import Dataset, subset_places
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.kept_data import reader
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.names import FOLDER
 from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds

@@ -27,6 +27,7 @@ from lfmcw_app.decoding import DamagedImage, opened
 from lfmcw_app.errors import InputError
 from lfmcw_app.network_file import NetworkFile
 from lfmcw_app.output_files import new_file
+from lfmcw_app.run_files import REAL_IMAGES
 
 __all__ = [
     "FORMATS", "INPUTS", "Comparison", "Format", "check_packages", "export_network", "real_images",
@@ -149,7 +150,7 @@ def real_images(folder: Path, file: NetworkFile) -> Tensor | None:
     None where there is no such sheet, or it is not one of this network's images.
     """
     try:
-        with opened(folder / "samples" / "real.png") as image:
+        with opened(folder / REAL_IMAGES) as image:
             sheet = np.array(image)
     except DamagedImage:
         return None

@@ -16,6 +16,7 @@ from torch import Tensor
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import DataWarning, InputError, listed
 from lfmcw_app.folders import Listing
+from lfmcw_app.run_files import DATASET
 
 __all__ = ["Fingerprint", "check_unchanged", "differences"]
 
@@ -237,7 +238,7 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
     Raises:
         InputError: saying what is different, or that dataset.json is damaged.
     """
-    path = folder / "dataset.json"
+    path = folder / DATASET
     try:
         data = read_object(path) if path.exists() else {}
         kept = data.get("fingerprint")

@@ -17,9 +17,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import FOLDER, Dataset
+from lfmcw_app.data import Dataset
 from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.names import FOLDER
 from lfmcw_app.numerics import numerics_of
 from lfmcw_app.parts import search_part_labels, search_parts, training_labels
 from lfmcw_app.printing import print_table, say

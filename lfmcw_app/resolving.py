@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from lfmcw_app.data import FOLDER, check_dataset
+from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.lookup import with_table_digest
+from lfmcw_app.names import FOLDER
 from lfmcw_app.recipe import (
     Recipe,
     dotted,

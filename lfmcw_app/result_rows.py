@@ -16,9 +16,9 @@ from lfmcw_app.recipe import Recipe, preset_recipe
 from lfmcw_app.result_file import check_complete
 from lfmcw_app.results_file import DATE, Row
 from lfmcw_app.resuming import leaves
-from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
+from lfmcw_app.run_files import ENVIRONMENT, RESULT, TIMINGS
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stages import TRAINING
-from lfmcw_app.timings import TIMINGS
 
 __all__ = ["columns_of", "row_of", "setting_told"]
 
@@ -52,7 +52,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     result = run.result
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
-    check_complete(result, folder / "result.json", ("test_error_percent",))
+    check_complete(result, folder / RESULT, ("test_error_percent",))
     looked_up = result.get("lookup", {})
     generator = result.get("generator", {}) if _draws(run.recipe) else {}
     searching, training = _seconds(folder)

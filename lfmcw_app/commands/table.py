@@ -39,6 +39,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
 from lfmcw_app.recipe import key_value
+from lfmcw_app.run_files import RESULT
 from lfmcw_app.stopping import ENDS
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from mlo.errors import nearest
@@ -141,7 +142,7 @@ def table(
         for said in found:
             say(console, said)
         paths = {key: run_path(runs, recipe, images) for key, recipe in recipes.items()}
-        complete = {key for key, path in paths.items() if (path / "result.json").exists()}
+        complete = {key for key, path in paths.items() if (path / RESULT).exists()}
         for key, path in paths.items():
             if not (key in complete or key in reused or any(path.glob("*.pt"))):
                 check_generator_fits(recipes[key], images)
