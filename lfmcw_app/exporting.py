@@ -298,7 +298,7 @@ def _read_onnx(path: Path) -> Run:
 
 
 _ANY_NUMBER = {0: torch.export.Dim("batch")}
-"""Of the input's dimensions, the first may have any size."""
+"""The dimension of the input that may have any size: the first."""
 
 FORMATS: dict[str, Format] = {
     "torch": Format(suffix=".pt2", packages=(), write=_write_torch, read=_read_torch),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.batchnorm import recompute_statistics
-from lfmcw_app.conditions import conditions_said
+from lfmcw_app.conditions import describe_conditions
 from lfmcw_app.data import Dataset, Images
 from lfmcw_app.drawing import drawing, set_row_names
 from lfmcw_app.generators import ImageGenerator
@@ -101,7 +101,7 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         "summary": dataset.summary,
         "fingerprint": dataset.fingerprint.to_data(),
     }
-    if conditions := conditions_said(folder.recipe, dataset):
+    if conditions := describe_conditions(folder.recipe, dataset):
         described["conditions"] = conditions
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)

@@ -183,7 +183,7 @@ Real: LFM-CW with generator real, which has no game.
 """
 
 LONG_PASS = 0.2
-"""A pass of so many seconds is long enough to give the time per image."""
+"""Seconds of a pass that is long enough to give the time per image."""
 
 
 def rough_seconds(

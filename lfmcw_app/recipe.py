@@ -93,7 +93,7 @@ Count = Annotated[Whole, Field(lt=2**53)]
 
 
 MOST_ROUNDS = 10**9
-"""Of a phase: the smallest network takes months for so many."""
+"""Maximum number of rounds of a phase; the smallest network takes months for them."""
 
 Rounds = Annotated[Whole, Field(le=MOST_ROUNDS)]
 """A number of rounds, or of epochs of at least one round."""
@@ -107,7 +107,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)]
-"""Of an image: grey, or red, green and blue."""
+"""Number of image channels: 1 (grey) or 3 (RGB)."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]

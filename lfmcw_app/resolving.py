@@ -28,9 +28,7 @@ __all__ = ["LARGE_FOLDER", "default_preset", "resolve_recipe"]
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
 LARGE_FOLDER = 5000
-"""With at least so many files in a folder, a GPU gets the paper's settings by default, which take
-days.
-"""
+"""Files of a folder from which a GPU gets the paper's settings by default, which take days."""
 
 
 def default_preset(dataset: str, *, cuda: bool | None = None) -> str:

@@ -20,7 +20,7 @@ from lfmcw_app.run_files import ENVIRONMENT, RESULT, TIMINGS
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stages import TRAINING
 
-__all__ = ["columns_of", "row_of", "setting_told"]
+__all__ = ["columns_of", "describe_setting", "row_of"]
 
 IN_COLUMNS = {
     "preset", "dataset", "seed", "search.space", "search.order", "search.method",
@@ -174,11 +174,11 @@ def _told(recipe: Recipe, *, conditions: bool) -> str | None:
         of_these = key.startswith(CONDITIONS) == conditions
         if of_these and value != default.get(key):
             shown = Path(value).name if isinstance(value, str) else json.dumps(value)
-            told.append(setting_told(key, shown.replace(" ", "")))
+            told.append(describe_setting(key, shown.replace(" ", "")))
     return " ".join(filter(None, told)) or None
 
 
-def setting_told(key: str, value: str) -> str:
+def describe_setting(key: str, value: str) -> str:
     """A setting as key=value, the same for all runs of an arm; empty if it is left out.
 
     Each seed can begin with weights of another run. The row says that there is one, but not which.

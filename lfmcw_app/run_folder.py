@@ -61,7 +61,7 @@ DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processe
 GONE = "the folder is gone: it was moved or deleted"
 
 FAILED_SAVES = 10
-"""A run stops after so many failed checkpoints in a row, because it saves nothing."""
+"""Number of failed checkpoints in a row that stop a run, because it saves nothing."""
 
 DIAGNOSES = 5
 """Largest number of diagnostic files on lost numbers."""

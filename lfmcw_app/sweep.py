@@ -160,7 +160,7 @@ def _check_log(log: Path) -> None:
 
 
 class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
-    """Processes of this machine, for so many runs at a time."""
+    """Processes of this machine, up to `jobs` runs at a time."""
 
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")

@@ -104,7 +104,7 @@ class TrainedImages:
             return False
 
     def _digest(self, path: Path) -> bytes:
-        """Of a file's contents; of one that cannot be read a digest that no file has."""
+        """Digest of a file's contents; of one that cannot be read, a digest that no file has."""
         if path not in self._digests:
             try:
                 with path.open("rb") as file:

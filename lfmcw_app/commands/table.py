@@ -104,7 +104,7 @@ def table(
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
-    from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
+    from lfmcw_app.data_checks import adaptations, describe_parts, fitted, read_data
     from lfmcw_app.lookup import table_of
     from lfmcw_app.reused_results import reused_results
     from lfmcw_app.starting_weights import check_generator_fits
@@ -135,7 +135,7 @@ def table(
         _, images = read_data(first, data)
         fitting = fitted(first, images)
         adapted = adaptations(first, fitting, images)
-        for said in (images.summary, *parts_said(fitting, images), *adapted):
+        for said in (images.summary, *describe_parts(fitting, images), *adapted):
             say(console, said)
         recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
         reused, found = reused_results(reuse or (), recipes, images)

@@ -46,10 +46,10 @@ OF_TIMINGS: dict[str, type | tuple[type, ...]] = {
 """Keys that each line has → their types."""
 
 MOST_LINES = 20_000
-"""Of metrics.jsonl: a chart has some hundred points."""
+"""Maximum number of lines of metrics.jsonl that are read: a chart has some hundred points."""
 
 MOST_BYTES = 256 * 2**20
-"""Of the lines of a file that are read."""
+"""Maximum size of the lines of a file that are read, together."""
 
 KEPT = (b'"alpha"', b'"candidates"', b'"quality"')
 """Keys of lines that are read in any case."""
@@ -250,7 +250,7 @@ def _lost(folder: Path) -> list[LostNumbers]:
 
 
 def _stride(path: Path) -> int:
-    """Of how many lines one is read, so that at most `MOST_LINES` are."""
+    """Distance between lines that are read, such that at most `MOST_LINES` are."""
     if not path.is_file():
         return 1
     with path.open("rb") as file:
