@@ -13,6 +13,6 @@ def test_every_preset_has_a_file():
     assert {file.name.split(".")[0] for file in files} == set(PRESETS)
 
 
-def test_what_a_name_begins_with_is_not_part_of_its_short_name():
+def test_a_short_name_has_no_colon_and_no_path():
     assert short_name(f"{FOLDER}/some/pictures") == "pictures"
-    assert short_name(f"{RANDOM}cifar10") == short_name("cifar10")
+    assert short_name(f"{RANDOM}cifar10") == "random-cifar10"
