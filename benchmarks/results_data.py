@@ -35,9 +35,10 @@ from lfmcw_app.comparison import (
     summaries,
 )
 from lfmcw_app.errors import InputError
+from lfmcw_app.names import PRESETS
 from lfmcw_app.paired_tests import least_pairs
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
-from lfmcw_app.result_rows import setting_told
+from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.result_rows import describe_setting
 from lfmcw_app.results_file import Row, read_results
 
 METHOD, BASELINE = "LFM-CW", "no LFM-CW"
@@ -528,7 +529,7 @@ def _check_arms(path: Path, rows: Sequence[Row]) -> None:
 def _comparable(row: Row) -> Row:
     """The row without what says nothing of the experiment; earlier versions wrote it."""
     known = (setting.partition("=") for setting in (row.settings or "").split())
-    settings = filter(None, (setting_told(key, value) for key, _, value in known))
+    settings = filter(None, (describe_setting(key, value) for key, _, value in known))
     condition = (row.condition or "").split()
     others = [part for part in condition if not part.startswith("data.conditions_apply_to=")]
     if row.rank is not None or not others:

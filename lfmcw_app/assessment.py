@@ -26,14 +26,14 @@ __all__ = ["MOST_CLASSES", "Answers", "answers_of", "assessed"]
 
 BATCH = 256
 STATISTICS_IMAGES = 10_000
-"""At most so many training images give the statistics and the training error.
+"""Maximum number of training images for the statistics and the training error.
 
 On ImageNet this takes seconds. A mean over 10,000 images with hundreds of positions each differs
 little from that over a million, far less than the batches of a training differ from one another.
 """
 
 MOST_CLASSES = 100
-"""Up to so many classes, the result has the whole confusion matrix; beyond, only its mistakes."""
+"""Maximum number of classes with a whole confusion matrix in the result; beyond, its mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ MOST_SECTIONS = 500_000
 """Lists and objects in a text: an empty one of two characters takes 64 bytes of memory."""
 
 LARGEST = 1e39
-"""Of numbers: beyond single precision nothing was measured."""
+"""Largest number that is read: beyond single precision nothing was measured."""
 
 
 # ------------------------------ files

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.known_pickle import Limits, PickleError, unpickled
-from lfmcw_app.published_files import download, places, places_said, unusable_file
+from lfmcw_app.published_files import describe_places, download, places, unusable_file
 
 __all__ = ["CIFAR10_CLASSES", "CifarData", "read_cifar"]
 
@@ -173,7 +173,7 @@ def read_cifar(name: str, root: Path) -> CifarData:
         CIFAR_URL + archive,
         root,
         cifar.binary_md5,
-        looked=places_said(root, folders),
+        looked=describe_places(root, folders),
         otherwise=f"put the file {archive} or {cifar.python.archive} into {root}",
     )
     return _read(cifar, cifar.binary, root / archive)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.near_paths import near_runs
-from lfmcw_app.network_file import NETWORK, NetworkFile
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.network_file import NetworkFile
+from lfmcw_app.run_files import CONFIG, EVALUATED, NETWORK, RESULT
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.network import ImageNetwork
 
 __all__ = ["Classifier", "Preprocess", "load_network", "network_path"]
@@ -144,7 +145,7 @@ def network_path(run: str | PathLike[str]) -> Path:
         raise InputError(f"There is no run folder and no file {path}.{near_runs(path)}")
     if (path / NETWORK).exists():
         return path / NETWORK
-    if not (path / "config.yaml").exists():
+    if not (path / CONFIG).exists():
         raise InputError(
             f"{path} is not a run folder: it has neither {NETWORK} nor config.yaml. Name the "
             f"folder of a run or an evaluation.{near_runs(path)}"
@@ -157,7 +158,7 @@ def network_path(run: str | PathLike[str]) -> Path:
             f"it found with python -m lfmcw_app.evaluate {path} DATASET, and the run's --space and "
             "settings."
         )
-    if (path / "result.json").exists():
+    if (path / RESULT).exists():
         raise InputError(
             f"The run in {path} is complete but has no {NETWORK}: an earlier version did not write "
             f"one, or it was removed. Make it from the last checkpoint: {resume}"

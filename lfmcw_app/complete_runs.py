@@ -15,9 +15,9 @@ from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.lookup import look_up, table_of
 from lfmcw_app.memory import enough_memory
-from lfmcw_app.network_file import NETWORK
 from lfmcw_app.numerics import numerics_of
 from lfmcw_app.pictures import describe_dataset, save_cells
+from lfmcw_app.run_files import NETWORK
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Cells

@@ -18,7 +18,7 @@ from lfmcw_app.errors import InputError, listed, shown
 from lfmcw_app.recipe import Data, Recipe
 from mlo.errors import nearest
 
-__all__ = ["Conditioned", "conditioned", "conditions_said"]
+__all__ = ["Conditioned", "conditioned", "describe_conditions"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +133,7 @@ def _check_none_is_empty(dataset: Dataset, labels: Tensor, left: Tensor) -> None
 # ------------------------------ in words
 
 
-def conditions_said(recipe: Recipe, dataset: Dataset) -> str:
+def describe_conditions(recipe: Recipe, dataset: Dataset) -> str:
     """What the conditions do to the training images, as a sentence; empty without conditions.
 
     Raises:

@@ -22,6 +22,7 @@ from lfmcw_app.errors import InputError, shown
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
 from lfmcw_app.image_survey import DecodingOptions, Reading
+from lfmcw_app.names import FOLDER, RANDOM
 from lfmcw_app.own_datasets import dataset_names, reader_of
 from lfmcw_app.prefetch import DEPTH, Prefetcher
 from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
@@ -30,20 +31,19 @@ from lfmcw_app.splits import search_indices, stratified
 from mlo.errors import CheckpointError, nearest
 
 __all__ = [
-    "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
+    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
     "in_order", "load_dataset", "resident", "search_places", "search_split", "short_name",
     "subset", "subset_places",
 ]  # fmt: skip
 
-FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
 LEAST_GPU = 16 * 10**9
 """Bytes that a GPU is assumed to have if there is none (the meta device)."""
 LAST_POSITION = 10**15
 STATISTICS_IMAGES = 4096
-"""At most so many of a folder's images are read for mean and standard deviation."""
+"""Maximum number of a folder's images that are read for mean and standard deviation."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet's training images, as everybody uses them."""
+"""Mean and standard deviation of ImageNet's training images, the commonly used values."""
 
 
 # ------------------------------ data sets
@@ -113,7 +113,7 @@ class Dataset:
         said = (
             f"{sum(sizes.values()):,} images, {self.num_classes:,} classes, "
             f"{' / '.join(f'{size:,} {part}' for part, size in sizes.items())}, "
-            f"{shape if self.files is None else self.files.words()}"
+            f"{shape if self.files is None else self.files.summary()}"
         )
         if isinstance(self.train.pixels, ImageFiles) and not self.name.startswith(RANDOM):
             said += ", read from files as needed"
@@ -247,7 +247,7 @@ def load_dataset(
 
 
 def _fingerprint(read: Parts) -> Fingerprint:
-    """Of images in memory, before they are reduced: rounding there depends on the machine."""
+    """The fingerprint of images in memory, before they are reduced: that rounds by machine."""
     parts = {"train": read.train, "validation": read.validation, "test": read.test}
     pixels = {}
     for part, images in parts.items():

@@ -15,12 +15,13 @@ from lfmcw_app.blank_data import blank
 from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
-from lfmcw_app.conditions import conditions_said
-from lfmcw_app.data import FOLDER, Dataset, subset_places
+from lfmcw_app.conditions import describe_conditions
+from lfmcw_app.data import Dataset, subset_places
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.kept_data import reader
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.names import FOLDER
 from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
@@ -39,7 +40,7 @@ from lfmcw_app.stages import WARMUP, phases_of, search_stages
 from lfmcw_app.training import training_rounds
 from mlo.randomness import preserved
 
-__all__ = ["adaptations", "fitted", "parts_said", "read_and_tell", "read_data"]
+__all__ = ["adaptations", "describe_parts", "fitted", "read_and_tell", "read_data"]
 
 
 def read_data(
@@ -143,7 +144,7 @@ def read_and_tell(
         InputError: as `read_data` does.
     """
     fitting, dataset = read_data(recipe, root, searches=searches, device=device)
-    parts = parts_said(fitting, dataset, searches=searches)
+    parts = describe_parts(fitting, dataset, searches=searches)
     adapted = adaptations(recipe, fitting, dataset, searches=searches)
     for said in (dataset.summary, *parts, *adapted):
         say(console, said)
@@ -205,7 +206,7 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
     return validate_recipe(tree)
 
 
-def parts_said(recipe: Recipe, dataset: Dataset, *, searches: bool = True) -> list[str]:
+def describe_parts(recipe: Recipe, dataset: Dataset, *, searches: bool = True) -> list[str]:
     """Says how many images each part of a run uses, and for what.
 
     Args:
@@ -264,7 +265,7 @@ def adaptations(
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
         fewer.append(f"{counts['D_tr'] + counts['D_val']:,} for the search")
     said += _beyond_the_data(recipe, dataset, searches=searches)
-    if conditions := conditions_said(recipe, dataset):
+    if conditions := describe_conditions(recipe, dataset):
         said.append(conditions)
     if fewer:
         said.append(f"The recipe does not use all images: {', '.join(fewer)}.")

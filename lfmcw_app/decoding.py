@@ -37,7 +37,7 @@ MOST_RESIZED = 2**24
 """Pixels that an image may have after its shorter side has its size."""
 
 NAMED = 10
-"""At most so many damaged files are named."""
+"""Maximum number of damaged files named in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from lfmcw_app.decoding import DamagedImage, opened
 from lfmcw_app.errors import InputError
 from lfmcw_app.network_file import NetworkFile
 from lfmcw_app.output_files import new_file
+from lfmcw_app.run_files import REAL_IMAGES
 
 __all__ = [
     "FORMATS", "INPUTS", "Comparison", "Format", "check_packages", "export_network", "real_images",
@@ -149,7 +150,7 @@ def real_images(folder: Path, file: NetworkFile) -> Tensor | None:
     None where there is no such sheet, or it is not one of this network's images.
     """
     try:
-        with opened(folder / "samples" / "real.png") as image:
+        with opened(folder / REAL_IMAGES) as image:
             sheet = np.array(image)
     except DamagedImage:
         return None
@@ -297,7 +298,7 @@ def _read_onnx(path: Path) -> Run:
 
 
 _ANY_NUMBER = {0: torch.export.Dim("batch")}
-"""Of the input's dimensions, the first may have any size."""
+"""The dimension of the input that may have any size: the first."""
 
 FORMATS: dict[str, Format] = {
     "torch": Format(suffix=".pt2", packages=(), write=_write_torch, read=_read_torch),

@@ -16,11 +16,12 @@ from torch import Tensor
 from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import DataWarning, InputError, listed
 from lfmcw_app.folders import Listing
+from lfmcw_app.run_files import DATASET
 
 __all__ = ["Fingerprint", "check_unchanged", "differences"]
 
 MOST_LETTERS = 400_000
-"""Names of files are kept up to so many letters in total, to say which of them changed."""
+"""Maximum number of letters of all names of files that are kept, to say which changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Fingerprint:
     def of_files(
         cls, parts: Mapping[str, Listing], groups: Mapping[str, Sequence[str]] | None = None
     ) -> Fingerprint:
-        """Of listed files.
+        """The fingerprint of listed files.
 
         Args:
             parts: part → its files.
@@ -74,7 +75,7 @@ class Fingerprint:
     def of_pixels(
         cls, parts: Mapping[str, tuple[Tensor, Tensor]], class_names: Sequence[str]
     ) -> Fingerprint:
-        """Of images in memory.
+        """The fingerprint of images in memory.
 
         Args:
             parts: part → pixels [N, C, H, W], uint8, and labels [N].
@@ -95,7 +96,7 @@ class Fingerprint:
 
     @classmethod
     def of_name(cls, name: str) -> Fingerprint:
-        """Of data that are a function of their name, such as noise."""
+        """The fingerprint of data that are a function of their name, such as noise."""
         return cls(digest=hashlib.sha256(name.encode()).hexdigest()[:16])
 
     @classmethod
@@ -237,7 +238,7 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
     Raises:
         InputError: saying what is different, or that dataset.json is damaged.
     """
-    path = folder / "dataset.json"
+    path = folder / DATASET
     try:
         data = read_object(path) if path.exists() else {}
         kept = data.get("fingerprint")

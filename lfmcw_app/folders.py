@@ -100,8 +100,8 @@ class FolderListing:
     skipped_folders: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def words(self) -> str:
-        """What was left out, in words; empty if nothing was."""
+    def describe_left_out(self) -> str:
+        """What was left out, as text; empty if nothing was."""
         said = []
         if self.skipped:
             total = sum(self.skipped.values())
@@ -156,7 +156,7 @@ def list_folder(folder: Path) -> FolderListing:
 
     found.beside(folder)
     listing = _list_classes({TRAIN: folder}, {TRAIN: children}, found)[TRAIN]
-    return found.told({TRAIN: listing}, {}, ())
+    return found.added_to({TRAIN: listing}, {}, ())
 
 
 def list_parts(
@@ -185,7 +185,7 @@ def list_parts(
         found.beside(path)
     listings = _list_classes(parts, classes, found)
     _check_classes(folder, parts, listings)
-    return found.told(listings, {part: path.name for part, path in parts.items()}, notes)
+    return found.added_to(listings, {part: path.name for part, path in parts.items()}, notes)
 
 
 def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
@@ -289,10 +289,10 @@ class _Skipped:
         self.kinds += other.kinds
         self.folders += other.folders
 
-    def told(
+    def added_to(
         self, parts: Mapping[str, Listing], folders: Mapping[str, str], notes: tuple[str, ...]
     ) -> FolderListing:
-        """Returns the listing with what was left out of it."""
+        """The listing of these parts, with what was left out of it."""
         nested = sum("/" in name for listing in parts.values() for name in listing.names)
         if nested:
             notes = (*notes, f"{nested:,} of the images are in folders within class folders")

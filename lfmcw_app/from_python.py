@@ -15,6 +15,7 @@ from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_and_tell
 from lfmcw_app.printing import say
 from lfmcw_app.resolving import resolve_recipe
+from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, saved, stop_signals
 
@@ -56,7 +57,7 @@ def run_search(
     path, target = Path(folder), pick_device(device)
     console = Console(quiet=quiet)
     opened = None
-    if (path / "config.yaml").exists():
+    if (path / CONFIG).exists():
         opened = resumed_folder(
             path,
             searches=True,

@@ -49,7 +49,7 @@ from mlo.randomness import preserved
 __all__ = ["Judge", "Quality", "QualityByClass"]
 
 MOST_IMAGES = 5000
-"""At most so many pictures of each kind are used."""
+"""Maximum number of pictures of each kind that are used."""
 
 LARGEST_SIZE = 32
 """Largest height and width that the classifier sees."""
@@ -320,7 +320,7 @@ class Judge:
         return self._spreads(self._real)
 
     def _spreads(self, pictures: _Pictures) -> list[float]:
-        """Of each class the root of the mean squared distance of two pictures; NaN below two.
+        """Per class, the root of the mean squared distance of two pictures; NaN below two.
 
         It is measured in pixels, because features that were learned to tell classes apart are poor
         at telling pictures of one class apart. It uses means over a coarse grid, because different

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfmcw_app.data import FOLDER
 from lfmcw_app.errors import listed
+from lfmcw_app.names import FOLDER
 from lfmcw_app.recipe import Recipe, preset_recipe, read_config
 from lfmcw_app.resuming import leaves
 

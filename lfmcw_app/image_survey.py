@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 Size = tuple[int, int]
 
 CHECKED = 20_000
-"""After a damaged file, at most so many others are read to name all damaged ones."""
+"""Maximum number of files that are read after a damaged one, to name all damaged ones."""
 FEW_LEVELS = 1 / 8
 """Share of the range: if half of the images stay below it, single values stretch the range."""
 LARGE_LOSS, LARGE_SHARE = 1 / 4, 1 / 4
@@ -101,7 +101,7 @@ class Reading:
     measured: tuple[float, float] | None = None
     mostly_below: float | None = None
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """All of it, as a part of a sentence."""
         how = self.decoding
         sizes = " to ".join(dict.fromkeys(map(_shown, (self.smallest, self.largest))))

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from lfmcw_app.errors import listed
+from lfmcw_app.run_files import CONFIG
 
 __all__ = ["near_paths", "near_runs"]
 
@@ -46,7 +47,7 @@ def near_runs(path: Path) -> str:
     if meant := near_paths(path, _holds_run):
         return meant
     for folder in (path, path.parent):
-        dated = [(-os.path.getmtime(run / "config.yaml"), str(run)) for run in _runs_in(folder)]
+        dated = [(-os.path.getmtime(run / CONFIG), str(run)) for run in _runs_in(folder)]
         if dated:
             runs = [run for _, run in sorted(dated)]
             return f" There are runs in {folder}, the newest first: {listed(runs)}."
@@ -83,4 +84,4 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 
 
 def _holds_run(path: Path) -> bool:
-    return os.path.isfile(path / "config.yaml")
+    return os.path.isfile(path / CONFIG)

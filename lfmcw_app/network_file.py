@@ -24,6 +24,7 @@ from lfmcw_app.data import Dataset
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe
+from lfmcw_app.run_files import NETWORK
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.network import ImageNetwork
@@ -31,10 +32,7 @@ from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.spaces import SPACES, space_named
 from mlo.randomness import preserved
 
-__all__ = ["NETWORK", "NetworkFile", "NetworkPlan", "write_network"]
-
-NETWORK = "network.pt"
-"""The name of the file in a run folder."""
+__all__ = ["NetworkFile", "NetworkPlan", "write_network"]
 
 FORMAT, VERSION = "lfmcw network", 1
 """The file's kind and version; files of a later version are refused."""

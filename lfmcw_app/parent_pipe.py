@@ -23,10 +23,10 @@ from typing import Any
 __all__ = ["end_with_parent", "start_child"]
 
 VARIABLE = "LFMCW_PARENT_PIPE"
-"""Of the environment: the descriptor of the reading end, in the child."""
+"""Variable of the environment: the descriptor of the reading end, in the child."""
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"
-"""Of the environment: in the processes that `torchrun` starts."""
+"""Variable of the environment, in the processes that `torchrun` starts."""
 
 LOOK = 1.0
 """Seconds between two looks at the parent."""

@@ -18,9 +18,10 @@ from lfmcw_app.printing import say
 from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.resuming import learning_rates, set_learning_rates
+from lfmcw_app.run_files import TIMINGS
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
-from lfmcw_app.timings import MEASURING, TIMINGS, Timings
+from lfmcw_app.timings import MEASURING, Timings
 from mlo import CheckpointError, MultilevelOptimizer, NonFiniteError, Record
 
 __all__ = ["Phase", "PhaseState", "Round", "entry_of"]

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.batchnorm import recompute_statistics
-from lfmcw_app.conditions import conditions_said
-from lfmcw_app.data import FOLDER, Dataset, Images
+from lfmcw_app.conditions import describe_conditions
+from lfmcw_app.data import Dataset, Images
 from lfmcw_app.drawing import drawing, set_row_names
 from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.names import FOLDER
+from lfmcw_app.run_files import CELLS, DATASET, REAL_IMAGES
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
@@ -82,7 +84,7 @@ def save_snapshot(
 
 def save_cells(genotype: Cells, folder: RunFolder, title: str) -> None:
     """Draws a genotype's cells into cells.png and cells.svg."""
-    for name in ("cells.png", "cells.svg"):
+    for name in CELLS:
         with folder.attempting(name):
             space_named(folder.recipe.search.space).draw(genotype, folder.path / name, title)
 
@@ -99,19 +101,19 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         "summary": dataset.summary,
         "fingerprint": dataset.fingerprint.to_data(),
     }
-    if conditions := conditions_said(folder.recipe, dataset):
+    if conditions := describe_conditions(folder.recipe, dataset):
         described["conditions"] = conditions
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)
     if dataset.name.startswith(FOLDER):  # a relative name means something else in another folder
         place = Path(os.path.expanduser(dataset.name.removeprefix(FOLDER)))
         described["path"] = str(place.resolve())
-    folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
+    folder.write(DATASET, json.dumps(described, indent=1) + "\n")
     if not folder.draws:
         return
-    with folder.attempting("samples/real.png"):
+    with folder.attempting(REAL_IMAGES):
         classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
-        _save_sheet(_first(dataset.train, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
+        _save_sheet(_first(dataset.train, classes, SNAPSHOT_COLUMNS), folder.path / REAL_IMAGES)
 
 
 def with_settled_statistics(

@@ -59,7 +59,7 @@ LONGEST_TEXT = 2**20
 """Characters; a recipe with all candidates of all edges of 64 nodes has half as many."""
 
 MOST_VALUES = 200_000
-"""Of a document, with what its aliases repeat counted as often as it stands there."""
+"""Maximum number of values of a document; what an alias repeats counts each time."""
 
 
 class _Refused(ValueError):

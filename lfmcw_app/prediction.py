@@ -77,7 +77,7 @@ class ClassScore:
 
     @property
     def error_percent(self) -> float:
-        """Of the class."""
+        """Share of the class's images that are wrong, in percent."""
         return 100.0 * self.wrong / self.images
 
 

@@ -21,7 +21,7 @@ from lfmcw_app.printing import print_table, printable, say
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["as_csv", "as_data", "draw", "print_predictions", "trained_on_said"]
+__all__ = ["as_csv", "as_data", "describe_trained_on", "draw", "print_predictions"]
 
 MOST_DRAWN, COLUMNS = 60, 3
 """Largest number of images in a picture, and in a row."""
@@ -108,7 +108,7 @@ def _error(predictions: Predictions) -> tuple[float, int]:
     return 100.0 * wrong / images, images
 
 
-def trained_on_said(predictions: Predictions, unknown: str) -> str:
+def describe_trained_on(predictions: Predictions, unknown: str) -> str:
     """Says how many images the network was trained on, which makes the error that of no test.
 
     Args:

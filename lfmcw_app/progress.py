@@ -42,7 +42,7 @@ MEANINGS = {
 """Problem → what its loss is of."""
 
 GENERATED = ", plus its loss on generated ones"
-"""Of W2, if there is a generator."""
+"""What the loss of W2 has besides, if there is a generator."""
 
 
 class PhaseProgress:

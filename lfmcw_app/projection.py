@@ -17,9 +17,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import FOLDER, Dataset
+from lfmcw_app.data import Dataset
 from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.names import FOLDER
 from lfmcw_app.numerics import numerics_of
 from lfmcw_app.parts import search_part_labels, search_parts, training_labels
 from lfmcw_app.printing import print_table, say
@@ -182,7 +183,7 @@ Real: LFM-CW with generator real, which has no game.
 """
 
 LONG_PASS = 0.2
-"""A pass of so many seconds is long enough to give the time per image."""
+"""Seconds of a pass that is long enough to give the time per image."""
 
 
 def rough_seconds(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lfmcw_app.errors import InputError
 
-__all__ = ["PLACES", "download", "places", "places_said", "unusable_file"]
+__all__ = ["PLACES", "describe_places", "download", "places", "unusable_file"]
 
 PLACES = (".", "data", "../data", "~/data", "~/datasets")
 """Where people keep data sets for torchvision, which has no fixed place."""
@@ -30,7 +30,7 @@ def places(root: Path, folders: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def places_said(root: Path, folders: Sequence[str]) -> str:
+def describe_places(root: Path, folders: Sequence[str]) -> str:
     """The same places in words, which are shorter than their paths."""
     within = " or ".join("the folder itself" if folder == "." else folder for folder in folders)
     return f"{', '.join(dict.fromkeys((str(root), *PLACES)))} ({within})"
@@ -56,7 +56,7 @@ def download(
         url: where it is published.
         folder: where it goes; it is made.
         md5: of the file, as published.
-        looked: where it was looked for, in words; see `places_said`.
+        looked: where it was looked for, in words; see `describe_places`.
         otherwise: what the user can do without a download.
 
     Raises:

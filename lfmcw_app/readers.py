@@ -31,7 +31,7 @@ from lfmcw_app.groups import read_groups
 from lfmcw_app.held_pixels import pixels_of
 from lfmcw_app.image_files import ImageFiles, NoiseImages
 from lfmcw_app.image_survey import DecodingOptions, Reading, survey, without_damaged
-from lfmcw_app.published_files import download, places, places_said, unusable_file
+from lfmcw_app.published_files import describe_places, download, places, unusable_file
 from lfmcw_app.splits import held_out_by_name, stratified
 
 __all__ = [
@@ -140,7 +140,7 @@ def _fashion_mnist(root: Path) -> Parts:
             f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install "
             "Debian's package dataset-fashion-mnist)"
         )
-        looked = places_said(root, folders)
+        looked = describe_places(root, folders)
         for file, md5 in FASHION_MNIST_FILES.items():
             url = FASHION_MNIST_URL + file
             download("fashion-mnist", url, folder, md5, looked=looked, otherwise=otherwise)
@@ -233,7 +233,7 @@ def read_folder(
         listing.parts[TRAIN].class_names,
         validation=read.get(VALIDATION),
         fingerprint=Fingerprint.of_files(listing.parts, of_group),
-        left_out=listing.words(),
+        left_out=listing.describe_left_out(),
         reading=reading,
     )
 
@@ -340,7 +340,7 @@ def _imagenet(root: Path) -> Parts:
         test,
         listing.parts[TRAIN].class_names,
         fingerprint=Fingerprint.of_files(listing.parts),
-        left_out=listing.words(),
+        left_out=listing.describe_left_out(),
     )
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import GAMES, REAL
+from lfmcw_app.names import PRESETS
 from lfmcw_app.near_paths import near_paths
 from lfmcw_app.plain_yaml import LONGEST_TEXT, dump_yaml, parse_yaml
 from lfmcw_app.recipe_errors import explain
@@ -36,7 +37,6 @@ from mlo.errors import nearest
 
 __all__ = [
     "MOST_ROUNDS",
-    "PRESETS",
     "Channels",
     "Recipe",
     "changed_recipe",
@@ -52,7 +52,6 @@ __all__ = [
     "validate_recipe",
 ]
 
-PRESETS = ("smoke", "small", "paper", "original")
 ADAPTED: dict[str, tuple[str, Any]] = {
     "evaluation.epochs": ("evaluation.min_steps", 0),
     "evaluation.batch_size": ("evaluation.fits_batch", False),
@@ -94,7 +93,7 @@ Count = Annotated[Whole, Field(lt=2**53)]
 
 
 MOST_ROUNDS = 10**9
-"""Of a phase: the smallest network takes months for so many."""
+"""Maximum number of rounds of a phase; the smallest network takes months for them."""
 
 Rounds = Annotated[Whole, Field(le=MOST_ROUNDS)]
 """A number of rounds, or of epochs of at least one round."""
@@ -108,7 +107,7 @@ def _no_truth_value(value: Any) -> Any:
 
 
 Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)]
-"""Of an image: grey, or red, green and blue."""
+"""Number of image channels: 1 (grey) or 3 (RGB)."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]

@@ -79,7 +79,7 @@ def _takes(error: Any) -> str:
 
 
 def _of_wrong_length(error: ValidationError) -> str:
-    """Of a list with too few or too many entries, or a section without a key that it needs."""
+    """Message on a list of a wrong length, or a section without a key that it needs."""
     first, missing = error.errors()[0], [one["loc"] for one in error.errors()]
     value, path = first["input"], first["loc"]
     if first["type"] == "too_long":
@@ -121,7 +121,7 @@ def _advice(error: Any) -> str:
 
 
 def _unknown(path: tuple[int | str, ...], value: Any, model: type[BaseModel]) -> str:
-    """Of a key that no recipe has: the whole keys that could be meant, and those beside it."""
+    """Message on an unknown key: the whole keys that could be meant, and those beside it."""
     given = [part for part in path if isinstance(part, str)]
     above, beside = tuple(path[:-1]), _keys_at(model, path[:-1])
     if isinstance(value, Mapping) and value:  # search.lambda, for serch.lambda

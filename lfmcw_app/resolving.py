@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from lfmcw_app.data import FOLDER, check_dataset
+from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.lookup import with_table_digest
+from lfmcw_app.names import FOLDER
 from lfmcw_app.recipe import (
     Recipe,
     dotted,
@@ -27,9 +28,7 @@ __all__ = ["LARGE_FOLDER", "default_preset", "resolve_recipe"]
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
 LARGE_FOLDER = 5000
-"""With at least so many files in a folder, a GPU gets the paper's settings by default, which take
-days.
-"""
+"""Files of a folder from which a GPU gets the paper's settings by default, which take days."""
 
 
 def default_preset(dataset: str, *, cuda: bool | None = None) -> str:

@@ -19,6 +19,7 @@ from lfmcw_app.result_file import (
     wrong_images,
 )
 from lfmcw_app.resuming import numbers_changed
+from lfmcw_app.run_files import CELLS, METRICS, NETWORK, REPORT, RESULT, SAMPLES
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
@@ -59,7 +60,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         InputError: if the result lacks an entry that is printed.
     """
     entries = [*OF_RESULTS, *(() if "lookup" in result else ("test_images", "dataset"))]
-    check_complete(result, folder.path / "result.json", entries)
+    check_complete(result, folder.path / RESULT, entries)
     table = Table(title="derived cells", title_justify="left")
     for column in ("cell", "node", "edges"):
         table.add_column(column)
@@ -97,11 +98,11 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")
         say(console, result["doubt"])
-    optional = ("report.html", "cells.png", "samples.png", "network.pt", "metrics.jsonl")
+    optional = (REPORT, CELLS[0], SAMPLES, NETWORK, METRICS)
     present = [name for name in optional if (folder.path / name).exists()]
-    found = ", ".join([*present, "result.json"])
+    found = ", ".join([*present, RESULT])
     say(console, f"In {folder.path}: {found}")
-    if "network.pt" in present:
+    if NETWORK in present:
         run = shlex.quote(str(folder.path))
         say(console, f"Predict images with it: python -m lfmcw_app.predict {run} IMAGE...")
 

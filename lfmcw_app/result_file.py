@@ -18,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 WORST = 3
-"""At most so many classes are named with a result."""
+"""Maximum number of classes that are named with a result."""
 
 LEVEL = 0.05
 """How often chance may call a class hard that is not."""

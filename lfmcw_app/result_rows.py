@@ -16,11 +16,11 @@ from lfmcw_app.recipe import Recipe, preset_recipe
 from lfmcw_app.result_file import check_complete
 from lfmcw_app.results_file import DATE, Row
 from lfmcw_app.resuming import leaves
-from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
+from lfmcw_app.run_files import ENVIRONMENT, RESULT, TIMINGS
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stages import TRAINING
-from lfmcw_app.timings import TIMINGS
 
-__all__ = ["columns_of", "row_of", "setting_told"]
+__all__ = ["columns_of", "describe_setting", "row_of"]
 
 IN_COLUMNS = {
     "preset", "dataset", "seed", "search.space", "search.order", "search.method",
@@ -52,7 +52,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     result = run.result
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
-    check_complete(result, folder / "result.json", ("test_error_percent",))
+    check_complete(result, folder / RESULT, ("test_error_percent",))
     looked_up = result.get("lookup", {})
     generator = result.get("generator", {}) if _draws(run.recipe) else {}
     searching, training = _seconds(folder)
@@ -174,11 +174,11 @@ def _told(recipe: Recipe, *, conditions: bool) -> str | None:
         of_these = key.startswith(CONDITIONS) == conditions
         if of_these and value != default.get(key):
             shown = Path(value).name if isinstance(value, str) else json.dumps(value)
-            told.append(setting_told(key, shown.replace(" ", "")))
+            told.append(describe_setting(key, shown.replace(" ", "")))
     return " ".join(filter(None, told)) or None
 
 
-def setting_told(key: str, value: str) -> str:
+def describe_setting(key: str, value: str) -> str:
     """A setting as key=value, the same for all runs of an arm; empty if it is left out.
 
     Each seed can begin with weights of another run. The row says that there is one, but not which.

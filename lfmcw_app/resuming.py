@@ -20,13 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.names import FOLDER
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.run_files import CHANGES, ENVIRONMENT, RESULT
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 from mlo import MultilevelOptimizer
 
 __all__ = [
     "CHANGEABLE",
-    "CHANGES",
     "Change",
     "known_recipes",
     "learning_rates",
@@ -37,13 +38,8 @@ __all__ = [
     "set_learning_rates",
 ]
 
-CHANGES = "changes.jsonl"
-"""The file of a run folder with a line per change."""
-
 MOST = 10_000
 """Changes of a run that are read."""
-
-FOLDER = "folder:"
 
 CHANGEABLE = {
     "on_nonfinite": True,
@@ -134,7 +130,7 @@ def planned_changes(
             )
         _check_in_time(path, change, wanted, searches=searches)
     of_numbers = [change for change in changes if CHANGEABLE[change.key]]
-    if (path / "result.json").exists():
+    if (path / RESULT).exists():
         if not of_numbers:
             return ()
         if not any(change.key in LENGTHS["evaluation"] for change in changes):
@@ -273,7 +269,7 @@ def known_recipes(path: Path, current: Recipe) -> list[Recipe]:
 def _recorded(path: Path, current: Recipe) -> list[dict[str, Any]]:
     changes = read_changes(path)
     try:
-        began = read_object(path / "environment.json")["recipe"]
+        began = read_object(path / ENVIRONMENT)["recipe"]
         trees = [_tree(validate_recipe(began))]  # with the defaults of keys that are new since
     except (OSError, LookupError, TypeError, ValueError):
         # A folder of an earlier version: undo the changes one by one, starting from the current

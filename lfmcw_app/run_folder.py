@@ -1,30 +1,4 @@
-"""A run folder: what a run writes, where, and how an interrupted run resumes.
-
-config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, how numbers are computed (numerics.py), and the recipe
-                   that the run began with; of a complete run what completed it
-changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
-metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
-search.pt          last checkpoint of the search; training.pt: of the derived network's training.
-                   Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
-                   .round-N.pt (docs/checkpoints.md)
-search.json        what the generator and W1 are worth at the end of the search (search_end.py)
-genotype.json      the derived cells; genotype.txt: in DARTS's notation
-cells.png          their picture, or that of the given cells; also cells.svg
-nonfinite-*.pt     what is known of a loss or gradient that was not finite, for the first few
-evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
-samples.png        generated images, one row per class; samples/: smaller ones of the rounds in
-                   between, and real ones
-dataset.json       class names and sizes
-tensorboard/       event files, with --tensorboard
-timings.jsonl      time and memory of each problem's updates
-report.html        all of it as one page (lfmcw_app.report); resuming a complete run makes it
-.lock              held by the process that runs here
-network.pt         the trained network, as it was tested (network_file.py)
-result.json        the test error; written when all of the above but the report is there, so its
-                   presence means that the run is complete. What need not be kept is removed after
-                   it, by whoever comes next if the run is stopped before
-"""
+"""A run folder: how a run writes its files (run_files.py), and how it resumes."""
 
 from __future__ import annotations
 
@@ -58,35 +32,27 @@ from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.result_file import read_result
-from lfmcw_app.resuming import (
+from lfmcw_app.resuming import Change, change_lines, known_recipes, planned_changes, read_changes
+from lfmcw_app.run_files import (
     CHANGES,
-    Change,
-    change_lines,
-    known_recipes,
-    planned_changes,
-    read_changes,
+    CONFIG,
+    ENVIRONMENT,
+    KEEP,
+    LOCK,
+    METRICS,
+    RESULT,
+    SAMPLES_FOLDER,
+    TENSORBOARD,
 )
-from lfmcw_app.search_space.genotype import EVALUATED
 from mlo.distributed import rank_and_size
 
-__all__ = ["ENVIRONMENT", "EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
-
-ENVIRONMENT, LOCK, REPORT = "environment.json", ".lock", "report.html"
-
-PICTURES = ("samples/*.png", "samples.png", "cells.png", "cells.svg", REPORT)
-
-KEEP = {
-    "all": (),
-    "metrics": ("*.pt", *PICTURES),
-    "results": ("*.pt", *PICTURES, "metrics.jsonl"),
-}
-"""What is kept of a complete run → what is removed, or not made in the first place."""
+__all__ = ["RunFolder"]
 
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
 """What a run folder may hold without a recipe: the run was killed in its first moment."""
 
 FILES = (".json", ".jsonl", ".pt", ".txt", ".yaml", ".png", ".svg", ".html")
-FOLDERS = ("samples", "tensorboard")
+FOLDERS = (SAMPLES_FOLDER, TENSORBOARD)
 """Endings of the files of a run, and names of its folders."""
 
 DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processes")
@@ -95,7 +61,7 @@ DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processe
 GONE = "the folder is gone: it was moved or deleted"
 
 FAILED_SAVES = 10
-"""A run stops after so many failed checkpoints in a row, because it saves nothing."""
+"""Number of failed checkpoints in a row that stop a run, because it saves nothing."""
 
 DIAGNOSES = 5
 """Largest number of diagnostic files on lost numbers."""
@@ -148,7 +114,7 @@ class RunFolder:
             with folder.locked():
                 cls.check_free(folder.path)  # another process may have come first
                 # With this file there is a run, which can be resumed; without it there is none.
-                folder._replace("config.yaml", recipe.to_yaml())
+                folder._replace(CONFIG, recipe.to_yaml())
                 folder._write_environment(recipe)
         except OSError as error:
             raise InputError(
@@ -187,7 +153,7 @@ class RunFolder:
         if not path.exists():
             return
         if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
-            holds_run = os.path.isfile(path / "config.yaml")
+            holds_run = os.path.isfile(path / CONFIG)
             again = shlex.quote(str(path))
             resume = f", or resume that run with --resume {again}" if holds_run else ""
             what = "already holds another run" if holds_run else "already holds something else"
@@ -252,7 +218,7 @@ class RunFolder:
         for leftover in leftovers(self.path):
             with self.attempting(leftover.name):
                 leftover.unlink(missing_ok=True)
-        begun = (self.path / "config.yaml").exists()
+        begun = (self.path / CONFIG).exists()
         if self.writes and begun and not (self.path / ENVIRONMENT).exists():
             self._write_environment(known_recipes(self.path, self.written_recipe)[0])
 
@@ -263,7 +229,7 @@ class RunFolder:
         Raises:
             InputError: if there is no run in it.
         """
-        config = path / "config.yaml"
+        config = path / CONFIG
         try:
             text = text_of(config)
         except FileNotFoundError:
@@ -307,11 +273,11 @@ class RunFolder:
         before = text_of(self.path / CHANGES) if read_changes(self.path) else ""
 
         # The recipe comes first: if the record is missing, the difference is found like an edit.
-        self.write("config.yaml", self.recipe.to_yaml())
+        self.write(CONFIG, self.recipe.to_yaml())
         self.write(CHANGES, before + lines)
         self.written_recipe = self.recipe
-        with self.writing("result.json"):  # a result of the earlier settings
-            (self.path / "result.json").unlink(missing_ok=True)
+        with self.writing(RESULT):  # a result of the earlier settings
+            (self.path / RESULT).unlink(missing_ok=True)
         self.changes = ()
 
     # ------------------------------ files
@@ -416,7 +382,7 @@ class RunFolder:
             made_by: versions and device; see `lfmcw_app.provenance`.
         """
         self.record_completion({**made_by, "keep": self.keep})
-        self.write("result.json", result)
+        self.write(RESULT, result)
 
     def finish_clearing(self) -> None:
         """Clears a complete run, if it was stopped between its result and the end of `clear`."""
@@ -467,18 +433,18 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         """The folder of generated images through time."""
-        return self.path / "samples"
+        return self.path / SAMPLES_FOLDER
 
     @property
     def metrics(self) -> Path:
         """The file of metrics."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The result, if the run is complete."""
         try:
-            return read_result(self.path / "result.json")
+            return read_result(self.path / RESULT)
         except FileNotFoundError:
             return None
         except PermissionError:  # it may be whole, and is not to be deleted

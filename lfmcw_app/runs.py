@@ -20,13 +20,11 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.report.reading import read_recipe
 from lfmcw_app.result_file import read_result, worst_classes
-from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.run_files import EVALUATED, METRICS, RESULT
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
 
 __all__ = ["Run"]
-
-METRICS, RESULT = "metrics.jsonl", "result.json"
 
 FACTS = (
     ("test_error_percent", "test error", "{:.2f}%"),

@@ -24,7 +24,8 @@ from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.near_paths import near_runs
 from lfmcw_app.pictures import as_sheet, with_settled_statistics
 from lfmcw_app.report.reading import read_run
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import CONFIG, DATASET, EVALUATED
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stages import WARMUP, phases_of
 from lfmcw_app.starting_weights import averaged_generator, load_into_generator
 from mlo.errors import nearest
@@ -108,7 +109,7 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         InputError: if the run has no generator, or not yet.
         CheckpointError: if the checkpoint is damaged.
     """
-    if not (run / "config.yaml").exists():
+    if not (run / CONFIG).exists():
         why = "it has no config.yaml" if run.exists() else "there is nothing of this name"
         raise InputError(f"{run} is not a run folder: {why}.{near_runs(run)}")
     if (run / EVALUATED).exists():
@@ -136,7 +137,7 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
             f"The search in {run} has no checkpoint: there is none yet, or they were removed. It "
             f"writes one every {folder.recipe.checkpoint_every} rounds. Wait for it, or resume it."
         )
-    described = _described(run / "dataset.json")
+    described = _described(run / DATASET)
     weights, rounds = _weights(state, run, phase)
     shape = (1, described.channels, 1, 1)
     if any(weights[name].shape != shape for name in ("mean", "std")):

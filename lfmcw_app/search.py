@@ -26,9 +26,10 @@ from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot
 from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import StartingWeights
+from lfmcw_app.run_files import GENOTYPE, NOTATION, SAMPLES
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_end import measure_end, quality_rounds
-from lfmcw_app.search_space.genotype import FOUND, Cells
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.pdarts import (
     set_skip_drop_probability,
     skip_drop_probability,
@@ -56,8 +57,8 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     """
     how = folder.recipe.search
     genotype, source = _searched(folder, dataset, console, device)
-    folder.write(FOUND, genotype.to_json())
-    folder.write("genotype.txt", genotype.notation() + "\n")
+    folder.write(GENOTYPE, genotype.to_json())
+    folder.write(NOTATION, genotype.notation() + "\n")
     warn_of_excess(folder.recipe, genotype, dataset)
     title = (
         f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
@@ -67,8 +68,8 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
     if source is not None:
-        with folder.attempting("samples.png"):
-            save_samples(source, dataset, folder.path / "samples.png", device)
+        with folder.attempting(SAMPLES):
+            save_samples(source, dataset, folder.path / SAMPLES, device)
     return genotype
 
 

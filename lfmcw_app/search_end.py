@@ -29,15 +29,14 @@ from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.parts import SearchParts
 from lfmcw_app.pictures import snapshot_rounds
 from lfmcw_app.recipe import Recipe
+from lfmcw_app.run_files import METRICS, SEARCH_END
 from lfmcw_app.run_folder import RunFolder
 from mlo.randomness import preserved
 
 __all__ = [
-    "SEARCH_END", "confusion_of_w1", "generator_result", "measure_end", "quality_rounds",
+    "confusion_of_w1", "generator_result", "measure_end", "quality_rounds",
     "read_search_end",
 ]  # fmt: skip
-
-SEARCH_END = "search.json"
 
 MOST_IMAGES = 5000
 """Largest number of pictures of D_val, and of D_tr for the statistics."""
@@ -158,7 +157,7 @@ def _doubts(folder: RunFolder, end: Mapping[str, Any]) -> list[str]:
     needs, it is not known.
     """
     try:
-        last = last_quality(_last_rounds(folder.path / "metrics.jsonl", end["stage"]), end["round"])
+        last = last_quality(_last_rounds(folder.path / METRICS, end["stage"]), end["round"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # edited, or not there
         last = None
     if last is not None and last[0] == end["round"]:

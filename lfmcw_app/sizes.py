@@ -37,7 +37,7 @@ __all__ = [
 FLOAT = 4
 STEM_MULTIPLIER = 3
 MODULE_BYTES = 1000
-"""Of an operation on an edge, beside its weights: Python's objects took 2,300 at least."""
+"""Size of an operation on an edge, beside its weights: Python's objects took 2,300 at least."""
 
 WIDEST = 2**20
 """Channels up to which operations are counted: those of wider ones have more weights."""

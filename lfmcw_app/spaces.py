@@ -54,7 +54,7 @@ from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Superne
 __all__ = ["SPACES", "Place", "SearchStage", "Settings", "Space", "register_space", "space_named"]
 
 Place = tuple[int, int]
-"""Of an edge: the node that it enters, counted from 0, and the number of the state it reads."""
+"""Position of an edge: (target node, source state), each counted from 0."""
 
 
 class Settings(Protocol):

@@ -31,6 +31,7 @@ from lfmcw_app.near_paths import near_runs
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, StartingWeights, validate_recipe
+from lfmcw_app.run_files import DATASET
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.network import ImageNetwork
 from lfmcw_app.stages import WARMUP, search_stages
@@ -409,7 +410,7 @@ def _of_the_parts(recipe: Recipe) -> dict[str, Any]:
 def _described(run: Path) -> dict[str, Any]:
     """The needed entries of a run's dataset.json."""
     try:
-        described = read_object(run / "dataset.json")
+        described = read_object(run / DATASET)
         found = {key: described[key] for key in ("image_size", "channels", "class_names")}
         return {**found, "digest": described["fingerprint"]["digest"]}
     except (OSError, ValueError, LookupError, TypeError) as error:

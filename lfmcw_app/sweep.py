@@ -26,12 +26,11 @@ from filelock import FileLock, Timeout
 from lfmcw_app.bounded_files import check_regular
 from lfmcw_app.errors import HeldError, InputError
 from lfmcw_app.parent_pipe import start_child
-from lfmcw_app.run_folder import LOCK
+from lfmcw_app.run_files import LOCK, LOG, RESULT
 from mlo.errors import nearest
 
 __all__ = ["LAUNCHERS", "Launcher", "Outcome", "make_launcher", "run_command", "sweep"]
 
-LOG, RESULT = "log.txt", "result.json"
 USER_ERROR = InputError.exit_code
 """The exit code of an error in a run's input: a retry would fail again."""
 
@@ -161,7 +160,7 @@ def _check_log(log: Path) -> None:
 
 
 class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
-    """Processes of this machine, for so many runs at a time."""
+    """Processes of this machine, up to `jobs` runs at a time."""
 
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")

@@ -17,15 +17,16 @@ from lfmcw_app.bounded_files import text_of
 from lfmcw_app.comparison import measure_of, summaries
 from lfmcw_app.comparison_figure import draw_comparison
 from lfmcw_app.comparison_text import summarise
-from lfmcw_app.data import FOLDER, Dataset, short_name
+from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.names import FOLDER
 from lfmcw_app.output_files import replacing
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.result_rows import row_of
 from lfmcw_app.results_file import Row, write_results
-from lfmcw_app.run_folder import LOCK, RunFolder
-from lfmcw_app.runs import RESULT
+from lfmcw_app.run_files import CONFIG, DATASET, LOCK, RESULT
+from lfmcw_app.run_folder import RunFolder
 
 __all__ = ["TableReport", "claim", "run_digest", "run_folder", "run_path"]
 
@@ -73,12 +74,12 @@ def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all
         keep: what the run keeps, a name in `KEEP`.
     """
     path = run_path(runs, recipe, dataset)
-    if (path / "dataset.json").exists():
+    if (path / DATASET).exists():
         return path
     runs.mkdir(parents=True, exist_ok=True)
     with FileLock(runs / LOCK):
-        if not (path / "dataset.json").exists():
-            made = (path / "config.yaml").exists()
+        if not (path / DATASET).exists():
+            made = (path / CONFIG).exists()
             folder = RunFolder.open(path) if made else RunFolder.create(path, recipe)
             folder.keep = keep
             describe_dataset(dataset, folder)

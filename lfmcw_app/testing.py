@@ -114,7 +114,7 @@ class PrimitiveContract:
             torch.testing.assert_close(found, torch.cat(expected, dim=1))
 
     def test_its_second_derivatives_are_right(self, primitive: str) -> None:
-        """Of the bank, in the state, the mixing weights and its own weights; by differences."""
+        """Those of the bank in the state, the mixing weights and its weights; by differences."""
         style = OperationStyle(activation="silu")
         made = PRIMITIVES[primitive].in_supernet(2, 2, 1, style).double()
         names = [name for name, _ in made.named_parameters()]

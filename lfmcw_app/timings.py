@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmcw_app.run_files import TIMINGS
 from mlo import MultilevelOptimizer, Problem
 
-__all__ = ["MEASURING", "TIMINGS", "Timings"]
-
-TIMINGS = "timings.jsonl"
+__all__ = ["MEASURING", "Timings"]
 
 MEASURING = "measuring the generator"
 """Work beside the updates that may take longer than they do."""

@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 
 from lfmcw_app.bounded_files import read_object
-from lfmcw_app.data import FOLDER
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.folders import Listing
+from lfmcw_app.names import FOLDER
 from lfmcw_app.prediction import ImageFile
 from lfmcw_app.readers import split_folder
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import DATASET, EVALUATED
+from lfmcw_app.run_folder import RunFolder
 
 __all__ = ["TrainedImages"]
 
@@ -62,7 +63,7 @@ class TrainedImages:
             InputError: saying why it cannot be told which they are.
         """
         try:
-            described = read_object(run / "dataset.json")
+            described = read_object(run / DATASET)
             name, path = str(described["name"]), described.get("path")
             began = Fingerprint.from_data(described["fingerprint"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -103,7 +104,7 @@ class TrainedImages:
             return False
 
     def _digest(self, path: Path) -> bytes:
-        """Of a file's contents; of one that cannot be read a digest that no file has."""
+        """Digest of a file's contents; of one that cannot be read, a digest that no file has."""
         if path not in self._digests:
             try:
                 with path.open("rb") as file:

@@ -14,6 +14,7 @@ from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
 from lfmcw_app.printing import say
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
 from lfmcw_app.spaces import Settings, space_named
@@ -58,7 +59,7 @@ def draw(
 
 def _settings(genotype: str, space: str | None, nodes: int) -> Settings:
     """The settings of the named run, or of the options."""
-    if (Path(genotype) / "config.yaml").is_file():
+    if (Path(genotype) / CONFIG).is_file():
         return RunFolder.open(Path(genotype)).recipe.search
     return load_recipe("smoke", space=space or "darts", overrides={"search.nodes": nodes}).search
 

@@ -20,7 +20,8 @@ from lfmcw_app.printing import say
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import EVALUATED
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
 from lfmcw_app.spaces import space_named

@@ -19,6 +19,7 @@ from lfmcw_app.commands.interrupts import answered_interrupts
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import printable, say
+from lfmcw_app.run_files import REPORT
 from lfmcw_app.steady_output import steady_output
 from lfmcw_app.stopping import Stopped, interrupted_at_once, saved, stop_signals
 
@@ -80,7 +81,6 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
     # matplotlib takes a second to import, and `--help` does not need it.
     from lfmcw_app.report.page import write_report
     from lfmcw_app.result import print_result
-    from lfmcw_app.run_folder import REPORT
 
     # The result is already in the folder, so a report that cannot be written is no failure.
     if folder.writes:

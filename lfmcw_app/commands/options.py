@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.names import FOLDER, PRESETS, RANDOM
+from lfmcw_app.run_files import KEEP
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +28,10 @@ __all__ = [
     "default_threads", "fresh_folder", "given_settings", "pick_device", "place", "set_threads",
 ]  # fmt: skip
 
-# The modules that own these names need torch, which takes ten times as long to import as `--help`
-# takes to print. A test compares the names.
+# The tables with these names need torch, which takes ten times as long to import as `--help` takes
+# to print. A test compares the names.
 DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
-PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts", "s1", "s2", "s3", "s4", "nasbench201")
-KEPT = ("all", "metrics", "results")
 RUNS = Path("runs")
 
 
@@ -52,7 +52,7 @@ def completing(*values: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
-complete_dataset = completing(*DATASETS, "folder:", "random:")
+complete_dataset = completing(*DATASETS, FOLDER, RANDOM)
 
 PresetOption = Annotated[
     str | None,
@@ -149,7 +149,7 @@ TensorBoardOption = Annotated[
 KeepOption = Annotated[
     str,
     typer.Option(
-        autocompletion=completing(*KEPT),
+        autocompletion=completing(*KEEP),
         help="What to keep of a complete run. all: everything; metrics: no checkpoints, weights "
         "and pictures; results: no metrics.jsonl either. Pictures are drawn only with all.",
     ),
@@ -216,8 +216,8 @@ def check_keep(name: str) -> None:
     """
     from mlo.errors import nearest
 
-    if name not in KEPT:
-        raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEPT)}")
+    if name not in KEEP:
+        raise InputError(f"Unknown --keep {name!r}. {nearest(name, list(KEEP))}")
 
 
 def check_outside(dataset: str, *places: Path) -> None:
@@ -230,8 +230,6 @@ def check_outside(dataset: str, *places: Path) -> None:
     Raises:
         InputError: naming one that is in the folder of the images.
     """
-    from lfmcw_app.data import FOLDER
-
     if not dataset.startswith(FOLDER):
         return
     images = Path(os.path.expanduser(dataset.removeprefix(FOLDER))).resolve()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lfmcw_app.trained_images import TrainedImages
 
 NAMED = 10
-"""At most so many unreadable images are named; JSON and CSV have all of them."""
+"""Maximum number of unreadable images that are named; JSON and CSV have all of them."""
 
 LONGEST_LIST = 2**28
 """Bytes of a list of images: some millions of paths."""
@@ -136,7 +136,7 @@ def predict(
             print(json.dumps({"run": str(run), **data}, indent=1))
         else:
             prediction_output.print_predictions(made, top, console)
-            if told := prediction_output.trained_on_said(made, unknown):
+            if told := prediction_output.describe_trained_on(made, unknown):
                 say(console, told)
             if found.skipped:
                 kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())

@@ -11,7 +11,7 @@ from rich.console import Console
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
-from lfmcw_app.run_folder import REPORT
+from lfmcw_app.run_files import REPORT
 
 
 def report(

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lfmcw_app.bounded_files import read_object
-from lfmcw_app.data import FOLDER, check_dataset
+from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
+from lfmcw_app.names import FOLDER
 from lfmcw_app.recipe import changed_recipe, merged_settings
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import DATASET, EVALUATED
+from lfmcw_app.run_folder import RunFolder
 
 __all__ = ["resumed_folder"]
 
@@ -74,7 +76,7 @@ def _place(folder: RunFolder) -> str | None:
     """Where the folder of images of a run is, if its name leads elsewhere from here."""
     name = folder.recipe.dataset
     try:
-        described = read_object(folder.path / "dataset.json")
+        described = read_object(folder.path / DATASET)
         began = Path(described["path"])
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder

@@ -39,6 +39,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
 from lfmcw_app.recipe import key_value
+from lfmcw_app.run_files import RESULT
 from lfmcw_app.stopping import ENDS
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from mlo.errors import nearest
@@ -103,7 +104,7 @@ def table(
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
-    from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
+    from lfmcw_app.data_checks import adaptations, describe_parts, fitted, read_data
     from lfmcw_app.lookup import table_of
     from lfmcw_app.reused_results import reused_results
     from lfmcw_app.starting_weights import check_generator_fits
@@ -134,14 +135,14 @@ def table(
         _, images = read_data(first, data)
         fitting = fitted(first, images)
         adapted = adaptations(first, fitting, images)
-        for said in (images.summary, *parts_said(fitting, images), *adapted):
+        for said in (images.summary, *describe_parts(fitting, images), *adapted):
             say(console, said)
         recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
         reused, found = reused_results(reuse or (), recipes, images)
         for said in found:
             say(console, said)
         paths = {key: run_path(runs, recipe, images) for key, recipe in recipes.items()}
-        complete = {key for key, path in paths.items() if (path / "result.json").exists()}
+        complete = {key for key, path in paths.items() if (path / RESULT).exists()}
         for key, path in paths.items():
             if not (key in complete or key in reused or any(path.glob("*.pt"))):
                 check_generator_fits(recipes[key], images)

@@ -26,10 +26,10 @@ PERMUTATIONS = 1999
 """Orders drawn at random, to see what chance gives: its share is known to a hundredth or so."""
 
 COUNTED = 7
-"""Up to so many classes all orders are counted, 5,040 at most."""
+"""Maximum number of classes of which all orders are counted, 5,040 at most."""
 
 FEWEST = 5
-"""Of four classes, two of the 24 orders are as far from 0 as can be: too many to tell anything."""
+"""Least number of classes: 2 of the 24 orders of four are as far from 0 as can be, too many."""
 
 LEVEL = 0.05
 """Share of chance below which a relation is called one."""

@@ -44,7 +44,7 @@ from lfmcw_app.report.tables import (
     setting_text,
     solves,
 )
-from lfmcw_app.run_folder import EVALUATED, REPORT
+from lfmcw_app.run_files import CONFIG, EVALUATED, REPORT
 from lfmcw_app.search_space.cell_cards import graphs_of
 from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_layout, cell_svg, primitive_label
 from lfmcw_app.search_space.genotype import Cells
@@ -53,7 +53,7 @@ from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
 from lfmcw_app.units import duration, size, text_units
 
-__all__ = ["REPORT", "comparison_page", "run_page", "write_page", "write_report"]
+__all__ = ["comparison_page", "run_page", "write_page", "write_report"]
 
 
 SHAPES = (
@@ -218,7 +218,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
 
 def repeat_command(run: RunData) -> str:
     """The command that computes the same again, from the recipe in the run folder."""
-    recipe = ["--config", str(run.path / "config.yaml")]
+    recipe = ["--config", str(run.path / CONFIG)]
     if run.evaluated:
         parts = ["lfmcw_app.evaluate", str(run.path / EVALUATED), run.recipe.dataset, *recipe]
     else:

@@ -19,12 +19,21 @@ from lfmcw_app.near_paths import near_runs
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import numbers_changed
-from lfmcw_app.run_folder import EVALUATED
-from lfmcw_app.search_end import SEARCH_END
+from lfmcw_app.run_files import (
+    CONFIG,
+    DATASET,
+    ENVIRONMENT,
+    EVALUATED,
+    GENOTYPE,
+    METRICS,
+    REAL_IMAGES,
+    RESULT,
+    SEARCH_END,
+    TIMINGS,
+)
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP
-from lfmcw_app.timings import TIMINGS
 
 __all__ = ["LostNumbers", "Phase", "RunData", "Snapshot", "read_recipe", "read_run"]
 
@@ -37,10 +46,10 @@ OF_TIMINGS: dict[str, type | tuple[type, ...]] = {
 """Keys that each line has → their types."""
 
 MOST_LINES = 20_000
-"""Of metrics.jsonl: a chart has some hundred points."""
+"""Maximum number of lines of metrics.jsonl that are read: a chart has some hundred points."""
 
 MOST_BYTES = 256 * 2**20
-"""Of the lines of a file that are read."""
+"""Maximum size of the lines of a file that are read, together."""
 
 KEPT = (b'"alpha"', b'"candidates"', b'"quality"')
 """Keys of lines that are read in any case."""
@@ -141,7 +150,7 @@ def read_recipe(path: Path) -> Recipe:
         InputError: if there is no run in it.
     """
     try:
-        text = text_of(path / "config.yaml")
+        text = text_of(path / CONFIG)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
@@ -163,7 +172,7 @@ def read_run(path: Path) -> RunData:
     """
     recipe = read_recipe(path)
     unreadable: list[str] = []
-    metrics = path / "metrics.jsonl"
+    metrics = path / METRICS
     stride = _stride(metrics)
     entries = _lines(metrics, OF_METRICS, unreadable, stride)
     by_phase: dict[str, list[dict[str, Any]]] = {}
@@ -173,19 +182,19 @@ def read_run(path: Path) -> RunData:
 
     # A run may have ended anywhere: all files but the recipe may be missing.
     evaluated = (path / EVALUATED).exists()
-    cells = path / (EVALUATED if evaluated else "genotype.json")
-    real = path / "samples" / "real.png"
+    cells = path / (EVALUATED if evaluated else GENOTYPE)
+    real = path / REAL_IMAGES
     return RunData(
         path=path,
         recipe=recipe,
-        environment=_mapping(path / "environment.json", unreadable),
-        dataset=_mapping(path / "dataset.json", unreadable),
+        environment=_mapping(path / ENVIRONMENT, unreadable),
+        dataset=_mapping(path / DATASET, unreadable),
         searched=[phase for name, phase in phases.items() if name not in (WARMUP, TRAINING)],
         warmup=phases.get(WARMUP, Phase(name=WARMUP, entries=[])),
         training=phases.get(TRAINING, Phase(name=TRAINING, entries=[])),
         genotype=_genotype(cells, recipe, unreadable),
         evaluated=evaluated,
-        result=_mapping(path / "result.json", unreadable) or None,
+        result=_mapping(path / RESULT, unreadable) or None,
         timings=_lines(path / TIMINGS, OF_TIMINGS, unreadable),
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
@@ -241,7 +250,7 @@ def _lost(folder: Path) -> list[LostNumbers]:
 
 
 def _stride(path: Path) -> int:
-    """Of how many lines one is read, so that at most `MOST_LINES` are."""
+    """Distance between lines that are read, such that at most `MOST_LINES` are."""
     if not path.is_file():
         return 1
     with path.open("rb") as file:

@@ -19,6 +19,7 @@ from lfmcw_app.result_file import (
     worst_classes,
     wrong_images,
 )
+from lfmcw_app.run_files import RESULT
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 
@@ -95,7 +96,7 @@ def _state(run: RunData) -> str:
     """The test error, or why there is none."""
     if run.result is not None:
         return _test_error(run.result)
-    if any(entry.startswith("result.json") for entry in run.unreadable):
+    if any(entry.startswith(RESULT) for entry in run.unreadable):
         return "Its result cannot be read."
     ended = _ended_by(run)
     if ended is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.near_paths import near_paths
+from lfmcw_app.run_files import EVALUATED, GENOTYPE
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
@@ -22,7 +23,7 @@ from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
 __all__ = [
-    "EDGES_PER_NODE", "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype",
+    "EDGES_PER_NODE", "Cells", "Edge", "Genotype", "derive_genotype",
     "random_genotype",
 ]  # fmt: skip
 
@@ -30,12 +31,6 @@ EDGES_PER_NODE = 2
 
 LONGEST = 2**20
 """Largest size of a genotype's file in bytes; one of 64 nodes has some 10,000."""
-
-FOUND = "genotype.json"
-"""The file in a run folder with the genotype that its search found."""
-
-EVALUATED = "evaluated.json"
-"""Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +219,12 @@ class Genotype(Cells):
 
 def _file_of(folder: Path) -> Path:
     """The genotype in a run folder: the one that was found, or that was given to evaluate."""
-    for name in (FOUND, EVALUATED):
+    for name in (GENOTYPE, EVALUATED):
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{folder} holds no genotype ({FOUND}). If it is a run whose search has not ended, resume "
-        "it first. Otherwise name a genotype's file."
+        f"{folder} holds no genotype ({GENOTYPE}). If it is a run whose search has not ended, "
+        "resume it first. Otherwise name a genotype's file."
     )
 
 

@@ -10,7 +10,8 @@ from interrupted_runs import outcome
 import mlo
 from lfmcw_app.data import Batches
 from lfmcw_app.errors import InputError
-from lfmcw_app.resuming import CHANGES, read_changes
+from lfmcw_app.resuming import read_changes
+from lfmcw_app.run_files import CHANGES
 
 
 def lines(folder):

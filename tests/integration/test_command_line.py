@@ -13,6 +13,7 @@ from lfmcw_app.commands import options
 from lfmcw_app.commands.run import run
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
 
 
@@ -193,7 +194,6 @@ def test_a_download_that_fails_leaves_the_users_empty_folders(invoke, tmp_path):
 
 
 def test_the_folder_of_an_evaluation_is_not_resumed_as_a_search(invoke, tmp_path):
-    from lfmcw_app.run_folder import EVALUATED
 
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
     folder.write(EVALUATED, "{}")

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from started_processes import PATIENCE, started, wait_for
 
-from lfmcw_app.sweep import LOG, LocalProcesses, RayTasks, SubmititJobs, sweep
+from lfmcw_app.run_files import LOG
+from lfmcw_app.sweep import LocalProcesses, RayTasks, SubmititJobs, sweep
 
 # A run in miniature: it counts its starts in the folder, and does in each what the folder's name
 # says.

@@ -22,7 +22,8 @@ import mlo
 from lfmcw_app.arms import TABLES, arm_recipe
 from lfmcw_app.data import load_dataset
 from lfmcw_app.data_checks import fitted
-from lfmcw_app.sweep import LOG, Workers, resume_command, sweep
+from lfmcw_app.run_files import LOG
+from lfmcw_app.sweep import Workers, resume_command, sweep
 from lfmcw_app.table_files import run_folder
 
 SETTINGS = [f"{key}={value}" for key, value in {**TINY, **SHORT, "search.order": "first"}.items()]

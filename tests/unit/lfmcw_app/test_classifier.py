@@ -16,7 +16,7 @@ import lfmcw_app
 from lfmcw_app.classifier import load_network, network_path
 from lfmcw_app.data import in_order
 from lfmcw_app.errors import InputError
-from lfmcw_app.network_file import NETWORK
+from lfmcw_app.run_files import NETWORK
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_pictures import write_classes
 
-from lfmcw_app.conditions import conditioned, conditions_said
+from lfmcw_app.conditions import conditioned, describe_conditions
 from lfmcw_app.data import load_dataset
 from lfmcw_app.data_checks import adaptations, read_data
 from lfmcw_app.errors import InputError
@@ -209,11 +209,11 @@ def test_a_number_names_the_class_that_is_called_so_first(tmp_path):
 def test_conditions_are_said_with_their_numbers(digits, tmp_path):
     how = recipe(wrong_labels=HALF, class_shares={"2": 0.1})
     before = digits.train.labels.bincount().tolist()
-    said = conditions_said(how, digits)
+    said = describe_conditions(how, digits)
     assert said == (
         f"Conditions, in the search and the training: {round(0.1 * before[2])} of {before[2]} "
         f"images of 2 are left; {round(0.5 * before[3])} of {before[3]} of 3 are labelled 5 or 8, "
         "but not in D_val."
     )
     assert said in adaptations(how, how, digits)
-    assert conditions_said(recipe(), digits) == ""
+    assert describe_conditions(recipe(), digits) == ""

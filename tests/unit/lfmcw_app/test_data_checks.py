@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lfmcw_app.data import Dataset, Images
-from lfmcw_app.data_checks import adaptations, fitted, parts_said, read_data
+from lfmcw_app.data_checks import adaptations, describe_parts, fitted, read_data
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe, parsed_settings
 
@@ -157,14 +157,15 @@ def test_what_each_part_of_the_images_is_for_is_said():
     parts = "The search learns from 50 images (D_tr), and 50 others (D_val)"
     search = f"{parts} decide which cell it chooses."
     training = "is trained on 200 images and tested on 300 others."
-    assert parts_said(asked, dataset) == [f"{search} The network of that cell {training}"]
+    assert describe_parts(asked, dataset) == [f"{search} The network of that cell {training}"]
     everything = load_recipe("small")
     assert (
-        "is trained on both parts together (300 images) and" in parts_said(everything, dataset)[0]
+        "is trained on both parts together (300 images) and"
+        in describe_parts(everything, dataset)[0]
     )
-    assert parts_said(asked, dataset, searches=False) == [f"The network {training}"]
+    assert describe_parts(asked, dataset, searches=False) == [f"The network {training}"]
     at_random = load_recipe("small", overrides={"search.method": "random"})
-    assert "search" not in " ".join(parts_said(at_random, dataset))
+    assert "search" not in " ".join(describe_parts(at_random, dataset))
 
 
 def test_the_advice_on_a_longer_training_is_right():

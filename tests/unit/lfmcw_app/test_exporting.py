@@ -16,7 +16,8 @@ from lfmcw_app import exporting
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
 from lfmcw_app.exporting import FORMATS, INPUTS, Comparison, export_network, real_images
-from lfmcw_app.network_file import NETWORK, NetworkFile, NetworkPlan
+from lfmcw_app.network_file import NetworkFile, NetworkPlan
+from lfmcw_app.run_files import NETWORK
 from lfmcw_app.search_space.genotype import Edge, Genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 

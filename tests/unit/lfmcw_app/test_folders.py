@@ -70,7 +70,10 @@ def test_nested_folders_belong_to_their_class(tmp_path):
     assert found.names == (*flat, "batch2/deep/000.png", *flat)
     assert found.labels.tolist() == [0] * 4 + [1] * 3
     assert found.sizes.tolist() == [os.path.getsize(path) for path in found.paths]
-    assert "1 of the images are in folders within class folders" in list_folder(tmp_path).words()
+    assert (
+        "1 of the images are in folders within class folders"
+        in list_folder(tmp_path).describe_left_out()
+    )
 
 
 def test_what_is_left_out_is_counted_by_kind(tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lfmcw_app import run_files
 from lfmcw_app.errors import InputError
 from lfmcw_app.genotype_argument import read_genotype
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.search_space.genotype import EVALUATED, FOUND, random_genotype
+from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
 from lfmcw_app.search_space.nasbench201 import SumCell
 from lfmcw_app.spaces import SPACES
@@ -30,7 +31,7 @@ def test_a_file_and_its_text_are_read_in_both_notations(tmp_path, write):
     assert read_genotype(write(), HOW) == GENOTYPE
 
 
-@pytest.mark.parametrize("name", [FOUND, EVALUATED])
+@pytest.mark.parametrize("name", [run_files.GENOTYPE, run_files.EVALUATED])
 def test_a_run_folder_has_the_genotype_found_or_given(tmp_path, name):
     (tmp_path / name).write_text(GENOTYPE.to_json())
     assert read_genotype(str(tmp_path), HOW) == GENOTYPE

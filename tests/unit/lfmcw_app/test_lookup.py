@@ -28,7 +28,8 @@ from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.report.page import write_report
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.result import print_result
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import EVALUATED
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.nasbench201 import SumCell
 from lfmcw_app.stages import phases_of
 

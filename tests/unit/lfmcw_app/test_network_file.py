@@ -13,8 +13,9 @@ from trained_runs import copied
 import mlo
 from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.errors import InputError
-from lfmcw_app.network_file import NETWORK, NetworkFile
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.network_file import NetworkFile
+from lfmcw_app.run_files import EVALUATED, NETWORK
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Genotype
 
 CPU = torch.device("cpu")

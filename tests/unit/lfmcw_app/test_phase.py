@@ -15,8 +15,8 @@ from lfmcw_app import stopping
 from lfmcw_app.errors import InputError
 from lfmcw_app.phase import Phase, PhaseState, entry_of
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_files import TIMINGS
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.timings import TIMINGS
 from mlo.testing import bilevel_quadratic, identical, snapshot
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lfmcw_app.conditions import conditions_said
+from lfmcw_app.conditions import describe_conditions
 from lfmcw_app.data import load_dataset
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.generators import GAMES
@@ -94,7 +94,7 @@ def test_a_run_says_the_conditions_of_its_data(digits, tmp_path):
         folder = RunFolder.create(tmp_path / str(number), recipe)
         describe_dataset(digits, folder)
         described = json.loads((folder.path / "dataset.json").read_text())
-        assert described.get("conditions", "") == conditions_said(recipe, digits)
+        assert described.get("conditions", "") == describe_conditions(recipe, digits)
         assert ("conditions" in described) == bool(changes)
 
 

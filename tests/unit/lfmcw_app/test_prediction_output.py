@@ -18,9 +18,9 @@ from lfmcw_app.prediction import ImageFile, Prediction, Predictions, find_images
 from lfmcw_app.prediction_output import (
     as_csv,
     as_data,
+    describe_trained_on,
     draw,
     print_predictions,
-    trained_on_said,
 )
 
 NAMES = ("cat", "[bold]dog", "cost $x^$")
@@ -105,17 +105,17 @@ def test_csv_has_the_same_columns_in_every_line():
 
 def test_how_many_images_were_trained_on_is_said():
     """With the error on the others, which is all that a test may count."""
-    some, held_out = trained_on_said(made(0, 1, 1, trained_on={1}), ""), "--held-out predicts"
+    some, held_out = describe_trained_on(made(0, 1, 1, trained_on={1}), ""), "--held-out predicts"
     assert "trained on 1 of these 3 images, so this error says little" in some
     assert "On the 2 others it is 50.00%" in some
     assert held_out in some
-    everything = trained_on_said(made(0, 1, trained_on={0, 1}), "")
+    everything = describe_trained_on(made(0, 1, trained_on={0, 1}), "")
     assert "trained on 2 of these 2 images" in everything
     assert held_out not in everything
-    assert "trained on none of these 1 images" in trained_on_said(made(0, trained_on=()), "")
-    assert trained_on_said(made(None, trained_on=()), "") == ""
-    assert "more certain" in trained_on_said(made(None, trained_on={0}), "")
-    assert "is unknown. The reason." in trained_on_said(made(0), "The reason.")
+    assert "trained on none of these 1 images" in describe_trained_on(made(0, trained_on=()), "")
+    assert describe_trained_on(made(None, trained_on=()), "") == ""
+    assert "more certain" in describe_trained_on(made(None, trained_on={0}), "")
+    assert "is unknown. The reason." in describe_trained_on(made(0), "The reason.")
 
 
 def test_data_and_csv_say_which_images_were_trained_on():

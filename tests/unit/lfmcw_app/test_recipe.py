@@ -11,10 +11,10 @@ import yaml
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
+from lfmcw_app.names import PRESETS
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.plugins import Table
 from lfmcw_app.recipe import (
-    PRESETS,
     Recipe,
     _preset_recipe,
     load_recipe,

@@ -15,7 +15,6 @@ from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import Recipe, changed_recipe, load_recipe
 from lfmcw_app.resuming import (
     CHANGEABLE,
-    CHANGES,
     change_lines,
     known_recipes,
     learning_rates,
@@ -23,6 +22,7 @@ from lfmcw_app.resuming import (
     planned_changes,
     set_learning_rates,
 )
+from lfmcw_app.run_files import CHANGES
 from lfmcw_app.run_folder import RunFolder
 
 

@@ -11,15 +11,8 @@ import pytest
 from filelock import FileLock
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.sweep import (
-    HELD,
-    LOG,
-    SubmititJobs,
-    make_launcher,
-    resume_command,
-    run_command,
-    sweep,
-)
+from lfmcw_app.run_files import LOG
+from lfmcw_app.sweep import HELD, SubmititJobs, make_launcher, resume_command, run_command, sweep
 
 
 class Jobs:

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from lfmcw_app.timings import TIMINGS, Timings, held_bytes
+from lfmcw_app.run_files import TIMINGS
+from lfmcw_app.timings import Timings, held_bytes
 from mlo.testing import bilevel_quadratic
 
 

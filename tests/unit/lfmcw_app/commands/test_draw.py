@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from lfmcw_app.commands.draw import draw
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_files import GENOTYPE
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.genotype import FOUND, Genotype
+from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
 from lfmcw_app.search_space.nasbench201 import SumCell
 
@@ -61,6 +62,6 @@ def test_a_run_folder_is_drawn_as_its_own_space(tmp_path):
     recipe = load_recipe("smoke", space="nasbench201")
     folder = RunFolder.create(tmp_path / "run", recipe)
     cell = SumCell(("nor_conv_3x3", "none", "skip_connect"))
-    folder.write(FOUND, cell.to_json())
+    folder.write(GENOTYPE, cell.to_json())
     code, printed = call(folder.path, "--out", tmp_path / "cell.png")
     assert (code, printed.splitlines()[0]) == (0, cell.notation())

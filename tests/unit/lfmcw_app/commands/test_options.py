@@ -15,8 +15,7 @@ from lfmcw_app.commands import options
 from lfmcw_app.errors import InputError
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.readers import DATASETS
-from lfmcw_app.recipe import PRESETS, load_recipe, validate_recipe
-from lfmcw_app.run_folder import KEEP
+from lfmcw_app.recipe import load_recipe, validate_recipe
 from lfmcw_app.spaces import SPACES
 
 
@@ -60,8 +59,6 @@ def test_the_shell_completes_options_and_values(module, words, expected):
 
 def test_the_names_that_help_shows_are_those_of_the_tables():
     assert tuple(DATASETS) == options.DATASETS
-    assert PRESETS == options.PRESETS
-    assert tuple(KEEP) == options.KEPT
     assert list(SPACES) == options.all_spaces()
 
 

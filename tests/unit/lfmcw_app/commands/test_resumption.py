@@ -9,7 +9,8 @@ import pytest
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import EVALUATED
+from lfmcw_app.run_folder import RunFolder
 
 
 def resumed(path, *, searches=True, dataset=None, config=None, settings=None, out=None, **options):

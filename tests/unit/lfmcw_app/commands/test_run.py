@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from lfmcw_app.commands.run import run
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_files import EVALUATED
+from lfmcw_app.run_folder import RunFolder
 
 
 def call(*arguments):
