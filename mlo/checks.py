@@ -41,6 +41,7 @@ from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
 from mlo.restart import Start, starts_of
 from mlo.sharding import is_sharded
+from mlo.tensors import in_precision, real_inner
 
 __all__ = [
     "LossChecks",
@@ -1158,13 +1159,13 @@ def _after_step_error(
     """The same in one dtype, by a difference across `nearby` times the size of a parameter."""
     fixed: dict[str, Tensors] = {}
     for name, tensors in reads.items():
-        fixed[name] = {key: _in_precision(tensor, dtype) for key, tensor in tensors.items()}
+        fixed[name] = {key: in_precision(tensor, dtype) for key, tensor in tensors.items()}
     noise = torch.Generator().manual_seed(0)
     theta: Tensors = {}
     u: Tensors = {}
     v: Tensors = {}
     for key, parameter in parameters.items():
-        tensor = _in_precision(parameter, dtype)
+        tensor = in_precision(parameter, dtype)
         draws = torch.randn(3, *tensor.shape, generator=noise).to(tensor)
         size = tensor.abs().square().mean().sqrt().clamp(min=1e-6)
         u[key], v[key] = draws[0] * size, draws[1]
@@ -1174,29 +1175,19 @@ def _after_step_error(
 
     # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
     after = evaluation.after_step(dict(theta), fixed)
-    parts = [_inner(after[key], v[key]) for key in after if after[key].requires_grad]
+    parts = [real_inner(after[key], v[key]) for key in after if after[key].requires_grad]
     exact = 0.0
     if parts:
         found = gradients(torch.stack(parts).sum(), list(theta.values()))
-        exact = sum(float(_inner(g, u[key])) for key, g in zip(theta, found, strict=True))
+        exact = sum(float(real_inner(g, u[key])) for key, g in zip(theta, found, strict=True))
     sides = []
     for sign in (1.0, -1.0):
         moved = {key: t.detach() + sign * nearby * u[key] for key, t in theta.items()}
         result = evaluation.after_step(moved, fixed)
-        sides.append(sum(float(_inner(result[key].detach(), v[key])) for key in result))
+        sides.append(sum(float(real_inner(result[key].detach(), v[key])) for key in result))
     difference = (sides[0] - sides[1]) / (2.0 * nearby)
     scale = max(abs(exact), abs(difference))
     return abs(exact - difference) / scale if scale > 1e-6 else 0.0
-
-
-def _in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in a precision, given by its real dtype; complex tensors stay complex."""
-    return tensor.detach().to(dtype.to_complex() if tensor.is_complex() else dtype)
-
-
-def _inner(tensor: Tensor, direction: Tensor) -> Tensor:
-    """⟨tensor, direction⟩ with a direction of real numbers; of complex tensors the real part."""
-    return (tensor * direction).sum().real
 
 
 BESIDE = 1e-2

@@ -33,6 +33,7 @@ from mlo.response import (
     StepEngine,
     Stepped,
 )
+from mlo.tensors import in_precision, real_inner
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["EngineComparison", "EngineRow", "compare_engines"]
@@ -57,7 +58,7 @@ class EngineRow:
         label: of the engine.
         gradient: parameter → gradient; None if the engine could not serve.
         error: ‖g − r‖ / ‖r‖ with the reference's gradient r, over all parameters together.
-        cosine: ⟨g, r⟩ / (‖g‖ ‖r‖); None where one of them is zero.
+        cosine: ⟨g, r⟩ / (‖g‖ ‖r‖), over the real numbers; None where one of them is zero.
         seconds: median of the processor time of one gradient (wall-clock time on a GPU).
         products: products with the Jacobians that its solves took.
         reports: of its solves.
@@ -538,11 +539,11 @@ def _compared(row: EngineRow, exact: Mapping[str, Tensor]) -> EngineRow:
     """The row with its error and cosine."""
     if row.gradient is None:
         return row
-    g = torch.cat([row.gradient[key].double().flatten() for key in exact])
-    r = torch.cat([tensor.double().flatten() for tensor in exact.values()])
+    g = torch.cat([in_precision(row.gradient[key], torch.float64).flatten() for key in exact])
+    r = torch.cat([in_precision(tensor, torch.float64).flatten() for tensor in exact.values()])
     size, own, distance = float(r.norm()), float(g.norm()), float((g - r).norm())
     error = distance / size if size else (float("inf") if distance else 0.0)
-    cosine = float(g @ r) / (size * own) if size and own else None
+    cosine = float(real_inner(g, r)) / (size * own) if size and own else None
     return replace(row, error=error, cosine=cosine)
 
 

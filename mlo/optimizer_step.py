@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from mlo.errors import EngineError, ProblemError
 from mlo.problem import Problem, Tensors
 from mlo.step_formulas import formula_step
-from mlo.tensors import scaled
+from mlo.tensors import in_precision, real_inner, scaled
 
 __all__ = [
     "OptimizerStep",
@@ -67,8 +67,10 @@ class _ParameterState:
         """The same with its state in double precision."""
         state: dict[str, Any] = {}
         for key, value in (self.state or {}).items():
-            floating = isinstance(value, Tensor) and value.is_floating_point()
-            state[key] = value.double() if floating else value
+            inexact = isinstance(value, Tensor) and (
+                value.is_floating_point() or value.is_complex()
+            )
+            state[key] = in_precision(value, torch.float64) if inexact else value
         return replace(self, state=state)
 
 
@@ -222,9 +224,9 @@ class OptimizerStep:
         step = replace(
             self, groups={name: group.in_double() for name, group in self.groups.items()}
         )
-        theta = {name: parameters[name].detach().double() for name in gradients}
+        theta = {name: in_precision(parameters[name], torch.float64) for name in gradients}
         g = {
-            name: gradient.detach().double().requires_grad_()
+            name: in_precision(gradient, torch.float64).requires_grad_()
             for name, gradient in gradients.items()
         }
         # Directions of the size of the gradient and of 1, the same in every process.
@@ -232,8 +234,8 @@ class OptimizerStep:
         u: Tensors = {}
         v: Tensors = {}
         for name, gradient in g.items():
-            size = gradient.detach().square().mean().sqrt().clamp(min=1e-12)
-            draws = torch.randn(2, *gradient.shape, generator=noise, dtype=torch.float64)
+            size = gradient.detach().abs().square().mean().sqrt().clamp(min=1e-12)
+            draws = torch.randn(2, *gradient.shape, generator=noise, dtype=gradient.dtype)
             u[name], v[name] = (draws[0].to(gradient.device) * size, draws[1].to(gradient.device))
 
         # ⟨(∂θ'/∂g)ᵀ v, u⟩ by autograd, and ⟨v, θ'(g + h u) − θ'(g − h u)⟩ / 2h, should agree.
@@ -243,13 +245,15 @@ class OptimizerStep:
         if outputs:
             cotangents = [v[name] for name in g if moved[name].requires_grad]
             found = torch.autograd.grad(outputs, list(g.values()), cotangents, allow_unused=True)
-        exact = sum(float((w * u[n]).sum()) for n, w in zip(g, found, strict=True) if w is not None)
+        exact = sum(
+            float(real_inner(w, u[n])) for n, w in zip(g, found, strict=True) if w is not None
+        )
 
         sides = []
         for sign in (1.0, -1.0):
             displaced = {name: g[name].detach() + sign * DISPLACEMENT * u[name] for name in g}
             after = step.apply(theta, displaced)
-            sides.append(sum(float((after[name].detach() * v[name]).sum()) for name in g))
+            sides.append(sum(float(real_inner(v[name], after[name].detach())) for name in g))
         difference = (sides[0] - sides[1]) / (2.0 * DISPLACEMENT)
         scale = max(abs(exact), abs(difference))
         return abs(exact - difference) / scale if scale > 0.0 else 0.0
@@ -355,8 +359,7 @@ class OptimizerStep:
             raise EngineError(
                 f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no "
                 "differentiable step (no option `differentiable` like torch.optim's). Use a "
-                "torch.optim optimizer, or an engine that does not differentiate the step, such "
-                "as 'direct'."
+                "torch.optim optimizer, or an engine that does not differentiate the step."
             )
         # The same class has the same step; what the original holds is replaced by copies.
         twin = _bare_copy(original)
@@ -651,7 +654,11 @@ def _nudged(gradient: Tensor) -> Tensor:
 
     For m = (1-b1) g and v = (1-b2) g^2 Adam's step is proportional to g / (|g| + eps). At g = 0
     that has the slope 1/eps, but autograd computes it as 0 · inf. At |g| = tiny << eps the same
-    formula gives the slope up to a relative error of tiny/eps.
+    formula gives the slope up to a relative error of tiny/eps. The parts of a complex number are
+    two entries of such a step.
     """
-    tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
+    tiny = 1e-40 if gradient.dtype.to_real() == torch.float64 else 1e-15
+    if gradient.is_complex():
+        zeros = torch.view_as_real(gradient.detach()) == 0
+        return gradient + torch.view_as_complex(tiny * zeros.to(gradient.dtype.to_real()))
     return gradient + tiny * (gradient.detach() == 0)

@@ -18,15 +18,27 @@ __all__ = [
     "are_plain",
     "copies",
     "in_new_containers",
+    "in_precision",
     "laid_out",
     "map_tensors",
     "norm_of",
     "numbers",
+    "real_inner",
     "scaled",
     "tensors_of",
     "versions_of",
     "zeros_for_none",
 ]
+
+
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as a constant in a precision, given by its real dtype; complex ones stay so."""
+    return tensor.detach().to(dtype.to_complex() if tensor.is_complex() else dtype)
+
+
+def real_inner(one: Tensor, other: Tensor) -> Tensor:
+    """⟨one, other⟩ over the real numbers, as autograd's gradients of complex tensors have it."""
+    return (one.conj() * other).sum().real
 
 
 def norm_of(tensor: Tensor) -> float:

@@ -27,7 +27,7 @@ from mlo.hypergradient.products import (
 )
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.tensors import add, numbers, zeros_for_none
+from mlo.tensors import add, numbers, real_inner, zeros_for_none
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
@@ -444,7 +444,7 @@ class FiniteDifferenceSystem(LinearSystem):
                 ) as losses:
                     values.append(float(losses[player].detach()))
         own = self._own_gradient(player)
-        slope = sum(float((own[name] * u).sum()) for name, u in directions.items())
+        slope = sum(float(real_inner(own[name], u)) for name, u in directions.items())
         noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / float(e)
         return (values[0] - values[1]) / (2.0 * float(e)), slope, noise
 

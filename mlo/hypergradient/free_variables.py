@@ -62,7 +62,7 @@ class _Projector:
     """u ↦ D u. D is piecewise constant, so no derivative flows through it."""
 
     def __init__(self, system: LinearSystem, residual: ProjectedStep) -> None:
-        self._problem, self._names = system.problem, system.names
+        self._problem, self._names, self._advice = system.problem, system.names, system.advice
         call = system.call
         evaluation = call.solution.evaluation
         inputs = [tensor.detach() for tensor in call.input_aliases()]
@@ -124,8 +124,8 @@ class _Projector:
                 f"Problem {self._problem!r}: the engine {engine!r} needs a symmetric system. With "
                 "after_step it solves on the free variables, which is exact if after_step "
                 "projects onto a polyhedron (nonnegative, box, simplex) or is soft_threshold. "
-                "The derivative of this after_step is not an orthogonal projector: use 'gmres', "
-                "'direct' or 'neumann'."
+                "The derivative of this after_step is not an orthogonal projector"
+                f"{self._advice.phrase(': use {}', 'gmres', 'direct', 'neumann')}."
             )
 
 

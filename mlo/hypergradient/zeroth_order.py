@@ -40,6 +40,7 @@ from mlo.loss import gradients
 from mlo.problem import Tensors
 from mlo.response import Input, Pullback, Reading, RecordedStep, Solution, StepEngine, Stepped
 from mlo.sharding import sharded_like, whole
+from mlo.tensors import real_inner
 
 __all__ = ["ZerothOrder"]
 
@@ -115,8 +116,8 @@ class ZerothOrder(StepEngine):
 
     def estimate(
         self, solution: Stepped, reading: Reading, inputs: Sequence[Tensor | None], v: Tensors
-    ) -> list[Tensor]:
-        """The estimate ĝ, one tensor per input that is not None.
+    ) -> tuple[list[Tensor], int]:
+        """The estimate ĝ, one tensor per input that is not None, and the steps made for it.
 
         Args:
             solution: what is differentiated.
@@ -143,7 +144,7 @@ class ZerothOrder(StepEngine):
                 sides.append(sum(_inner(v[name], end[name]) for name in v))
             slope = (sides[0] - sides[1]) / (2.0 * r * len(drawn))
             total = [entry + slope * direction for entry, direction in zip(total, u, strict=True)]
-        return total
+        return total, 2 * len(drawn) * len(solution.history)
 
     def _radius(self, inputs: Sequence[Tensor], solution: Stepped) -> float:
         if not isinstance(self.radius, str):
@@ -178,8 +179,8 @@ class ZerothOrder(StepEngine):
 
 
 def _inner(v: Tensor, theta: Tensor) -> float:
-    """⟨v, θ⟩ over the real numbers, as autograd's gradients of complex parameters have it."""
-    return float(torch.real(whole((v.conj() * theta).sum())))
+    """⟨v, θ⟩ over all parts of a sharded parameter."""
+    return float(whole(real_inner(v, theta)))
 
 
 def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -221,9 +222,9 @@ class _Estimate(torch.autograd.Function):
             return (None,) * (3 + len(wanted))
         saved = zip(ctx.saved_tensors, wanted, strict=True)
         inputs = [tensor if want else None for tensor, want in saved]
-        found = iter(engine.estimate(solution, ctx.reading, inputs, v))
-        report = engine.report(solution.name, iterations=2 * engine.samples * engine.steps)
-        ctx.reading.note(report)
+        estimate, made = engine.estimate(solution, ctx.reading, inputs, v)
+        found = iter(estimate)
+        ctx.reading.note(engine.report(solution.name, iterations=made))
         return (None, None, None, *[next(found) if want else None for want in wanted])
 
 

@@ -372,6 +372,29 @@ def test_a_reference_with_a_large_residual_is_not_called_exact():
     assert "exact" not in found.why and "name another one with reference=" in found.why
 
 
+def test_complex_gradients_are_compared_over_the_real_numbers():
+    w = Vector(torch.zeros(2, dtype=torch.float64))
+    x = Vector(torch.tensor([1.0 + 2.0j, -1.0j], dtype=torch.complex128))
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=LEARNING_RATE),
+        loss=lambda w, _, *, x: (w.v - x.v.real - 3.0 * x.v.imag).square().sum(),
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, w: w.v.sum() + x.v.real.sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], "direct")
+    rows = rows_of(mlo.compare_engines(optimizer, "x", ["direct", "first_order"]))
+    # dw/dx adds 1 + 3i to the 1 of the direct term, per entry.
+    assert rows["direct"].error == 0.0
+    assert rows["first_order"].error == pytest.approx(abs(1 + 3j) / abs(2 + 3j))
+    assert rows["first_order"].cosine == pytest.approx(2.0 / abs(2 + 3j))
+
+
 @dataclass(frozen=True, kw_only=True)
 class NotANumber(mlo.Engine):
     """Whose q, or whose residual alone, is not a number."""

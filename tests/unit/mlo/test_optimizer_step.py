@@ -198,3 +198,59 @@ def test_weight_decay_counts_as_a_penalty_unless_decoupled():
     assert l2_penalty(make("sgd_decay")[0]) == {"v": 0.2}
     assert l2_penalty(make("sgd_maximize")[0]) == {"v": -0.1}
     assert l2_penalty(make("adamw")[0]) == {"v": 0.0}
+
+
+# ------------------------------ complex parameters
+
+
+class OwnSgd(torch.optim.SGD):
+    """Not of torch.optim, so its derivative is compared with a difference."""
+
+
+class OwnAdam(torch.optim.Adam):
+    """The same of Adam."""
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("own", [OwnSgd, OwnAdam])
+def test_the_derivative_of_a_complex_step_is_compared_right(own, dtype):
+    """A difference of real parts alone would be off, and refuse the optimizer."""
+    options = {"lr": 0.1, "momentum": 0.9} if own is OwnSgd else {"lr": 0.1}
+
+    def trained(optimizer):
+        w = Vector(torch.tensor([1.0 + 1.0j, 2.0 - 1.0j], dtype=dtype))
+        x = Vector(torch.ones(2, dtype=dtype.to_real()))
+        lower = mlo.Problem(
+            "w",
+            module=w,
+            optimizer=optimizer(w.parameters(), **options),
+            loss=lambda w, _, *, x: (w.v - x.v * (1.5 + 2.0j)).abs().square().sum(),
+        )
+        upper = mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+            loss=lambda x, _, *, w: w.v.abs().square().sum(),
+        )
+        list(mlo.MultilevelOptimizer([lower, upper], "one_step").run(3))
+        return x.v.detach()
+
+    assert relative_error(trained(own), trained(own.__bases__[0])) < 1e-6
+
+
+def test_zero_parts_of_a_complex_gradient_are_moved_off_zero():
+    """Adam treats them as two entries, and autograd has no derivative of its root at zero."""
+    module = Vector(torch.zeros(3, dtype=torch.complex128))
+    problem = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.Adam(module.parameters(), lr=0.1),
+        loss=lambda w, _: w.v.abs().square().sum(),
+    )
+    step = OptimizerStep.capture(problem)
+    g = torch.tensor([1.0j, 2.0, 0.0], dtype=torch.complex128, requires_grad=True)
+    moved = step.apply({"v": module.v.detach()}, {"v": g})["v"]
+    (slope,) = torch.autograd.grad(torch.view_as_real(moved).sum(), g)
+    # The first step −lr g / (|g| + eps) has the slope −lr / eps at zero, and elsewhere nearly none.
+    expected = torch.tensor([[-1e7, 0.0], [0.0, -1e7], [-1e7, -1e7]], dtype=torch.float64)
+    assert relative_error(torch.view_as_real(slope), expected) < 1e-6

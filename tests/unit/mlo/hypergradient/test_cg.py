@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from quadratics import INDEFINITE, POSITIVE, krylov, quadratic
 
 import mlo
+from mlo.advice import EngineAdvice
+from mlo.hypergradient.cg import conjugate_gradients
 from mlo.testing import relative_error
 
 
@@ -56,3 +60,21 @@ def test_the_smallest_curvature_that_was_met_is_reported():
     optimizer, *_ = quadratic(POSITIVE, mlo.ConjugateGradient())
     curvature = optimizer.step().solves["w"].curvature
     assert 0.1 < curvature < 2.0
+
+
+def test_only_engines_that_serve_are_advised():
+    """Damping always helps; another engine may be refused."""
+
+    def advice(*names):
+        found = conjugate_gradients(
+            lambda u: -2.0 * u,
+            torch.ones(2),
+            math.sqrt(2.0),
+            max_steps=3,
+            tol=1e-6,
+            others=EngineAdvice(serves=lambda name: name in names),
+        )
+        return found.advice
+
+    assert advice("gmres").endswith("add damping above 2, or use 'gmres'.")
+    assert advice().endswith("add damping above 2.")

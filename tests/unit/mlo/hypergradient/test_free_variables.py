@@ -7,6 +7,7 @@ import torch
 
 import mlo
 from mlo import constraints
+from mlo.advice import EngineAdvice
 from mlo.hypergradient import ConjugateGradient
 from mlo.testing import Vector
 
@@ -74,3 +75,11 @@ def test_q_solves_the_unsymmetric_system(after_step):
 def test_what_is_no_orthogonal_projector_is_refused(after_step):
     with pytest.raises(mlo.EngineError, match="not an orthogonal projector"):
         optimizer(after_step, "cg").step()
+
+
+def test_a_refusal_advises_only_engines_that_serve():
+    made = optimizer(lambda p: {"v": 0.5 * p["v"]}, "cg")
+    for loss in made._history.losses.values():
+        loss.advice = EngineAdvice(serves=lambda name: name == "neumann")
+    with pytest.raises(mlo.EngineError, match=r"orthogonal projector: use 'neumann'\.$"):
+        made.step()

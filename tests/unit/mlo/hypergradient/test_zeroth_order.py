@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -214,3 +215,34 @@ def test_complex_reads_are_refused():
     ]
     with pytest.raises(mlo.EngineError, match="view_as_real"):
         mlo.MultilevelOptimizer(problems, "zeroth_order").step()
+
+
+@pytest.mark.parametrize("directions", ["orthogonal", "gaussian"])
+def test_its_report_counts_the_steps_that_it_makes(directions):
+    """Blocks of orthogonal directions are whole, and there may be fewer steps than it may keep."""
+    w, x = Vector(torch.zeros(1)), Vector(torch.ones(10))
+    calls = []
+
+    def w_loss(w, _, *, x):
+        calls.append(1)
+        return (w.v - x.v.sum()).square().sum()
+
+    lower = mlo.Problem(
+        "w", module=w, optimizer=torch.optim.SGD(w.parameters(), lr=0.1), loss=w_loss, steps=2
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, w: w.v.sum(),
+    )
+    engine = mlo.ZerothOrder(samples=15, steps=4, directions=directions)
+    optimizer = mlo.MultilevelOptimizer([lower, upper], engine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # (of four steps two are there)
+        optimizer.step()
+        optimizer.gradient("x")  # with the checks of a first one
+        calls.clear()
+        report = optimizer.gradient("x", report=True).reports[0]
+    assert report.iterations == len(calls)
+    assert report.iterations % (2 * (20 if directions == "orthogonal" else 15)) == 0
