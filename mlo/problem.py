@@ -629,7 +629,7 @@ class _Signature(NamedTuple):
 
 
 NOTHING_READ = _Signature(required=(), optional=(), ignored=(), positional=0)
-"""Of a function that the problem does not have."""
+"""The signature of a function that the problem does not have."""
 
 
 def _reads(
