@@ -209,13 +209,6 @@ def _class_differences(
     return said or [f"the images of class {name!r} have other groups"]
 
 
-def _changed(
-    old: Mapping[tuple[str, str], int], new: Mapping[tuple[str, str], int]
-) -> list[tuple[str, str]]:
-    """The files that both have, of different sizes."""
-    return [file for file in old if file in new and old[file] != new[file]]
-
-
 def _files(parts: Mapping[str, ClassPrint]) -> dict[tuple[str, str], int] | None:
     """Part and name → size of each file; None where names are not kept."""
     found = {}

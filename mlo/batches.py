@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-)
 
 from mlo.errors import CheckpointError, ProblemError
 from mlo.randomness import RandomState, preserved, replayed
 from mlo.tensors import versions_of
 
-__all__ = ["BatchStream", "Taken", "fixed_pass"]
+__all__ = ["BatchStream", "Taken"]
 
 
 class Taken(NamedTuple):
@@ -211,31 +203,6 @@ class BatchStream:
         self._iterator = iter(self._data)  # type: ignore[arg-type]
         self._taken = 0
         return self._iterator
-
-
-def fixed_pass(data: Iterable[Any]) -> int | None:
-    """The number of batches in a pass, if every pass has the same examples; None otherwise.
-
-    A list's passes have, and those of anything else that has a length. (Only of a DataLoader it is
-    known how it draws.)
-    """
-    if not isinstance(data, DataLoader):
-        return len(data) or None if isinstance(data, Sized) else None
-    if isinstance(data.dataset, IterableDataset):
-        return None
-    sampler: Any = data.sampler
-    if data.batch_sampler is not None:
-        if type(data.batch_sampler) is not BatchSampler:
-            return None
-        sampler = data.batch_sampler.sampler
-        if data.batch_sampler.drop_last and len(sampler) % data.batch_sampler.batch_size:
-            return None  # other examples are dropped in each shuffled pass
-    if isinstance(sampler, RandomSampler):
-        if sampler.replacement or sampler.num_samples != len(sampler.data_source):
-            return None
-    elif not isinstance(sampler, SequentialSampler | SubsetRandomSampler):
-        return None
-    return len(data) or None
 
 
 def _generators(data: Any) -> tuple[torch.Generator, ...]:

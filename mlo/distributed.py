@@ -194,7 +194,7 @@ class DataParallel:
             lines += [
                 f"{name}.{key}: {tuple(t.shape)} {t.dtype}"
                 for key, t in module.state_dict().items()
-                if _is(t)
+                if isinstance(t, Tensor)
             ]
         for rank, theirs in enumerate(self.gather_objects(lines)):
             other = next(
@@ -534,10 +534,6 @@ class _Leave(torch.autograd.Function):
             None,
             *(entered.get(str(index)) if given else None for index, given in enumerate(ctx.given)),
         )
-
-
-def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _checksum(tensor: Tensor) -> str:

@@ -22,7 +22,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PER_FORWARD = 3
-"""The graph of a gradient over what the forward pass saves: itself, and a backward pass of two."""
+"""Estimated size of a gradient's graph, in multiples of what the forward pass saves.
+
+One for the forward pass itself, and two for the backward pass.
+"""
 
 SHARE = 4
 """How often the graph must fit: twice, plus as much again for everything else."""
@@ -116,7 +119,7 @@ def memory_of(device: torch.device) -> int:
 
 
 def fits(saved: float, device: torch.device) -> bool:
-    """Whether to keep the graph of a gradient whose forward pass saves so many bytes.
+    """Whether to keep the graph of a gradient whose forward pass saves that number of bytes.
 
     It is not kept if the device's memory is unknown, as for the meta device.
     """

@@ -45,7 +45,7 @@ __all__ = ["implicit_solution"]
 S = TypeVar("S")
 
 NAME = "implicit_solution"
-"""Of the problem, in messages and reports."""
+"""The problem's name in messages and reports."""
 
 READS = "reads"
 

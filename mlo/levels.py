@@ -99,7 +99,7 @@ class History:
         sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose solutions lack the steps made before a state was loaded.
         loaded: whether a state was loaded, and no question was asked since.
-        told: problems of whose missing steps a warning need not tell (again).
+        told: problems for which the warning about missing steps has been issued.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
     """
@@ -346,7 +346,7 @@ class History:
                 return True
         return False
 
-    def tell_of_other_batches(self, name: str, evaluation: Evaluation) -> None:
+    def warn_of_other_batches(self, name: str, evaluation: Evaluation) -> None:
         """Warns, once after a load, of a gradient that differs from that before the save.
 
         Args:
@@ -372,27 +372,27 @@ class History:
             CheckpointWarning,
         )
 
-    def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
+    def warn_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once after a load, of a gradient through fewer steps than requested."""
         engine = self.step_engines[name]
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
-        self._tell_of_fewer_steps(
+        self._warn_of_fewer_steps(
             name,
             engine,
             solution,
             "a state holds no steps, and no more were made since it was loaded.",
         )
 
-    def tell_of_no_steps(self, name: str, solution: Stepped | Started) -> None:
+    def warn_of_no_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once per problem, of an engine of several steps where no step is recorded."""
         engine = self.step_engines[name]
         if name in self.told or engine is None:
             return
         self.told.add(name)
         seen = "one step ahead" if isinstance(solution, Stepped) else "where it starts"
-        self._tell_of_fewer_steps(
+        self._warn_of_fewer_steps(
             name,
             engine,
             solution,
@@ -400,7 +400,7 @@ class History:
             "they make: call optimizer.step() first.",
         )
 
-    def _tell_of_fewer_steps(
+    def _warn_of_fewer_steps(
         self, name: str, engine: StepEngine, solution: Stepped | Started, why: str
     ) -> None:
         made = len(solution.history) if isinstance(solution, Stepped) else 0
@@ -535,7 +535,7 @@ class Levels:
             ]
         # The problem, and those that its loss reads.
         self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
-        # Whose engines differentiate steps, and how many. (Asking an abstract class takes long.)
+        # Whose engines differentiate steps, and how many. (`isinstance` on an ABC is slow.)
         self._by_steps: dict[str, int] = {}
         for name, engine in history.engines.items():
             steps = engine.recorded_steps if isinstance(engine, StepEngine) else 0
@@ -571,7 +571,7 @@ class Levels:
             stepped = history.last_step(name)
             if stepped is not None:
                 if history.resumed:
-                    history.tell_of_missing_steps(name, stepped)
+                    history.warn_of_missing_steps(name, stepped)
                 return stepped
         # Any other solution is made once, and again only after something that it depends on moved.
         updates = map(history.updates.__getitem__, self._dependencies[name])
@@ -595,8 +595,8 @@ class Levels:
                 solution = self._stationary(name, engine)
             known = self._known[name] = (stamp, solution)
         if not self._ahead and isinstance(known[1], (Stepped, Started)):
-            history.tell_of_missing_steps(name, known[1])
-            history.tell_of_no_steps(name, known[1])
+            history.warn_of_missing_steps(name, known[1])
+            history.warn_of_no_steps(name, known[1])
         return known[1]
 
     def forget(self) -> None:
@@ -653,7 +653,7 @@ class Levels:
             evaluation = self.evaluation(name, batches, random_states=(now,) * len(batches))
         else:
             evaluation = self.evaluation(name, batches, random_states=last.random_states)
-            evaluation = evaluation.having(modes=last.modes)
+            evaluation = evaluation.with_changes(modes=last.modes)
         if begun is not None:
             evaluation = begun if last is not None else _on(begun, evaluation)
         return Stationary(
@@ -907,7 +907,7 @@ def _learning_rates(problem: Problem) -> tuple[float, ...]:
 
 def _on(point: Evaluation, other: Evaluation) -> Evaluation:
     """An evaluation at one's point on the batches, with the noise, of another."""
-    return point.having(
+    return point.with_changes(
         batches=other.batches,
         random_states=other.random_states,
         versions=other.versions,
@@ -917,7 +917,7 @@ def _on(point: Evaluation, other: Evaluation) -> Evaluation:
 
 def _with_batches(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluation:
     """The same evaluation on other batches, as many."""
-    return evaluation.having(batches=batches, versions=_versions(batches))
+    return evaluation.with_changes(batches=batches, versions=_versions(batches))
 
 
 def _versions(batches: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:

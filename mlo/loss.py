@@ -25,7 +25,7 @@ from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
-from mlo.sharding import hooks_resting, is_sharded
+from mlo.sharding import is_sharded, without_fsdp_hooks
 from mlo.step_formulas import resolve_settings
 from mlo.tensors import add_all, in_new_containers, map_tensors, versions_of, zeros_for_none
 
@@ -170,7 +170,7 @@ class LossFunction:
             if named:
                 where.append((self._places[problem], named))
         placed = _Placed(where, self._modules, modes)
-        return _with_hooks_resting(placed, self._modules) if self.sharded else placed
+        return _placed_without_fsdp_hooks(placed, self._modules) if self.sharded else placed
 
     def value(
         self,
@@ -714,11 +714,11 @@ class _Placed:
 
 
 @contextmanager
-def _with_hooks_resting(
+def _placed_without_fsdp_hooks(
     placed: AbstractContextManager[None], modules: Sequence[nn.Module]
 ) -> Iterator[None]:
     """Runs the body with tensors in their places, and without the hooks of `fully_shard`."""
-    with placed, hooks_resting(modules):
+    with placed, without_fsdp_hooks(modules):
         yield
 
 

@@ -248,9 +248,9 @@ class MultilevelOptimizer:
             NonFiniteError: if a loss or gradient is not finite, and `on_nonfinite` is "stop" or its
                 limit is reached.
         """
-        self._advance(told=False)
+        self._advance(wants_update=False)
         while self._waiting:
-            self._advance(told=False)
+            self._advance(wants_update=False)
         return self._record
 
     def updates(self, rounds: int) -> Iterator[Update]:
@@ -282,11 +282,11 @@ class MultilevelOptimizer:
 
         return LazyRounds(updates(), f"updates(rounds={rounds})")
 
-    def _advance(self, *, told: bool = True) -> Update | None:
+    def _advance(self, *, wants_update: bool = True) -> Update | None:
         """Makes the next update, in this round or a new one; None: no problem has moved in it.
 
         Args:
-            told: whether the caller needs the update; otherwise the result is None.
+            wants_update: whether the caller needs the update; otherwise the result is None.
         """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
@@ -328,7 +328,7 @@ class MultilevelOptimizer:
             number = self._history.round + 1
             if not later:
                 self._end_round()
-            if not moves or not told:
+            if not moves or not wants_update:
                 return None
             return Update(problem=name, round=number, record=record, ends_round=not later)
 
@@ -465,7 +465,7 @@ class MultilevelOptimizer:
             batches = levels.batches(name)
             found = levels.differentiate(name, batches, held_constant=held)
             if self._history.loaded:
-                self._history.tell_of_other_batches(name, found.evaluation)
+                self._history.warn_of_other_batches(name, found.evaluation)
             if not report:
                 return found.gradient
             solved = stationarities(found.evaluation, held)

@@ -46,7 +46,7 @@ DIFFERENTIABLE = {"differentiable": True, "foreach": False, "fused": None}
 """Options of the optimizer's twin: the step in plain operations, one parameter at a time."""
 
 DISPLACEMENT = 1e-5
-"""Of a gradient, relative to its size, where the derivative of a step is compared."""
+"""Relative displacement of the gradient in the finite-difference check."""
 
 
 @dataclass(kw_only=True, eq=False)

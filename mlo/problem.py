@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from mlo.averages import Average, average_from
-from mlo.batches import fixed_pass
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
 from mlo.notebook_table import table_html
@@ -308,7 +315,7 @@ class Problem:
             data, used = self.data, self.accumulate
         if data is None:
             return True
-        count = fixed_pass(data)
+        count = _fixed_pass(data)
         return count is not None and used % count == 0
 
     @property
@@ -506,6 +513,31 @@ def _at_least(problem: str, option: str, value: int, smallest: int) -> int:
     return value
 
 
+def _fixed_pass(data: Iterable[Any]) -> int | None:
+    """The number of batches in a pass, if every pass has the same examples; None otherwise.
+
+    A list's passes have, and those of anything else that has a length. (Only of a DataLoader it is
+    known how it draws.)
+    """
+    if not isinstance(data, DataLoader):
+        return len(data) or None if isinstance(data, Sized) else None
+    if isinstance(data.dataset, IterableDataset):
+        return None
+    sampler: Any = data.sampler
+    if data.batch_sampler is not None:
+        if type(data.batch_sampler) is not BatchSampler:
+            return None
+        sampler = data.batch_sampler.sampler
+        if data.batch_sampler.drop_last and len(sampler) % data.batch_sampler.batch_size:
+            return None  # other examples are dropped in each shuffled pass
+    if isinstance(sampler, RandomSampler):
+        if sampler.replacement or sampler.num_samples != len(sampler.data_source):
+            return None
+    elif not isinstance(sampler, SequentialSampler | SubsetRandomSampler):
+        return None
+    return len(data) or None
+
+
 def _players(problem: str, players: Any) -> dict[str, str]:
     if not players:
         return {problem: ""}
@@ -597,7 +629,7 @@ class _Signature(NamedTuple):
 
 
 NOTHING_READ = _Signature(required=(), optional=(), ignored=(), positional=0)
-"""Of a function that the problem does not have."""
+"""The signature of a function that the problem does not have."""
 
 
 def _reads(

@@ -28,7 +28,7 @@ from mlo.errors import CheckpointError
 __all__ = ["RandomState", "forked", "preserved", "replayed"]
 
 MERSENNE_WORDS = 624
-"""Of the state of numpy's global generator, a Mersenne Twister."""
+"""Number of 32-bit words in a Mersenne Twister's state."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,7 +245,7 @@ class _Kept(ABC):
 
 
 class _NumpyState(_Kept):
-    """Of numpy's global generator."""
+    """The state of numpy's global generator."""
 
     SIZE = (MERSENNE_WORDS + 1) * 4  # the words and the position
 
@@ -286,7 +286,7 @@ class _NumpyState(_Kept):
 
 
 class _PythonState(_Kept):
-    """Of `random`."""
+    """The state of the module `random`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -117,7 +117,7 @@ class Evaluation:
     dependent: frozenset[str]
     made: int = 0
 
-    def having(self, **changes: Any) -> Evaluation:
+    def with_changes(self, **changes: Any) -> Evaluation:
         """The same evaluation with other batches, random states or modes.
 
         (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays: it
@@ -858,7 +858,7 @@ def pulled_back(
         differentiate: whether it is differentiated again.
         cotangents: v.
     """
-    # (Checked where the node is made; to ask an abstract class takes long.)
+    # (Checked where the node is created; `isinstance` on an ABC is slow.)
     engine = cast(PullbackEngine, solution.engine)
     _check_serves(engine, solution, differentiate=differentiate)
     if not any(wanted) or all(map(IS_NONE, cotangents)):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "whole"]
+__all__ = ["gathered", "is_sharded", "sharded_like", "whole", "without_fsdp_hooks"]
 
 
 def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
@@ -98,7 +98,7 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def hooks_resting(modules: Iterable[nn.Module]) -> Iterator[None]:
+def without_fsdp_hooks(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Runs the body without the hooks that `fully_shard` has put on the modules."""
     from torch.distributed.fsdp import FSDPModule
 

@@ -47,7 +47,7 @@ Inverse = Callable[[Tensor, Tensor], Tensor]
 """(A [n, n], v [n]) → q [n], an engine's approximation of A⁻ᵀ v."""
 
 LEARNING_RATE = 0.1
-"""Of the optimizer of every problem here."""
+"""The learning rate of every problem here."""
 
 
 class Vector(nn.Module):

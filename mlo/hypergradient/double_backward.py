@@ -22,7 +22,7 @@ __all__ = [
 
 
 ANY_ENGINE = EngineAdvice()
-"""Of a problem of which nothing is known."""
+"""Advice on a problem of which nothing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader
 
 import mlo
-from mlo.batches import BatchStream, fixed_pass
+from mlo.batches import BatchStream
 from mlo.testing import Vector
 
 
@@ -239,44 +231,3 @@ def test_loading_a_position_leaves_the_random_state_alone():
     state, before = stream.state_dict(), torch.get_rng_state()
     stream.load_state_dict(state)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-EXAMPLES = torch.arange(100.0)
-IN_ORDER = SequentialSampler(EXAMPLES)
-
-
-class Endless(IterableDataset):
-    def __iter__(self):
-        return iter(EXAMPLES)
-
-
-def loader(batch_size=64, **options):
-    return DataLoader(EXAMPLES, batch_size=batch_size, **options)
-
-
-@pytest.mark.parametrize(
-    ("data", "count"),
-    [
-        ([EXAMPLES], 1),
-        ([EXAMPLES[:50], EXAMPLES[50:]], 2),
-        (loader(), 2),
-        (loader(shuffle=True), 2),
-        (loader(50, shuffle=True, drop_last=True), 2),
-        (loader(None), 100),
-        (loader(10, sampler=SubsetRandomSampler(range(20))), 2),
-        (
-            DataLoader(EXAMPLES, batch_sampler=BatchSampler(SequentialSampler(EXAMPLES), 50, True)),
-            2,
-        ),
-        (loader(shuffle=True, drop_last=True), None),
-        (loader(64, sampler=SubsetRandomSampler(range(100)), drop_last=True), None),
-        (loader(sampler=RandomSampler(EXAMPLES, num_samples=64)), None),
-        (loader(sampler=RandomSampler(EXAMPLES, replacement=True)), None),
-        (loader(100, sampler=WeightedRandomSampler([1.0] * 100, 100)), None),
-        (DataLoader(EXAMPLES, batch_sampler=[[0, 1], [2, 3]]), None),
-        (DataLoader(Endless(), batch_size=100), None),
-        (iter([EXAMPLES]), None),
-    ],
-)
-def test_a_pass_is_fixed_if_it_always_has_the_same_examples(data, count):
-    assert fixed_pass(data) == count

@@ -388,7 +388,7 @@ class Processes:
 
     def __init__(self, size):
         self.size, self.given = size, [None] * size
-        self.barrier = threading.Barrier(size, timeout=20.0)
+        self.barrier = threading.Barrier(size)
         self.here = threading.local()
 
     def exchanged(self, value):
@@ -421,6 +421,9 @@ class Processes:
                 return body(rank)
             except mlo.ProblemError as error:
                 return str(error)
+            except BaseException:
+                self.barrier.abort()  # so that the others do not wait
+                raise
 
         with ThreadPoolExecutor(self.size) as pool:
             return list(pool.map(process, range(self.size)))

@@ -9,7 +9,15 @@ import pytest
 import torch
 from small_graphs import graph, problem
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 import mlo
 
@@ -220,5 +228,45 @@ def test_a_solve_sees_all_of_its_data_in_whole_passes_only():
     assert sees_all(data=two, solve_data=two[:1])
     assert not sees_all(data=two) and not sees_all(data=two, accumulate=3)
     assert not sees_all(data=two[:1], solve_data=two)
-    examples = DataLoader(torch.arange(100.0), batch_size=64, shuffle=True, drop_last=True)
-    assert not sees_all(data=examples)
+
+
+EXAMPLES = torch.arange(100.0)
+IN_ORDER = SequentialSampler(EXAMPLES)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(EXAMPLES)
+
+
+def loader(batch_size=64, **options):
+    return DataLoader(EXAMPLES, batch_size=batch_size, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        ([EXAMPLES], 1),
+        ([EXAMPLES[:50], EXAMPLES[50:]], 2),
+        (loader(), 2),
+        (loader(shuffle=True), 2),
+        (loader(50, shuffle=True, drop_last=True), 2),
+        (loader(None), 100),
+        (loader(10, sampler=SubsetRandomSampler(range(20))), 2),
+        (
+            DataLoader(EXAMPLES, batch_sampler=BatchSampler(SequentialSampler(EXAMPLES), 50, True)),
+            2,
+        ),
+        (loader(shuffle=True, drop_last=True), None),
+        (loader(64, sampler=SubsetRandomSampler(range(100)), drop_last=True), None),
+        (loader(sampler=RandomSampler(EXAMPLES, num_samples=64)), None),
+        (loader(sampler=RandomSampler(EXAMPLES, replacement=True)), None),
+        (loader(100, sampler=WeightedRandomSampler([1.0] * 100, 100)), None),
+        (DataLoader(EXAMPLES, batch_sampler=[[0, 1], [2, 3]]), None),
+        (DataLoader(Endless(), batch_size=100), None),
+        (iter([EXAMPLES]), None),
+    ],
+)
+def test_a_solve_sees_all_where_a_pass_has_the_same_examples(data, count):
+    sees_all = problem("w", data=data, accumulate=count or 2).solves_on_all_data
+    assert sees_all == (count is not None)

@@ -11,7 +11,7 @@ from started_processes import finished
 from torch import nn
 
 from mlo.gradient_norm import total_norm
-from mlo.sharding import gathered, hooks_resting, is_sharded, sharded_like, whole
+from mlo.sharding import gathered, is_sharded, sharded_like, whole, without_fsdp_hooks
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_hooks_of_fully_shard_rest_and_come_back(mesh):
     module = fully_shard(nn.Linear(2, 2), mesh=mesh)
     own = module.register_forward_hook(lambda *_: None)
     before = dict(module._forward_pre_hooks), dict(module._forward_hooks)
-    with hooks_resting([module, nn.Linear(1, 1)]):
+    with without_fsdp_hooks([module, nn.Linear(1, 1)]):
         assert not module._forward_pre_hooks
         assert list(module._forward_hooks) == [own.id]
     assert (dict(module._forward_pre_hooks), dict(module._forward_hooks)) == before
