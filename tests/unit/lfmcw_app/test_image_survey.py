@@ -62,10 +62,10 @@ def test_grey_training_images_have_one_channel(tmp_path, mode):
     write(test)
     decoding, reading = surveyed(tmp_path, others=[test])
     assert decoding.channels == 1
-    assert "1 with colours, made grey" in reading.words()
+    assert "1 with colours, made grey" in reading.summary()
     decoding, reading = surveyed(tmp_path)
     assert decoding.channels == 3
-    assert "made grey" not in reading.words()
+    assert "made grey" not in reading.summary()
     assert surveyed(tmp_path, channels=1)[0].channels == 1
 
 
@@ -100,10 +100,10 @@ def test_bits_fix_the_range_and_what_is_beyond_is_told(tmp_path):
     decoding, reading = surveyed(tmp_path, bits=12)
     assert (decoding.low, decoding.high, decoding.takes_8_bits) == (0, 4095, True)
     assert not surveyed(tmp_path)[0].takes_8_bits
-    assert "values 0 to 4,095 → 0–255," in reading.words() + ","
+    assert "values 0 to 4,095 → 0–255," in reading.summary() + ","
     decoding, reading = surveyed(tmp_path, bits=8)
     assert (decoding.low, decoding.high) == (0, 255)
-    assert "training images have 100 to 4,000: values outside are clipped" in reading.words()
+    assert "training images have 100 to 4,000: values outside are clipped" in reading.summary()
 
 
 def test_single_bright_pixels_that_darken_the_rest_are_told(tmp_path):
@@ -114,7 +114,7 @@ def test_single_bright_pixels_that_darken_the_rest_are_told(tmp_path):
     write_png(tmp_path / "hot.png", hot)
     _, reading = surveyed(tmp_path)
     assert reading.measured == (0, 65535)
-    assert "half of the training images stay below 3,200: set data.bits" in reading.words()
+    assert "half of the training images stay below 3,200: set data.bits" in reading.summary()
     assert surveyed(tmp_path, bits=12)[1].mostly_below is None
 
 
@@ -203,7 +203,7 @@ def test_what_was_read_is_told(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "z.gif", save_all=True, append_images=frames[1:])
     _, reading = surveyed(tmp_path, 16, background="black")
-    assert reading.words() == (
+    assert reading.summary() == (
         "8×8 to 42×40 → 16×16, 3 channels, values 0–255, 4 cropped to a square, 4 with "
         "transparency, laid over black, 1 with several pictures, of which the first is read"
     )
@@ -222,7 +222,7 @@ def test_crops_that_cut_much_off_are_told(tmp_path, wide, size, fit, told):
     for k in range(4):
         write(tmp_path / f"{k}.png", size if k < wide else (12, 12))
     _, reading = surveyed(tmp_path, 8, fit=fit)
-    assert (f"{wide} lose a quarter of their area or more" in reading.words()) == told
+    assert (f"{wide} lose a quarter of their area or more" in reading.summary()) == told
 
 
 # ------------------------------ damaged files
