@@ -636,23 +636,41 @@ def gradients(
 
 
 def call_deferred(
-    players: dict[str, Any], problem: str = "", generators: Sequence[torch.Generator] = ()
+    players: dict[str, Any],
+    problem: str = "",
+    generators: Sequence[torch.Generator] = (),
+    *,
+    functions: int | None = None,
 ) -> dict[str, Any]:
     """Replaces losses that are functions by their values; returns the metrics beside them.
 
-    Each function starts from the random state of the first one, so its value does not depend on
-    which others are called.
+    Each function starts from the same random state, so its value does not depend on which others
+    are called.
+
+    Args:
+        players: player → scalar or function, of the players that were requested; changed.
+        problem: its name, for messages.
+        generators: those that it names.
+        functions: how many functions the loss returned for all players; None: these are all.
     """
+    called = [player for player, loss in players.items() if callable(loss)]
     found: dict[str, Any] = {}
-    state: RandomState | None = None
-    for player, loss in players.items():
-        if callable(loss):
-            if state is None:
-                state = RandomState.capture(generators)
-            else:
+    if functions is None:
+        functions = len(called)
+    if functions < 2:
+        for player in called:
+            players[player], found = _with_metrics(problem, players[player]())
+        return found
+    # One state that several functions start from has no end that lies behind all that they draw,
+    # as far as can be told. So they draw from a stream of their own, a new one at each evaluation;
+    # the common one moves by the number that chooses it.
+    if called:
+        with forked(0, generators):
+            state = RandomState.capture(generators)
+            for player in called:
                 state.restore(generators)
-            players[player], metrics = _with_metrics(problem, loss())
-            found |= metrics
+                players[player], metrics = _with_metrics(problem, players[player]())
+                found |= metrics
     return found
 
 
@@ -787,7 +805,8 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
             )
         # First the requested players, then their functions: the others are never called.
         players = {player: loss[player] for player in loss if chosen is None or player in chosen}
-        metrics |= call_deferred(players, problem.name, problem.generators)
+        functions = sum(map(callable, loss.values()))
+        metrics |= call_deferred(players, problem.name, problem.generators, functions=functions)
     else:
         players = {problem.name: loss}
     for player, scalar in players.items():

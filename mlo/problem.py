@@ -75,7 +75,8 @@ class Problem:
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
             or `({player: scalar}, metrics)`. Instead of a player's scalar it may return a function
             without arguments that computes it, alone or with metrics. The function is called only
-            if this player's loss is needed. All such functions start from the same random state.
+            if this player's loss is needed. All such functions start from the same random state;
+            several draw from a stream of their own, chosen by a number of torch's global generator.
         reads: the names of the problems that a loss with `**problems` reads, if there are many:
             `[f"task{k}" for k in range(100)]`. They are passed in addition to those that it names
             itself.
