@@ -891,10 +891,22 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
 
 @torch.no_grad()
 def restore_buffers(evaluation: Evaluation) -> None:
-    """Restores the problem's buffers to their values before an evaluation."""
+    """Restores the problem's buffers to their values before an evaluation.
+
+    A buffer that the evaluation has made itself (a cached mask) stays.
+    """
     problem = evaluation.loss.problem
-    for key, buffer in problem.module.named_buffers():
-        buffer.copy_(evaluation.buffers[problem.name][key])
+    recorded = evaluation.buffers[problem.name]
+    for prefix, module in problem.module.named_modules():
+        for key, buffer in module._buffers.items():
+            before = recorded.get(f"{prefix}.{key}" if prefix else key)
+            if before is None:
+                continue
+            # A buffer may be exchanged for another one (a queue that grows).
+            if buffer is not None and buffer.shape == before.shape:
+                buffer.copy_(before)
+            else:
+                module._buffers[key] = before.clone()
 
 
 def _learning_rates(problem: Problem) -> tuple[float, ...]:

@@ -745,13 +745,32 @@ def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
         module.training = training
 
 
-def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]:
+class _PlacesByName(dict[str, Places]):
+    """Name of a parameter or buffer of a problem → all places of that tensor.
+
+    Those of a buffer that a module makes during the run (a cached mask) are found when they are
+    first needed.
+    """
+
+    def __init__(self, member: str, members: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._member, self._members = member, members
+
+    def __missing__(self, name: str) -> Places:
+        for key, places in _places_of(self._members)[self._member].items():
+            self.setdefault(key, places)
+        if name not in self:
+            raise KeyError(name)
+        return self[name]
+
+
+def _places_of(members: Mapping[str, nn.Module]) -> dict[str, _PlacesByName]:
     """Problem → name of a parameter or buffer → all places of that tensor in all modules."""
     # With duplicates: a submodule that has two names has its tensors under both.
     by_tensor: dict[int, Places] = {}
-    found: dict[str, dict[str, Places]] = {}
+    found: dict[str, _PlacesByName] = {}
     for member, whole in members.items():
-        found[member] = {}
+        found[member] = _PlacesByName(member, members)
         for prefix, module in whole.named_modules(remove_duplicate=False):
             for registry in (module._parameters, module._buffers):
                 for key, tensor in registry.items():

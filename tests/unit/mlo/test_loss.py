@@ -250,6 +250,58 @@ def test_a_loss_in_a_dict_says_how_metrics_are_returned():
         optimizer.step()
 
 
+class Cached(nn.Module):
+    """A module that makes a buffer when it first runs, unless it is `made` at once."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.inner, self.made = nn.Linear(3, 3), made
+        if made == "at once":
+            self.register_buffer("mask", torch.linspace(0.0, 1.0, 3))
+        elif made == "in a place":
+            self.register_buffer("mask", None, persistent=False)
+
+    def forward(self, x):
+        if getattr(self, "mask", None) is None:
+            mask = torch.linspace(0.0, 1.0, 3).to(x)
+            if self.made == "late":
+                self.register_buffer("mask", mask)
+            else:
+                self.mask = mask
+        return torch.tanh(self.inner(x)) * self.mask
+
+
+@pytest.mark.parametrize("engine", ["one_step", mlo.Unroll(steps=2), "cg", "darts"])
+@pytest.mark.parametrize("made", ["late", "in a place"])
+def test_a_module_may_make_buffers_when_it_runs(engine, made):
+    """A buffer that a module makes itself acts as if it had been there from the start."""
+    found = []
+    for way in ("at once", made):
+        torch.manual_seed(0)
+        net, up, x = Cached(way).double(), Cached(way).double(), torch.randn(4, 3).double()
+        problems = [
+            mlo.Problem(
+                "net",
+                module=net,
+                loss=lambda net, x, *, up: (net(x) - up(x)).square().sum() + net(x).cosh().sum(),
+                data=[x],
+                steps=2,
+                optimizer=SGD(net.parameters(), lr=0.1),
+            ),
+            mlo.Problem(
+                "up",
+                module=up,
+                loss=lambda up, x, *, net: (net(x) - 2.0 * up(x)).square().sum(),
+                data=[x],
+                optimizer=SGD(up.parameters(), lr=0.1),
+            ),
+        ]
+        optimizer = mlo.MultilevelOptimizer(problems, engine)
+        optimizer.step(), optimizer.step()
+        found.append(optimizer.gradient("up"))
+    assert relative_error(found[1], found[0]) == 0.0
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
