@@ -34,7 +34,7 @@ from mlo.graph import DependencyGraph
 from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
-from mlo.loss import LossFunction
+from mlo.loss import LossFunction, explain_frozen
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep
@@ -793,6 +793,7 @@ class Levels:
                 history.keeps_graph[name] = False  # what cannot be counted might not fit
                 raise NotCountable from error
             explain_third_derivative(error, evaluation)
+            explain_frozen(error, list(evaluation.solutions) or [name])
             raise
         finally:
             for key, own in hooks.items():

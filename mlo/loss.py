@@ -35,6 +35,7 @@ __all__ = [
     "LossFunction",
     "LossValue",
     "call_deferred",
+    "explain_frozen",
     "gradients",
     "is_number",
     "share_of",
@@ -792,12 +793,33 @@ def _say_whose(error: Exception, problem: str) -> None:
         error.add_note(note)
 
 
+def explain_frozen(error: BaseException, problems: Sequence[str]) -> None:
+    """Says that a loss has frozen what it is differentiated in, if that is the error.
+
+    Args:
+        error: as PyTorch raised it.
+        problems: those whose losses it may be.
+
+    Raises:
+        ProblemError: naming them.
+    """
+    if "differentiated Tensors does not require grad" not in str(error):
+        return
+    whose = " or ".join(map(repr, problems))
+    raise ProblemError(
+        f"The loss of problem {whose} freezes parameters (requires_grad_(False)) of a module that "
+        "it reads, in which it must be differentiated. Leave them as they are: a loss moves no "
+        "parameters but its own. To hold a value constant, detach() what is computed from it."
+    ) from error
+
+
 def _explain(error: RuntimeError, problem: str) -> None:
     """Says whose loss PyTorch could not differentiate.
 
     Raises:
-        ProblemError: if a part of the loss's graph is gone.
+        ProblemError: if a part of the loss's graph is gone, or what it depends on was frozen.
     """
+    explain_frozen(error, [problem])
     if "backward through the graph a second time" in str(error):
         raise ProblemError(
             f"Problem {problem!r}: a part of the graph of its loss was used up before the loss "

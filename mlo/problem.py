@@ -123,7 +123,8 @@ class Problem:
             it reads, only if no engine differentiates the step.
         after_update: called with the problem after each step of its optimizers and schedulers. It
             may log, validate or average weights elsewhere. If an engine differentiates the
-            problem's solution, it must change nothing that a gradient depends on.
+            problem's solution, it must change nothing that a gradient depends on. The update is
+            made by then: if it raises an exception, the round continues with the next update.
         after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
             step. It is called after each step of the optimizers with all parameters: name → tensor.
             As `after_step(parameters, made, *, other)` it also gets the number of steps made
@@ -199,6 +200,13 @@ class Problem:
                 f"Problem {name!r}: module is a {type(module).__name__}, not a torch.nn.Module. "
                 "Put a bare parameter into a module, for example torch.nn.ParameterDict({'x': "
                 "parameter})."
+            )
+        if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
+            raise ProblemError(
+                f"Problem {name!r}: its module was made by torch.jit.script or torch.jit.trace, "
+                "and TorchScript does not let mlo put other tensors in the place of its "
+                "parameters. Pass the Python module that it was made from; compile=True compiles "
+                "that."
             )
         _check_data(name, data)
         self.name = name

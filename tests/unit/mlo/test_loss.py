@@ -250,6 +250,31 @@ def test_a_loss_in_a_dict_says_how_metrics_are_returned():
         optimizer.step()
 
 
+@pytest.mark.parametrize("engine", ["one_step", "unroll", "cg", "darts"])
+@pytest.mark.parametrize("who", ["w", "x"])
+def test_a_loss_that_freezes_what_it_reads_is_refused(who, engine):
+    def training(w, batch, *, x):
+        x.requires_grad_(who != "w")
+        return (w["v"] - x["v"]).square().sum()
+
+    def validation(x, batch, *, w):
+        w.requires_grad_(who != "x")
+        return (w["v"] + x["v"]).square().sum()
+
+    modules = {name: nn.ParameterDict({"v": torch.ones(2)}) for name in ("w", "x")}
+    problems = [
+        mlo.Problem(
+            name, module=module, loss=loss, optimizer=SGD(module.parameters(), lr=0.1), steps=steps
+        )
+        for (name, module), loss, steps in zip(
+            modules.items(), (training, validation), (5, 1), strict=True
+        )
+    ]
+    message = rf"problem '{who}' freezes parameters|parameter was frozen"
+    with pytest.raises(mlo.ProblemError, match=message):
+        mlo.MultilevelOptimizer(problems, engine).step()
+
+
 class Cached(nn.Module):
     """A module that makes a buffer when it first runs, unless it is `made` at once."""
 
