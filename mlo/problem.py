@@ -254,6 +254,8 @@ class Problem:
             for key, parameter in module.named_parameters()
             if parameter.requires_grad
         }
+        # Others are made by the module when it runs (a cached mask).
+        self.first_buffers = frozenset(key for key, _ in module.named_buffers())
         if not self.parameters:
             raise ProblemError(
                 f"Problem {name!r}: its module has no parameter that requires gradients, so there "
@@ -329,6 +331,11 @@ class Problem:
     def device(self) -> torch.device:
         """The device of the problem's first parameter."""
         return next(iter(self.parameters.values())).device
+
+    def module_state(self) -> dict[str, Any]:
+        """The module's `state_dict`, without buffers that it has made since it was declared."""
+        made = {key for key, _ in self.module.named_buffers()} - self.first_buffers
+        return {key: value for key, value in self.module.state_dict().items() if key not in made}
 
     @property
     def size(self) -> int:

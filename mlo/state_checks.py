@@ -153,7 +153,7 @@ def check_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: naming what differs.
     """
-    own, theirs = problem.module.state_dict(), saved["module"]
+    own, theirs = problem.module_state(), saved["module"]
     wrong = [key for key in own if key not in theirs or _shape(theirs[key]) != _shape(own[key])]
     wrong += [key for key in theirs if key not in own]
     for part, mine in (("optimizers", problem.optimizers), ("schedulers", problem.schedulers)):

@@ -89,18 +89,18 @@ def refused(optimizer, state, match):
 
 
 class Averaging(nn.Module):
-    """Its loss reads an average of its weight, in a buffer that is not part of its state_dict."""
+    """Its loss reads an average of its weight in a buffer, which may not be in its state_dict."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, persistent):
         super().__init__()
-        self.weight, self.kind = nn.Parameter(torch.ones(2)), kind
+        self.weight, self.kind, self.persistent = nn.Parameter(torch.ones(2)), kind, persistent
         if kind != "registered when it runs":
             value = None if kind == "filled when it runs" else torch.zeros(2)
-            self.register_buffer("average", value, persistent=False)
+            self.register_buffer("average", value, persistent=persistent)
 
     def loss(self):
         if getattr(self, "average", None) is None:
-            self.register_buffer("average", torch.zeros(2), persistent=False)
+            self.register_buffer("average", torch.zeros(2), persistent=self.persistent)
         average = self.average
         if self.kind == "grows":
             average = self.average = torch.cat([average, torch.ones(1)])
@@ -109,8 +109,8 @@ class Averaging(nn.Module):
         return (self.weight - average.mean()).square().sum()
 
 
-def averaging(kind):
-    net = Averaging(kind)
+def averaging(kind, *, persistent=False):
+    net = Averaging(kind, persistent)
     problem = mlo.Problem(
         "net",
         module=net,
@@ -136,6 +136,25 @@ def test_a_state_holds_buffers_that_are_not_persistent(kind):
     third.load_state_dict(state)
     list(third.run(3))
     assert not identical(optimizer.state_dict(), third.state_dict())
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", ["filled when it runs", "registered when it runs"])
+def test_a_state_holds_buffers_made_in_the_run(kind, persistent):
+    """A run resumes, and returns to states of before and after its module made a buffer."""
+    optimizer, other = averaging(kind, persistent=persistent), averaging(kind)
+    before = optimizer.state_dict()
+    list(optimizer.run(3))
+    state = optimizer.state_dict()
+    assert "average" not in state["problems"]["net"]["module"]
+    list(optimizer.run(3))
+    for run in (other, optimizer):
+        after = optimizer.state_dict()
+        run.load_state_dict(state)
+        list(run.run(3))
+        assert identical(after, run.state_dict())
+    optimizer.load_state_dict(before)
+    assert torch.equal(optimizer.problems["net"].module.weight, torch.ones(2))
 
 
 def test_a_buffer_without_a_place_is_refused():
