@@ -53,15 +53,15 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def in_new_containers(value: Any) -> Any:
     """The same tensors in new containers and objects, which the receiver may change."""
-    # (A tuple of tensors cannot be changed.)
     if isinstance(value, Tensor):
         return value
-    if type(value) is tuple:
-        for entry in value:
+    kind = type(value)
+    if kind in BUILTIN:
+        for entry in value.values() if kind is dict else value:
             if not isinstance(entry, Tensor):
                 break
         else:
-            return value
+            return value if kind is tuple else kind(value)  # (a tuple cannot be changed)
     return _rebuilt(value, _itself, objects=True)
 
 
