@@ -9,7 +9,7 @@ import torch
 
 from mlo.errors import CheckpointError, ProblemError
 from mlo.randomness import RandomState, preserved, replayed
-from mlo.tensors import versions_of
+from mlo.tensors import in_new_containers, versions_of
 
 __all__ = ["BatchStream", "Taken"]
 
@@ -70,8 +70,7 @@ class BatchStream:
         if self._data is None:
             return Taken(batches=(None,) * count, positions=(None,) * count)
         found: list[tuple[Any, Any]] = []
-        # Data that refill one buffer change the previous batch, which shows in its tensors'
-        # versions.
+        # Data that refill one buffer change the previous batch, which shows in its versions.
         versions: list[tuple[int, ...]] = []
         try:
             for _ in range(count):
@@ -85,7 +84,7 @@ class BatchStream:
             raise ProblemError(
                 f"Problem {self._problem!r}: a batch was changed in place after it was drawn; "
                 "perhaps its data fill one buffer again and again. Yield new tensors "
-                "(batch.clone())."
+                "(batch.clone()) or arrays (batch.copy())."
             )
         return Taken(batches=batches, positions=positions)
 
@@ -129,6 +128,8 @@ class BatchStream:
                 self._iterator = None
                 continue
             self._taken += 1
+            # In containers of its own, since data may refill theirs.
+            batch = in_new_containers(batch)
             return before if self._keeps_position else (self._pass_start, self._taken - 1), batch
         raise ProblemError(
             f"Problem {self._problem!r}: its data yielded no batch. It is an empty data set or an "

@@ -34,7 +34,7 @@ from mlo.graph import DependencyGraph
 from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
-from mlo.loss import LossFunction
+from mlo.loss import LossFunction, explain_frozen
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep
@@ -793,6 +793,7 @@ class Levels:
                 history.keeps_graph[name] = False  # what cannot be counted might not fit
                 raise NotCountable from error
             explain_third_derivative(error, evaluation)
+            explain_frozen(error, list(evaluation.solutions) or [name])
             raise
         finally:
             for key, own in hooks.items():
@@ -891,10 +892,22 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
 
 @torch.no_grad()
 def restore_buffers(evaluation: Evaluation) -> None:
-    """Restores the problem's buffers to their values before an evaluation."""
+    """Restores the problem's buffers to their values before an evaluation.
+
+    A buffer that the evaluation has made itself (a cached mask) stays.
+    """
     problem = evaluation.loss.problem
-    for key, buffer in problem.module.named_buffers():
-        buffer.copy_(evaluation.buffers[problem.name][key])
+    recorded = evaluation.buffers[problem.name]
+    for prefix, module in problem.module.named_modules():
+        for key, buffer in module._buffers.items():
+            before = recorded.get(f"{prefix}.{key}" if prefix else key)
+            if before is None:
+                continue
+            # A buffer may be exchanged for another one (a queue that grows).
+            if buffer is not None and buffer.shape == before.shape:
+                buffer.copy_(before)
+            else:
+                module._buffers[key] = before.clone()
 
 
 def _learning_rates(problem: Problem) -> tuple[float, ...]:

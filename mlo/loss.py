@@ -35,6 +35,7 @@ __all__ = [
     "LossFunction",
     "LossValue",
     "call_deferred",
+    "explain_frozen",
     "gradients",
     "is_number",
     "share_of",
@@ -636,23 +637,41 @@ def gradients(
 
 
 def call_deferred(
-    players: dict[str, Any], problem: str = "", generators: Sequence[torch.Generator] = ()
+    players: dict[str, Any],
+    problem: str = "",
+    generators: Sequence[torch.Generator] = (),
+    *,
+    functions: int | None = None,
 ) -> dict[str, Any]:
     """Replaces losses that are functions by their values; returns the metrics beside them.
 
-    Each function starts from the random state of the first one, so its value does not depend on
-    which others are called.
+    Each function starts from the same random state, so its value does not depend on which others
+    are called.
+
+    Args:
+        players: player → scalar or function, of the players that were requested; changed.
+        problem: its name, for messages.
+        generators: those that it names.
+        functions: how many functions the loss returned for all players; None: these are all.
     """
+    called = [player for player, loss in players.items() if callable(loss)]
     found: dict[str, Any] = {}
-    state: RandomState | None = None
-    for player, loss in players.items():
-        if callable(loss):
-            if state is None:
-                state = RandomState.capture(generators)
-            else:
+    if functions is None:
+        functions = len(called)
+    if functions < 2:
+        for player in called:
+            players[player], found = _with_metrics(problem, players[player]())
+        return found
+    # One state that several functions start from has no end that lies behind all that they draw,
+    # as far as can be told. So they draw from a stream of their own, a new one at each evaluation;
+    # the common one moves by the number that chooses it.
+    if called:
+        with forked(0, generators):
+            state = RandomState.capture(generators)
+            for player in called:
                 state.restore(generators)
-            players[player], metrics = _with_metrics(problem, loss())
-            found |= metrics
+                players[player], metrics = _with_metrics(problem, players[player]())
+                found |= metrics
     return found
 
 
@@ -727,13 +746,32 @@ def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
         module.training = training
 
 
-def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]:
+class _PlacesByName(dict[str, Places]):
+    """Name of a parameter or buffer of a problem → all places of that tensor.
+
+    Those of a buffer that a module makes during the run (a cached mask) are found when they are
+    first needed.
+    """
+
+    def __init__(self, member: str, members: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._member, self._members = member, members
+
+    def __missing__(self, name: str) -> Places:
+        for key, places in _places_of(self._members)[self._member].items():
+            self.setdefault(key, places)
+        if name not in self:
+            raise KeyError(name)
+        return self[name]
+
+
+def _places_of(members: Mapping[str, nn.Module]) -> dict[str, _PlacesByName]:
     """Problem → name of a parameter or buffer → all places of that tensor in all modules."""
     # With duplicates: a submodule that has two names has its tensors under both.
     by_tensor: dict[int, Places] = {}
-    found: dict[str, dict[str, Places]] = {}
+    found: dict[str, _PlacesByName] = {}
     for member, whole in members.items():
-        found[member] = {}
+        found[member] = _PlacesByName(member, members)
         for prefix, module in whole.named_modules(remove_duplicate=False):
             for registry in (module._parameters, module._buffers):
                 for key, tensor in registry.items():
@@ -755,12 +793,33 @@ def _say_whose(error: Exception, problem: str) -> None:
         error.add_note(note)
 
 
+def explain_frozen(error: BaseException, problems: Sequence[str]) -> None:
+    """Says that a loss has frozen what it is differentiated in, if that is the error.
+
+    Args:
+        error: as PyTorch raised it.
+        problems: those whose losses it may be.
+
+    Raises:
+        ProblemError: naming them.
+    """
+    if "differentiated Tensors does not require grad" not in str(error):
+        return
+    whose = " or ".join(map(repr, problems))
+    raise ProblemError(
+        f"The loss of problem {whose} freezes parameters (requires_grad_(False)) of a module that "
+        "it reads, in which it must be differentiated. Leave them as they are: a loss moves no "
+        "parameters but its own. To hold a value constant, detach() what is computed from it."
+    ) from error
+
+
 def _explain(error: RuntimeError, problem: str) -> None:
     """Says whose loss PyTorch could not differentiate.
 
     Raises:
-        ProblemError: if a part of the loss's graph is gone.
+        ProblemError: if a part of the loss's graph is gone, or what it depends on was frozen.
     """
+    explain_frozen(error, [problem])
     if "backward through the graph a second time" in str(error):
         raise ProblemError(
             f"Problem {problem!r}: a part of the graph of its loss was used up before the loss "
@@ -787,7 +846,8 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
             )
         # First the requested players, then their functions: the others are never called.
         players = {player: loss[player] for player in loss if chosen is None or player in chosen}
-        metrics |= call_deferred(players, problem.name, problem.generators)
+        functions = sum(map(callable, loss.values()))
+        metrics |= call_deferred(players, problem.name, problem.generators, functions=functions)
     else:
         players = {problem.name: loss}
     for player, scalar in players.items():

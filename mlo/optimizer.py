@@ -303,6 +303,7 @@ class MultilevelOptimizer:
             name, later = self._waiting[0], self._waiting[1:]
             record = self._record
             moves = self._moves(name, later)
+            before = self._history.updates[name]
             try:
                 with ONE_AT_A_TIME:
                     self._update(name, later, moves=moves)
@@ -322,12 +323,16 @@ class MultilevelOptimizer:
                 self._load(self._snapshot, position=False)
                 self._cause = error
                 continue
+            except BaseException:
+                # An exception of `after_update` (Ctrl-C in a validation) comes after the update.
+                made = self._history.updates[name] - before
+                if made == len(self.problems[name].player_moves):
+                    self._pass(later)
+                raise
 
             # The round is advanced before the caller sees the update, which may save a state.
-            self._waiting = later
             number = self._history.round + 1
-            if not later:
-                self._end_round()
+            self._pass(later)
             if not moves or not wants_update:
                 return None
             return Update(problem=name, round=number, record=record, ends_round=not later)
@@ -364,9 +369,12 @@ class MultilevelOptimizer:
             self._turns, self._counted = tuple(turns), moving
         return moving
 
-    def _end_round(self) -> None:
-        self._record.rolled_back, self._cause = self._cause, None
-        self._history.round += 1
+    def _pass(self, later: tuple[str, ...]) -> None:
+        """Goes on behind an update that was made; the `later` ones are still to come."""
+        self._waiting = later
+        if not later:
+            self._record.rolled_back, self._cause = self._cause, None
+            self._history.round += 1
 
     def _update(self, name: str, later: tuple[str, ...], *, moves: bool) -> None:
         """Makes one update, and releases the graphs that those `later` in the round do not need."""

@@ -82,7 +82,8 @@ class Problem:
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
             or `({player: scalar}, metrics)`. Instead of a player's scalar it may return a function
             without arguments that computes it, alone or with metrics. The function is called only
-            if this player's loss is needed. All such functions start from the same random state.
+            if this player's loss is needed. All such functions start from the same random state;
+            several draw from a stream of their own, chosen by a number of torch's global generator.
         reads: the names of the problems that a loss with `**problems` reads, if there are many:
             `[f"task{k}" for k in range(100)]`. They are passed in addition to those that it names
             itself.
@@ -129,7 +130,8 @@ class Problem:
             it reads, only if no engine differentiates the step.
         after_update: called with the problem after each step of its optimizers and schedulers. It
             may log, validate or average weights elsewhere. If an engine differentiates the
-            problem's solution, it must change nothing that a gradient depends on.
+            problem's solution, it must change nothing that a gradient depends on. The update is
+            made by then: if it raises an exception, the round continues with the next update.
         after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
             step. It is called after each step of the optimizers with all parameters: name → tensor.
             As `after_step(parameters, made, *, other)` it also gets the number of steps made
@@ -206,6 +208,13 @@ class Problem:
                 "Put a bare parameter into a module, for example torch.nn.ParameterDict({'x': "
                 "parameter})."
             )
+        if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
+            raise ProblemError(
+                f"Problem {name!r}: its module was made by torch.jit.script or torch.jit.trace, "
+                "and TorchScript does not let mlo put other tensors in the place of its "
+                "parameters. Pass the Python module that it was made from; compile=True compiles "
+                "that."
+            )
         _check_data(name, data)
         self.name = name
         self.module = module
@@ -252,6 +261,8 @@ class Problem:
             for key, parameter in module.named_parameters()
             if parameter.requires_grad
         }
+        # Others are made by the module when it runs (a cached mask).
+        self.first_buffers = frozenset(key for key, _ in module.named_buffers())
         if not self.parameters:
             raise ProblemError(
                 f"Problem {name!r}: its module has no parameter that requires gradients, so there "
@@ -327,6 +338,11 @@ class Problem:
     def device(self) -> torch.device:
         """The device of the problem's first parameter."""
         return next(iter(self.parameters.values())).device
+
+    def module_state(self) -> dict[str, Any]:
+        """The module's `state_dict`, without buffers that it has made since it was declared."""
+        made = {key for key, _ in self.module.named_buffers()} - self.first_buffers
+        return {key: value for key, value in self.module.state_dict().items() if key not in made}
 
     @property
     def size(self) -> int:

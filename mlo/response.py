@@ -235,7 +235,7 @@ class Evaluation:
                 raise ProblemError(
                     f"Problem {self.loss.problem.name!r}: a batch was changed in place after its "
                     "loss was evaluated; perhaps its data fill one buffer again and again. Yield "
-                    "new tensors (batch.clone())."
+                    "new tensors (batch.clone()) or arrays (batch.copy())."
                 )
 
     def replayed_at(

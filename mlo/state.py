@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlo.errors import CheckpointError, CheckpointWarning, warn_user
@@ -239,15 +240,26 @@ def _of_this_version(name: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _parts_of(problem: Problem) -> dict[str, Any]:
     """Copies of the part of a problem's state that its module, optimizers and schedulers hold."""
-    return {
-        "module": _copied(dict(problem.module.state_dict())),
+    held = problem.module_state()
+    found = {
+        "module": _copied(held),
         "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},
         "schedulers": {key: _copied(s.state_dict()) for key, s in problem.schedulers.items()},
     }
+    # Those that are not persistent may change all the same, and those that a module makes when it
+    # runs are none that another one could load.
+    others = {key: b for key, b in problem.module.named_buffers() if key not in held}
+    if others:
+        found["buffers"] = _copied(others)
+    return found
 
 
 def _load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
-    problem.module.load_state_dict(saved["module"])
+    own = problem.module.state_dict()
+    made = {key: value for key, value in own.items() if key not in saved["module"]}
+    problem.module.load_state_dict({**made, **saved["module"]})
+    for key, tensor in saved.get("buffers", {}).items():
+        _load_buffer(problem, key, tensor)
     # Optimizers keep the tensors that they are given, and change them in place later.
     for key, optimizer in problem.optimizers.items():
         state = _copied(saved["optimizers"][key])
@@ -256,6 +268,20 @@ def _load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
         optimizer.load_state_dict(state)
     for key, scheduler in problem.schedulers.items():
         scheduler.load_state_dict(_copied(saved["schedulers"][key]))
+
+
+@torch.no_grad()
+def _load_buffer(problem: Problem, key: str, saved: Tensor) -> None:
+    """Loads a buffer that is not persistent, or that the module has made when it ran."""
+    prefix, _, name = key.rpartition(".")
+    module = problem.module.get_submodule(prefix)
+    buffer = module._buffers.get(name)
+    if buffer is not None and buffer.shape == saved.shape:
+        buffer.copy_(saved)
+    elif name in module._buffers:
+        module._buffers[name] = saved.to(problem.device, copy=True)
+    else:
+        module.register_buffer(name, saved.to(problem.device, copy=True), persistent=False)
 
 
 def _copied(value: Any) -> Any:

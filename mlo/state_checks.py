@@ -33,6 +33,7 @@ OF_PROBLEM = {
     "memory": Mapping,
 }
 OF_PROBLEM_SINCE = {
+    "buffers": Mapping,
     "optimizer_types": Mapping,
     "skips_in_a_row": int,
     "keeps_graph": bool,
@@ -152,7 +153,7 @@ def check_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: naming what differs.
     """
-    own, theirs = problem.module.state_dict(), saved["module"]
+    own, theirs = problem.module_state(), saved["module"]
     wrong = [key for key in own if key not in theirs or _shape(theirs[key]) != _shape(own[key])]
     wrong += [key for key in theirs if key not in own]
     for part, mine in (("optimizers", problem.optimizers), ("schedulers", problem.schedulers)):
@@ -173,6 +174,19 @@ def check_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
             )
     for key, scheduler in problem.schedulers.items():
         _check_scheduler(f"problems.{problem.name}.schedulers.{key}", scheduler, saved)
+    modules = dict(problem.module.named_modules())
+    for key, value in saved.get("buffers", {}).items():
+        where = f"problems.{problem.name}.buffers.{key}"
+        if not isinstance(value, Tensor):
+            raise _wrong(where, "a tensor", value)
+        prefix, _, name = str(key).rpartition(".")
+        module = modules.get(prefix)
+        taken = module is not None and hasattr(module, name) and name not in module._buffers
+        if module is None or taken or not name:
+            raise CheckpointError(
+                f"{where} of the state has no place: {problem.name!r} has no module {prefix!r} "
+                f"that could have a buffer {name!r}. It is of another model."
+            )
     for key, value in saved["memory"].items():
         if not isinstance(value, Tensor):
             raise _wrong(f"problems.{problem.name}.memory.{key}", "a tensor", value)

@@ -1,14 +1,22 @@
-"""Tensors in users' containers (dicts, lists, tuples); one operation on many tensors."""
+"""Tensors in users' containers and objects; one operation on many tensors."""
 
 from __future__ import annotations
 
 import copy
+import zlib
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import is_dataclass
+from operator import is_
+from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
+from torch.utils.data import DataLoader, Dataset
 
 __all__ = [
     "add",
@@ -48,37 +56,123 @@ def norm_of(tensor: Tensor) -> float:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Rebuilds dicts, lists and tuples with every tensor in them mapped."""
-    # Copying a dict first keeps its class; a named tuple takes its entries one by one.
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        rebuilt = copy.copy(value)
-        for key, entry in value.items():
-            rebuilt[key] = map_tensors(entry, function)
-        return rebuilt
-    if isinstance(value, list):
-        return [map_tensors(entry, function) for entry in value]
-    if isinstance(value, tuple):
-        entries = [map_tensors(entry, function) for entry in value]
-        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
-    return value
+    """Rebuilds dicts, lists and tuples with every tensor in them mapped.
+
+    Subclasses stay what they are, with their attributes.
+    """
+    return _rebuilt(value, function, objects=False)
 
 
 def in_new_containers(value: Any) -> Any:
-    """The same tensors in new containers, which the receiver may change."""
-    # (A tuple of tensors cannot be changed.)
-    if type(value) is tuple:
-        for entry in value:
+    """The same tensors in new containers and objects, which the receiver may change."""
+    if isinstance(value, Tensor):
+        return value
+    kind = type(value)
+    if kind in BUILTIN:
+        for entry in value.values() if kind is dict else value:
             if not isinstance(entry, Tensor):
                 break
         else:
-            return value
-    return map_tensors(value, _itself)
+            return value if kind is tuple else kind(value)  # (a tuple cannot be changed)
+    return _rebuilt(value, _itself, objects=True)
 
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _rebuilt(
+    value: Any,
+    function: Callable[[Tensor], Any],
+    *,
+    objects: bool,
+    made: dict[int, Any] | None = None,
+) -> Any:
+    """Containers with every tensor in them mapped.
+
+    No constructor and no method of a container's own class is called: it might convert entries
+    again, or take other arguments.
+
+    Args:
+        value: the container.
+        function: maps a tensor.
+        objects: whether objects are copied too, where a copy is an object of the same attributes.
+        made: identity → what was rebuilt of it, since objects may hold each other in a circle.
+    """
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return function(value)
+    if kind in ATOMS:
+        return value
+    known = {} if made is None else made
+    if id(value) in known:
+        return known[id(value)]
+
+    def of(entry: Any) -> Any:
+        return _rebuilt(entry, function, objects=objects, made=known)
+
+    rebuilt: Any
+    if isinstance(value, dict):
+        rebuilt = known[id(value)] = copy.copy(value)
+        for key, entry in dict.items(value):
+            dict.__setitem__(rebuilt, key, of(entry))
+    elif isinstance(value, list):
+        rebuilt = known[id(value)] = [] if kind is list else copy.copy(value)
+        list.__setitem__(rebuilt, slice(None), list(map(of, list.__iter__(value))))
+    elif isinstance(value, tuple):
+        entries = list(map(of, tuple.__iter__(value)))
+        if all(map(is_, entries, tuple.__iter__(value))):
+            return value
+        # (The results of operators, like `torch.max`, are made by their classes only.)
+        made_by_class = hasattr(kind, "n_sequence_fields")
+        rebuilt = kind(entries) if made_by_class else tuple.__new__(kind, entries)
+    elif objects and isinstance(value, deque):
+        rebuilt = known[id(value)] = copy.copy(value)
+        deque.clear(rebuilt)
+        deque.extend(rebuilt, map(of, value))
+    elif objects and _is_record(value):
+        rebuilt = known[id(value)] = copy.copy(value)
+    else:
+        return value
+    if kind not in BUILTIN:
+        for name, entry in _attributes(value):
+            object.__setattr__(rebuilt, name, of(entry))
+    return rebuilt
+
+
+BUILTIN = (dict, list, tuple)
+ATOMS = (int, float, complex, str, bytes, bool, type(None))
+NO_DATA = (type, ModuleType, FunctionType, Module, Dataset, DataLoader)
+"""Containers; values that hold no others; objects with attributes that are no batch."""
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """Name → value of what an object holds, in its `__dict__` or in slots."""
+    if isinstance(value, NO_DATA):
+        return []
+    found = list(getattr(value, "__dict__", {}).items())
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names = (slots,) if isinstance(slots, str) else slots
+        filled = [name for name in names if not name.startswith("__") and hasattr(value, name)]
+        found += [(name, getattr(value, name)) for name in filled]
+    return found
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a shallow copy of an object is another one with the same attributes.
+
+    Classes that say how they are pickled may be anything (a handle, a picture in memory).
+    """
+    kind = type(value)
+    if kind in ATOMS or not _attributes(value):
+        return False
+    if is_dataclass(kind) or hasattr(kind, "__attrs_attrs__") or hasattr(kind, "__copy__"):
+        return True
+    return all(getattr(kind, way) is getattr(object, way) for way in PICKLING)
+
+
+PICKLING = ("__reduce_ex__", "__reduce__", "__getstate__")
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -103,17 +197,77 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 
 
 def versions_of(value: Any) -> tuple[int, ...]:
-    """The in-place version of every tensor in it."""
-    # PyTorch counts the changes of a tensor, except of one made in inference mode.
-    tensors = value
+    """Numbers that change where a batch is changed in place.
+
+    Of every tensor in it, PyTorch's count of its changes. It lacks those of tensors made in
+    inference mode, and through `.data` or `.numpy()`. Arrays, and tensors in memory that is not
+    PyTorch's (`torch.from_numpy`), have no count: of these a checksum. Of objects also which
+    values their attributes are.
+    """
+    found: list[int] = []
     if type(value) is tuple:
         for entry in value:
-            if not isinstance(entry, Tensor):
-                tensors = tensors_of(value)
-                break
+            if isinstance(entry, Tensor):
+                _add_version(entry, found)
+            else:
+                _add_versions(entry, found, ())
     else:
-        tensors = tensors_of(value)
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
+        _add_versions(value, found, ())
+    return tuple(found)
+
+
+def _add_versions(value: Any, found: list[int], within: tuple[int, ...]) -> None:
+    """Adds the versions in a value; `within` are the objects that hold it, perhaps in a circle."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        _add_version(value, found)
+        return
+    if kind in ATOMS:
+        return
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            _add_versions(value.tolist(), found, within)
+        else:
+            found.append(_checksum(value))
+        return
+    if isinstance(value, dict):
+        for entry in dict.values(value):
+            _add_versions(entry, found, within)
+    elif isinstance(value, (list, tuple, deque)):
+        for entry in value:
+            _add_versions(entry, found, within)
+    elif isinstance(value, (bytearray, memoryview, array)):
+        found.append(_checksum(np.frombuffer(value, np.uint8)))
+        return
+    if kind not in BUILTIN and id(value) not in within:
+        for _, entry in _attributes(value):
+            found.append(id(entry))
+            _add_versions(entry, found, (*within, id(value)))
+
+
+def _add_version(tensor: Tensor, found: list[int]) -> None:
+    found.append(0 if tensor.is_inference() else tensor._version)
+    if tensor.is_cpu and tensor.layout is DENSE and not tensor.untyped_storage().resizable():
+        plain = tensor.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
+        found.append(_checksum(plain.reshape(-1).view(torch.uint8).numpy()))
+
+
+CHECKED = 4096  # bytes
+
+
+def _checksum(values: np.ndarray[Any, Any]) -> int:
+    """A number that changes with an array's values.
+
+    The sum of all of it shows a change anywhere; a code of its beginning that examples have changed
+    places. (A code of all of it takes ten times as long: as long as a small network.)
+    """
+    octets = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    start = zlib.crc32(octets[:CHECKED].data)
+    if octets.size <= CHECKED:
+        return start
+    whole = octets.size // 8 * 8
+    total = int(octets[:whole].view(np.uint64).sum()) + int(octets[whole:].sum())
+    return hash((start, total))
 
 
 def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

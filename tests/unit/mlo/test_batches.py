@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -155,6 +156,28 @@ def test_a_loader_that_refills_one_buffer_is_refused():
 
     with pytest.raises(mlo.ProblemError, match="changed in place after it was drawn"):
         BatchStream(refilled(), "w").take(2)
+
+
+def test_a_loader_that_refills_one_array_is_refused():
+    def refilled():
+        batch = np.zeros(1)
+        while True:
+            batch += 1.0
+            yield {"x": torch.from_numpy(batch)}
+
+    with pytest.raises(mlo.ProblemError, match=r"or arrays \(batch\.copy\(\)\)"):
+        BatchStream(refilled(), "w").take(2)
+
+
+def test_a_loader_may_refill_one_container():
+    def refilled():
+        batch = {}
+        for k in range(3):
+            batch["x"], batch["k"] = torch.tensor(k), [k]
+            yield batch
+
+    batches = BatchStream(refilled(), "w").take(3).batches
+    assert [(int(batch["x"]), batch["k"]) for batch in batches] == [(0, [0]), (1, [1]), (2, [2])]
 
 
 @pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")  # inside a round

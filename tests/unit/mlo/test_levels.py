@@ -37,6 +37,28 @@ def test_an_engine_says_what_kind_of_solution_it_takes(engine, kind):
         optimizer.step()
 
 
+@pytest.mark.parametrize("change", ["in place", "grows", "goes"])
+def test_an_update_that_fails_restores_buffers(change):
+    """An update that is left out restores buffers, exchanged ones too; a new one stays."""
+    net = nn.Linear(2, 1)
+    net.register_buffer("queue", torch.ones(1, 2))
+
+    def loss(net, batch):
+        if change == "in place":
+            net.queue.zero_()
+        else:
+            net.queue = torch.zeros(3, 2) if change == "grows" else None
+        net.register_buffer("late", torch.ones(1))
+        return net.weight.sum() * torch.nan
+
+    problem = mlo.Problem(
+        "net", module=net, loss=loss, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)
+    )
+    mlo.MultilevelOptimizer([problem], on_nonfinite="skip").step()
+    assert torch.equal(net.queue, torch.ones(1, 2))
+    assert torch.equal(net.late, torch.ones(1))
+
+
 def test_a_problem_that_rests_is_a_constant():
     problem = bilevel_quadratic()
     problem.problems[0].warmup_steps = 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from noisy_regression import regression
@@ -13,7 +15,8 @@ from torch import nn
 from torch.optim import SGD
 
 import mlo
-from mlo.loss import GradientSums
+from mlo.loss import GradientSums, call_deferred
+from mlo.randomness import forked
 from mlo.testing import relative_error
 
 
@@ -41,10 +44,11 @@ def game(deferred, engine="darts"):
 
         if deferred:
             return {"a": a_loss, "b": b_loss}, {"both": 2.0}
-        state = torch.get_rng_state()
-        first = a_loss()
-        torch.set_rng_state(state)
-        second, metrics = b_loss()
+        with forked(0):
+            state = torch.get_rng_state()
+            first = a_loss()
+            torch.set_rng_state(state)
+            second, metrics = b_loss()
         return {"a": first, "b": second}, {"both": 2.0, **metrics}
 
     def up_loss(up, x, *, pair):
@@ -85,6 +89,113 @@ def test_engines_that_couple_the_players_evaluate_both():
     found, calls, _ = game(deferred=True, engine="direct")
     assert calls > 0
     assert relative_error(found, expected) == 0.0
+
+
+SOURCES = {
+    "torch": lambda generator: float(torch.rand(3)[0]),
+    "generator": lambda generator: float(torch.rand(3, generator=generator)[0]),
+    "numpy": lambda generator: float(np.random.rand(3)[0]),  # noqa: NPY002
+    "python": lambda generator: random.random(),
+}
+
+
+def noisy_game(functions, engine="one_step", **options):
+    """A game whose players a and b draw numbers in functions, and all that was drawn.
+
+    Args:
+        functions: player → its source of numbers; None: it draws nothing.
+        engine: of the problem above it.
+        options: of the game.
+    """
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    pair = nn.ModuleDict({"a": nn.ParameterDict({"x": torch.ones(2)}), "b": nn.Linear(1, 1)})
+
+    def pair_loss(pair, batch, *, up):
+        def of(player):
+            def loss():
+                draw = functions[player]
+                number = 0.0 if draw is None else SOURCES[draw](generator)
+                drawn.append((player, number))
+                return sum(p.square().sum() for p in pair[player].parameters()) * (
+                    number + up["x"].sum()
+                )
+
+            return loss
+
+        return {player: of(player) for player in functions}
+
+    def up_loss(up, batch, *, pair):
+        return pair["a"]["x"].sum() * up["x"].sum()
+
+    up = nn.ParameterDict({"x": torch.ones(1)})
+    problems = [
+        mlo.Problem(
+            "pair",
+            module=pair,
+            loss=pair_loss,
+            players={player: player for player in functions},
+            optimizer=SGD(pair.parameters(), lr=0.01),
+            generators=[generator],
+            **options,
+        ),
+        mlo.Problem("up", module=up, loss=up_loss, optimizer=SGD(up.parameters(), lr=0.0)),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine), drawn
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_functions_draw_new_numbers_at_each_evaluation(source, order):
+    """A player's function draws new numbers at each step, whichever function is called last."""
+    optimizer, drawn = noisy_game({player: source if player == "a" else None for player in order})
+    live = []
+    for _ in range(4):
+        drawn.clear()
+        optimizer.step()
+        live.append(dict(reversed(drawn))["a"])  # a replay repeats it
+        assert {number for player, number in drawn if player == "a"} == {live[-1]}
+    assert len(set(live)) == 4
+
+
+def test_functions_draw_new_numbers_for_each_batch():
+    optimizer, drawn = noisy_game({"a": "torch", "b": None}, accumulate=3, engine="first_order")
+    optimizer.step()
+    assert len({number for player, number in drawn if player == "a"}) == 3
+
+
+def test_a_function_draws_what_it_would_draw_alone():
+    """Functions start from one state, so what one draws does not depend on the others."""
+    optimizer, drawn = noisy_game({"a": "torch", "b": "torch"}, player_steps={"b": 2})
+    optimizer.step()
+    # The first move is of b alone, the second of both.
+    assert [player for player, _ in drawn[:3]] == ["b", "a", "b"]
+    assert drawn[0][1] != drawn[1][1] == drawn[2][1]
+
+
+def test_a_single_function_draws_from_the_common_stream():
+    """What the only function of a loss draws is what comes next in the common stream."""
+    value = {"a": torch.ones(()), "b": lambda: torch.rand(())}
+    torch.manual_seed(0)
+    call_deferred(value)
+    after = torch.rand(())
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(2), torch.stack([value["b"], after]))
+
+
+def test_a_resumed_game_draws_the_same_numbers():
+    optimizer, drawn = noisy_game({"a": "torch", "b": None})
+    optimizer.step()
+    state = optimizer.state_dict()
+    drawn.clear()
+    optimizer.step()
+    other, others = noisy_game({"a": "torch", "b": None})
+    other.load_state_dict(state)
+    other.step()
+    assert drawn == others
 
 
 def test_a_functions_metrics_must_be_a_mapping():
@@ -137,6 +248,83 @@ def test_a_loss_in_a_dict_says_how_metrics_are_returned():
     }
     with pytest.raises(mlo.ProblemError, match=r"got a dict of 'loss', 'acc'\. Return .*as a pair"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("engine", ["one_step", "unroll", "cg", "darts"])
+@pytest.mark.parametrize("who", ["w", "x"])
+def test_a_loss_that_freezes_what_it_reads_is_refused(who, engine):
+    def training(w, batch, *, x):
+        x.requires_grad_(who != "w")
+        return (w["v"] - x["v"]).square().sum()
+
+    def validation(x, batch, *, w):
+        w.requires_grad_(who != "x")
+        return (w["v"] + x["v"]).square().sum()
+
+    modules = {name: nn.ParameterDict({"v": torch.ones(2)}) for name in ("w", "x")}
+    problems = [
+        mlo.Problem(
+            name, module=module, loss=loss, optimizer=SGD(module.parameters(), lr=0.1), steps=steps
+        )
+        for (name, module), loss, steps in zip(
+            modules.items(), (training, validation), (5, 1), strict=True
+        )
+    ]
+    message = rf"problem '{who}' freezes parameters|parameter was frozen"
+    with pytest.raises(mlo.ProblemError, match=message):
+        mlo.MultilevelOptimizer(problems, engine).step()
+
+
+class Cached(nn.Module):
+    """A module that makes a buffer when it first runs, unless it is `made` at once."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.inner, self.made = nn.Linear(3, 3), made
+        if made == "at once":
+            self.register_buffer("mask", torch.linspace(0.0, 1.0, 3))
+        elif made == "in a place":
+            self.register_buffer("mask", None, persistent=False)
+
+    def forward(self, x):
+        if getattr(self, "mask", None) is None:
+            mask = torch.linspace(0.0, 1.0, 3).to(x)
+            if self.made == "late":
+                self.register_buffer("mask", mask)
+            else:
+                self.mask = mask
+        return torch.tanh(self.inner(x)) * self.mask
+
+
+@pytest.mark.parametrize("engine", ["one_step", mlo.Unroll(steps=2), "cg", "darts"])
+@pytest.mark.parametrize("made", ["late", "in a place"])
+def test_a_module_may_make_buffers_when_it_runs(engine, made):
+    """A buffer that a module makes itself acts as if it had been there from the start."""
+    found = []
+    for way in ("at once", made):
+        torch.manual_seed(0)
+        net, up, x = Cached(way).double(), Cached(way).double(), torch.randn(4, 3).double()
+        problems = [
+            mlo.Problem(
+                "net",
+                module=net,
+                loss=lambda net, x, *, up: (net(x) - up(x)).square().sum() + net(x).cosh().sum(),
+                data=[x],
+                steps=2,
+                optimizer=SGD(net.parameters(), lr=0.1),
+            ),
+            mlo.Problem(
+                "up",
+                module=up,
+                loss=lambda up, x, *, net: (net(x) - 2.0 * up(x)).square().sum(),
+                data=[x],
+                optimizer=SGD(up.parameters(), lr=0.1),
+            ),
+        ]
+        optimizer = mlo.MultilevelOptimizer(problems, engine)
+        optimizer.step(), optimizer.step()
+        found.append(optimizer.gradient("up"))
+    assert relative_error(found[1], found[0]) == 0.0
 
 
 class Scaled(nn.Module):

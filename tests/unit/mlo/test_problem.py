@@ -35,6 +35,16 @@ def test_a_frozen_parameter_needs_no_optimizer():
     assert list(p.parameters) == ["weight"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(2))]
+)
+def test_a_module_in_torchscript_is_refused(make):
+    for module in (make(nn.Linear(2, 2)), nn.Sequential(make(nn.Linear(2, 2)), nn.ReLU())):
+        with pytest.raises(mlo.ProblemError, match="Pass the Python module"):
+            problem("w", module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
+
+
 def test_an_optimizer_with_foreign_parameters_is_refused():
     module, other = nn.Linear(2, 2), nn.Linear(2, 2)
     with pytest.raises(mlo.ProblemError, match="2 parameters that are not in its module"):

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from noisy_regression import regression
+from torch import nn
 
 import mlo
 from mlo.testing import Vector, bilevel_quadratic, diamond, identical
@@ -85,6 +86,83 @@ def refused(optimizer, state, match):
         optimizer.load_state_dict(state)
     assert identical(before, optimizer.state_dict())
     optimizer.step()  # and the run continues
+
+
+class Averaging(nn.Module):
+    """Its loss reads an average of its weight in a buffer, which may not be in its state_dict."""
+
+    def __init__(self, kind, persistent):
+        super().__init__()
+        self.weight, self.kind, self.persistent = nn.Parameter(torch.ones(2)), kind, persistent
+        if kind != "registered when it runs":
+            value = None if kind == "filled when it runs" else torch.zeros(2)
+            self.register_buffer("average", value, persistent=persistent)
+
+    def loss(self):
+        if getattr(self, "average", None) is None:
+            self.register_buffer("average", torch.zeros(2), persistent=self.persistent)
+        average = self.average
+        if self.kind == "grows":
+            average = self.average = torch.cat([average, torch.ones(1)])
+        else:
+            average.mul_(0.5).add_(self.weight.detach(), alpha=0.5)
+        return (self.weight - average.mean()).square().sum()
+
+
+def averaging(kind, *, persistent=False):
+    net = Averaging(kind, persistent)
+    problem = mlo.Problem(
+        "net",
+        module=net,
+        loss=lambda net, batch: net.loss(),
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+    )
+    return mlo.MultilevelOptimizer([problem])
+
+
+@pytest.mark.parametrize(
+    "kind", ["changes", "grows", "filled when it runs", "registered when it runs"]
+)
+def test_a_state_holds_buffers_that_are_not_persistent(kind):
+    """A run resumes with all its buffers; an older state without them can be loaded."""
+    optimizer, other, third = averaging(kind), averaging(kind), averaging(kind)
+    list(optimizer.run(3))
+    state = optimizer.state_dict()
+    list(optimizer.run(3))
+    other.load_state_dict(state)
+    list(other.run(3))
+    assert identical(optimizer.state_dict(), other.state_dict())
+    del state["problems"]["net"]["buffers"]
+    third.load_state_dict(state)
+    list(third.run(3))
+    assert not identical(optimizer.state_dict(), third.state_dict())
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", ["filled when it runs", "registered when it runs"])
+def test_a_state_holds_buffers_made_in_the_run(kind, persistent):
+    """A run resumes, and returns to states of before and after its module made a buffer."""
+    optimizer, other = averaging(kind, persistent=persistent), averaging(kind)
+    before = optimizer.state_dict()
+    list(optimizer.run(3))
+    state = optimizer.state_dict()
+    assert "average" not in state["problems"]["net"]["module"]
+    list(optimizer.run(3))
+    for run in (other, optimizer):
+        after = optimizer.state_dict()
+        run.load_state_dict(state)
+        list(run.run(3))
+        assert identical(after, run.state_dict())
+    optimizer.load_state_dict(before)
+    assert torch.equal(optimizer.problems["net"].module.weight, torch.ones(2))
+
+
+def test_a_buffer_without_a_place_is_refused():
+    optimizer = averaging("changes")
+    for key in ("inner.average", "weight", "inner."):
+        state = optimizer.state_dict()
+        state["problems"]["net"]["buffers"][key] = torch.ones(2)
+        refused(optimizer, state, f"buffers.{key} of the state has no place")
 
 
 def test_a_state_of_another_optimizer_is_refused():

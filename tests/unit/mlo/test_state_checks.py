@@ -27,6 +27,7 @@ def optimizer():
     """Momentum, a schedule, an average, a warm-started solve, a generator: a state with all."""
     torch.manual_seed(0)
     w, x = Vector(torch.ones(3)), Vector(torch.ones(3))
+    w.register_buffer("mean", torch.ones(2), persistent=False)
     sgd = torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(x.parameters(), lr=0.1)
     warm = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)

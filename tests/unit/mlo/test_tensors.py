@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, deque, namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from mlo.tensors import (
     add_all,
     are_plain,
     copies,
+    in_new_containers,
     map_tensors,
     norm_of,
     scaled,
@@ -70,6 +74,159 @@ def test_a_change_in_place_is_seen():
     value["list"][0].add_(1.0)
     changed = [a != b for a, b in zip(versions_of(value), before, strict=True)]
     assert changed == [False, False, True]
+
+
+@dataclass
+class Fields:
+    x: object
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    x: object
+
+
+class Attributes:
+    def __init__(self, x):
+        self.x, self.owner = x, self  # in a circle
+
+
+class Wrapped(UserDict):
+    """A mapping that is no dict, as tokenizers return it."""
+
+
+HOLDERS = {
+    "itself": lambda x: x,
+    "list": lambda x: [x],
+    "dict": lambda x: {"x": x},
+    "deque": lambda x: deque([x]),
+    "dataclass": Fields,
+    "frozen": Frozen,
+    "object": Attributes,
+    "namespace": lambda x: SimpleNamespace(x=x),
+    "mapping": lambda x: Wrapped(x=[x]),
+    "nested": lambda x: {"a": Fields([Attributes(x)])},
+}
+BUFFERS = {
+    "tensor": lambda: torch.zeros(3, 2000),
+    "from_numpy": lambda: torch.from_numpy(np.zeros((3, 2000))),
+    "transposed": lambda: torch.from_numpy(np.zeros((2000, 3))).T,
+    "scalar": lambda: torch.from_numpy(np.zeros(())),
+    "complex": lambda: torch.from_numpy(np.zeros((3, 5), complex)).conj(),
+    "frombuffer": lambda: torch.frombuffer(bytearray(24), dtype=torch.float32),
+    "array": lambda: np.zeros((3, 2000)),
+    "strided": lambda: np.zeros((2000, 3, 2), np.float32)[::-2, 1].T,
+    "integers": lambda: np.zeros(5, np.int8),
+    "objects": lambda: np.array([np.zeros(1), None], dtype=object),
+    "bytes": lambda: bytearray(24),
+}
+
+
+def refill(buffer):
+    """Changes one entry, as numpy does it: PyTorch sees that only of its own memory."""
+    if isinstance(buffer, bytearray):
+        buffer[-1] = 1
+    elif isinstance(buffer, torch.Tensor) and buffer.untyped_storage().resizable():
+        buffer[-1, -1] = 1.0
+    else:
+        values = buffer.resolve_conj().numpy() if isinstance(buffer, torch.Tensor) else buffer
+        if isinstance(buffer, torch.Tensor) and buffer.is_conj():
+            values = buffer.conj().numpy()
+        if values.dtype.hasobject:
+            values[0][-1] = 1
+        else:
+            values[(-1,) * values.ndim] = 1
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("buffer", BUFFERS)
+def test_a_refilled_buffer_is_seen_wherever_it_is(holder, buffer):
+    memory = BUFFERS[buffer]()
+    value = HOLDERS[holder](memory)
+    before = versions_of(value)
+    assert versions_of(value) == before
+    refill(memory)
+    assert versions_of(value) != before
+
+
+def test_examples_that_change_places_are_seen():
+    values = np.arange(6000.0).reshape(3, 2000)
+    before = versions_of(values)
+    values[:] = values[::-1].copy()
+    assert versions_of(values) != before
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [torch.ones(1)],
+        OrderedDict({0: torch.ones(1)}),
+        deque([torch.ones(1)]),
+        Wrapped({0: torch.ones(1)}),
+        Fields(torch.ones(1)),
+        Attributes(torch.ones(1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_receiver_may_change_its_containers(value):
+    """What a loss exchanges in the containers that it is given is not exchanged in the batch."""
+    before = versions_of([value])
+    given = in_new_containers([value])[0]
+    assert type(given) is type(value)
+    if hasattr(value, "x"):
+        given.x = torch.zeros(1)
+        assert float(value.x) == 1.0
+    else:
+        given[0] = torch.zeros(1)
+        assert float(value[0]) == 1.0
+    assert versions_of([value]) == before
+
+
+def test_an_object_that_is_not_copied_shows_what_is_exchanged():
+    value = SimpleNamespace(x=torch.ones(1))
+    before = versions_of(value)
+    in_new_containers(value).x = torch.zeros(1)
+    assert versions_of(value) != before
+
+
+class Doubled(namedtuple("Doubled", ["x", "y"])):
+    """Its constructor prepares an entry, and takes one argument."""
+
+    def __new__(cls, x):
+        return super().__new__(cls, 2 * x, x)
+
+
+class Tagged(list):
+    def __init__(self, entries, tag):
+        super().__init__(entries)
+        self.tag = tag
+
+    def __getitem__(self, index):
+        return 2 * super().__getitem__(index)
+
+
+class Synchronised(dict):
+    """Entries are attributes too, and numbers become tensors."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value + 1)
+        self.__dict__[key] = value + 1
+
+
+def test_containers_of_other_classes_keep_what_they_are():
+    """Entries are not prepared again, and attributes stay, in subclasses of containers."""
+    for rebuild in (in_new_containers, lambda value: map_tensors(value, torch.clone)):
+        doubled = rebuild(Doubled(torch.ones(1)))
+        assert (float(doubled.x), float(doubled.y)) == (2.0, 1.0)
+        tagged = rebuild(Tagged([torch.ones(1)], tag="a"))
+        assert (float(tagged[0]), tagged.tag) == (2.0, "a")
+        value = Synchronised()
+        value["x"] = torch.ones(1)
+        assert (float(rebuild(value)["x"]), float(rebuild(value).x)) == (2.0, 2.0)
+        result = rebuild(torch.max(torch.ones(2, 3), 1))
+        assert result.values.tolist() == [1.0, 1.0]
+    halves = map_tensors(value, lambda tensor: tensor / 2)
+    assert float(halves["x"]) == float(halves.x) == 1.0
 
 
 def test_tensors_of_inference_mode_have_no_version():

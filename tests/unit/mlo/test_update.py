@@ -470,6 +470,29 @@ def test_weights_may_move_before_a_step_that_nothing_reads():
     two_levels("one_step", upper={"before_update": moves_own}).step()
 
 
+@pytest.mark.parametrize("who", ["lower", "upper"])
+def test_an_update_whose_last_hook_fails_is_made(who):
+    """The round goes on behind an update that Ctrl-C ends in `after_update`."""
+    calls = [0]
+
+    def interrupt(problem):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+
+    interrupted = two_levels(**{who: {"after_update": interrupt}})
+    # The lower problem makes two steps in a round; the upper one's second step ends round 2.
+    if who == "upper":
+        interrupted.step()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.step()
+    assert interrupted.round == (0 if who == "lower" else 2)
+    interrupted.step()
+    whole = two_levels()
+    list(whole.run(interrupted.round))
+    assert identical(interrupted.state_dict(), whole.state_dict())
+
+
 @pytest.mark.parametrize("hook", ["before_update", "after_update"])
 def test_a_hook_that_moves_what_its_problem_reads(hook):
     found = {}
