@@ -222,9 +222,13 @@ class History:
     def restart(self, name: str) -> None:
         """Restarts a problem (`restart_from`), and with it the chain of its steps."""
         self.starts[name].put(self.graph.problems[name])
-        self._begun.add(name)
         for kept in (self.stepped, self._ends):
             kept.pop(name, None)
+        self.note_begun(name)
+
+    def note_begun(self, name: str) -> None:
+        """Notes that a problem's current parameters stem from its start."""
+        self._begun.add(name)
         self.mark(name)
 
     def start_of(self, name: str) -> Start:
