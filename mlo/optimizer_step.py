@@ -653,5 +653,7 @@ def _nudged(gradient: Tensor) -> Tensor:
     that has the slope 1/eps, but autograd computes it as 0 · inf. At |g| = tiny << eps the same
     formula gives the slope up to a relative error of tiny/eps.
     """
+    if gradient.is_complex():  # whose parts have each its own square
+        return torch.view_as_complex(_nudged(torch.view_as_real(gradient.resolve_conj())))
     tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
     return gradient + tiny * (gradient.detach() == 0)

@@ -198,3 +198,19 @@ def test_weight_decay_counts_as_a_penalty_unless_decoupled():
     assert l2_penalty(make("sgd_decay")[0]) == {"v": 0.2}
     assert l2_penalty(make("sgd_maximize")[0]) == {"v": -0.1}
     assert l2_penalty(make("adamw")[0]) == {"v": 0.0}
+
+
+def test_a_complex_gradient_without_imaginary_part_has_slopes():
+    # Adam's first step is lr g / (|g| + eps) of each part: at a part of zero its slope is lr / eps.
+    w = torch.nn.Parameter(torch.ones(2, dtype=torch.complex128))
+    problem = mlo.Problem(
+        "w",
+        module=torch.nn.ParameterList([w]),
+        optimizer=torch.optim.Adam([w], lr=0.1, eps=0.5),
+        loss=lambda w, _: w[0].abs().sum(),
+    )
+    step = OptimizerStep.capture(problem)
+    g = torch.tensor([2.0, 3.0], dtype=torch.complex128, requires_grad=True)
+    moved = step.apply({"0": w.detach()}, {"0": g})["0"]
+    (found,) = torch.autograd.grad(moved.imag.sum(), g)
+    torch.testing.assert_close(found.imag, torch.full((2,), -0.2, dtype=torch.float64))
