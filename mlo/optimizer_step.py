@@ -35,6 +35,7 @@ __all__ = [
     "is_foreign",
     "is_fused",
     "l2_penalty",
+    "maximized",
     "plain_steps",
 ]
 
@@ -476,6 +477,16 @@ def l2_penalty(problem: Problem) -> dict[str, float]:
             decay = -decay if group.get("maximize") else decay
             coefficient_of |= {id(parameter): decay for parameter in group["params"]}
     return {name: coefficient_of[id(parameter)] for name, parameter in problem.parameters.items()}
+
+
+def maximized(problem: Problem) -> frozenset[str]:
+    """The parameters whose optimizer climbs their loss (`maximize=True`)."""
+    held: set[int] = set()
+    for optimizer in problem.optimizers.values():
+        for group in optimizer.param_groups:
+            if group.get("maximize"):
+                held.update(map(id, group["params"]))
+    return frozenset(name for name, p in problem.parameters.items() if id(p) in held)
 
 
 def decays_outside_gradient(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
