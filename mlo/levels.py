@@ -35,7 +35,7 @@ from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
 from mlo.loss import LossFunction
-from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_step import OptimizerStep, StateKey
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep
 from mlo.randomness import RandomState, preserved
@@ -59,7 +59,7 @@ from mlo.zero_terms import ZeroTerms
 
 __all__ = ["History", "Levels", "restore_buffers"]
 
-End = tuple[Tensors, dict[tuple[str, str], Tensor]]
+End = tuple[Tensors, dict[StateKey, Tensor]]
 """Parameters and optimizer's state after a step."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mlo.hypergradient.double_backward import check_third_derivative
 from mlo.hypergradient.options import count
 from mlo.loss import gradients
-from mlo.optimizer_step import acts_around_step
+from mlo.optimizer_step import StateKey, acts_around_step
 from mlo.problem import Tensors
 from mlo.response import (
     Input,
@@ -34,8 +34,6 @@ from mlo.response import (
 )
 
 __all__ = ["Unroll"]
-
-StateKey = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,18 @@ def test_a_block_begins_in_place_with_fresh_optimizers():
     assert [id(parameter) for parameter in task.parameters()] == identities
 
 
+def test_an_optimizer_that_counts_in_its_groups_is_refused():
+    class Slowing(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["made"] = group.get("made", 0) + 1
+            return super().step(closure)
+
+    optimizer, _, _ = bilevel("first_order", steps=2, make=partial(Slowing, lr=LR))
+    with pytest.raises(mlo.ProblemError, match="has changed 'made' of a group"):
+        optimizer.step()
+
+
 def test_adagrad_restarts_with_its_initial_accumulator():
     def make(parameters):
         return torch.optim.Adagrad(parameters, lr=LR, initial_accumulator_value=0.5)
