@@ -444,7 +444,8 @@ class MultilevelOptimizer:
         The gradient is taken at the current parameters and the problem's current batches: those of
         its last update or, before the first, those that it will draw. Engines that differentiate
         the optimizer's step use the last step of each lower problem. If a problem has not moved
-        yet, or its parameters were set from outside since, they look one step ahead.
+        yet, or its parameters were set from outside since, they look one step ahead. (Engines of
+        one step do not notice a change through `.data` or numpy. Make it under `torch.no_grad()`.)
 
         Args:
             name: the problem.

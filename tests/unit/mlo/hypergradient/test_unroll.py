@@ -233,3 +233,62 @@ def test_a_state_that_loses_its_derivative_is_refused(direction):
     ]
     with pytest.raises(mlo.ProblemError, match="or of the two with the next"):
         mlo.MultilevelOptimizer(problems, mlo.Unroll(steps=2)).step()
+
+
+# ------------------------------ changes from outside between steps
+
+
+def changed(change, after):
+    """The gradient of a round of three steps, where `change` is made after one of them."""
+    w, h = Vector(torch.ones(3).double()), Vector(torch.linspace(0, 1, 3).double())
+    sgd = torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9)
+    optimizer = mlo.MultilevelOptimizer(
+        [
+            mlo.Problem(
+                "w",
+                module=w,
+                optimizer=sgd,
+                loss=lambda w, _, *, h: fit(w.v, h.v),
+                steps=3,
+            ),
+            mlo.Problem(
+                "h",
+                module=h,
+                optimizer=torch.optim.SGD(h.parameters(), lr=1.0),
+                loss=lambda h, _, *, w: (w.v - 1.0).pow(2).sum(),
+            ),
+        ],
+        mlo.Unroll(steps=3),
+    )
+    begun = h.v.detach().clone()
+    for made, _ in enumerate(optimizer.updates(1), start=1):
+        if made == after:
+            with torch.no_grad():
+                change(w.v, sgd.state[w.v])
+    return begun - h.v.detach()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w, _: w.add_(0.1),
+        lambda w, _: w.data.mul_(0.5),
+        lambda w, _: w.clamp_(max=0.1),
+        lambda _, state: state["momentum_buffer"].zero_(),
+    ],
+)
+def test_a_change_that_cuts_a_chain_of_steps_warns(change):
+    with pytest.warns(mlo.SolveWarning, match="through 2 of the 3 steps .* between two of them"):
+        changed(change, after=1)
+
+
+@pytest.mark.parametrize("change", [lambda w, _: w.add_(0.1), lambda w, _: w.data.mul_(0.5)])
+def test_a_change_after_the_last_step_warns(change):
+    with pytest.warns(mlo.SolveWarning, match="through 1 of the 3 steps .* one step ahead"):
+        changed(change, after=3)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_clamp_that_changes_nothing_cuts_no_chain(after):
+    found = changed(lambda w, _: w.clamp_(max=10.0), after=after)
+    assert torch.equal(found, changed(lambda w, _: None, after=after))
