@@ -788,4 +788,5 @@ def _nudged(gradient: Tensor) -> Tensor:
     if gradient.is_complex():  # whose parts have each its own square
         return torch.view_as_complex(_nudged(torch.view_as_real(gradient.resolve_conj())))
     tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
-    return gradient + tiny * (gradient.detach() == 0)
+    # (A number times booleans would have the default dtype, to which the sum would be promoted.)
+    return gradient + tiny * (gradient.detach() == 0).to(gradient.dtype)

@@ -214,3 +214,19 @@ def test_a_complex_gradient_without_imaginary_part_has_slopes():
     moved = step.apply({"0": w.detach()}, {"0": g})["0"]
     (found,) = torch.autograd.grad(moved.imag.sum(), g)
     torch.testing.assert_close(found.imag, torch.full((2,), -0.2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.5])
+def test_parameters_of_several_dtypes_keep_them(grad_clip):
+    kinds = (torch.float64, torch.float32, torch.bfloat16)
+    parameters = torch.nn.ParameterList([torch.ones(2, dtype=kind) for kind in kinds])
+    problem = mlo.Problem(
+        "w",
+        module=parameters,
+        optimizer=torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        loss=lambda w, _: sum(p.double().sum() for p in w),
+        grad_clip=grad_clip,
+    )
+    theta = {name: p.detach() for name, p in problem.parameters.items()}
+    moved = OptimizerStep.capture(problem).apply(theta, theta)
+    assert [tensor.dtype for tensor in moved.values()] == list(kinds)
