@@ -166,7 +166,7 @@ def fit(w, h):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda found: found.__name__)
-def test_all_tensors_of_an_own_optimizers_state_are_differentiated(direction):
+def test_all_tensors_of_an_own_optimizers_state_count(direction):
     w, h = Vector(torch.linspace(-1, 1, 3).double()), Vector(torch.linspace(0, 1, 3).double())
     optimizer = mlo.MultilevelOptimizer(
         [
