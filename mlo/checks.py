@@ -1034,7 +1034,8 @@ class StepChecks:
                     f"than {_suspect(problem)} would, but the engine {engine.label!r} "
                     "differentiates the optimizer's own step, so that change would be missing. "
                     "Put the change into the loss (or use grad_clip=, or an optimizer whose "
-                    "whole step is differentiable), or choose an engine that does not "
+                    "whole step is differentiable and whose state is in its `state` or "
+                    "`param_groups`, not in attributes), or choose an engine that does not "
                     f"differentiate steps{advice.phrase(', such as {}', *OF_NO_STEP)}."
                 )
 
@@ -1045,11 +1046,11 @@ class StepChecks:
         if not error <= DERIVATIVE_TOLERANCE:
             raise ProblemError(
                 f"Problem {problem.name!r}: the derivative of a step of "
-                f"{type(next(iter(problem.optimizers.values()))).__name__}, which the engine "
-                f"{engine.label!r} takes by its code with differentiable=True, is off by a "
-                f"relative {error:.2g} from a finite difference of the same step. Code under "
-                "torch.no_grad() or on .data (a projection, say) changes the value and is "
-                "missing in the derivative. Write it with differentiable operations if the "
+                f"{type(next(iter(problem.optimizers.values()))).__name__}, or of the two with the "
+                f"next, which the engine {engine.label!r} takes by its code with "
+                f"differentiable=True, is off by a relative {error:.2g} from a finite difference. "
+                "Code under torch.no_grad(), on .data or with numbers (.item()) changes the value "
+                "and is missing in the derivative. Write it with differentiable operations if the "
                 "option `differentiable` of the group is set, or choose an engine that does not "
                 f"differentiate steps{advice.phrase(', such as {}', *OF_NO_STEP)}."
             )

@@ -436,11 +436,11 @@ def _check_solution(
     at = [tensor.detach() for tensor in [*own, *call.select(inputs)]]
     terms = math.hypot(*[size_of_terms(*pair) for pair in zip(products, at, strict=True)])
     difference = [one.detach() - other for one, other in zip(first, again, strict=True)]
-    _tell_of_noise(kind, difference, terms if call.residual is not None else float(again[0].abs()))
-    _tell_of_residual(reading, f, terms)
+    _warn_of_noise(kind, difference, terms if call.residual is not None else float(again[0].abs()))
+    _warn_of_residual(reading, f, terms)
 
 
-def _tell_of_noise(kind: str, difference: Sequence[Tensor], scale: float) -> None:
+def _warn_of_noise(kind: str, difference: Sequence[Tensor], scale: float) -> None:
     """Warns of a function whose value changes when it is evaluated again, as engines do."""
     rounding = torch.finfo(difference[0].dtype).eps ** 0.5
     if float(total_norm(difference)) > rounding * scale:
@@ -521,7 +521,7 @@ def _check_leaves(
         )
 
 
-def _tell_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> None:
+def _warn_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> None:
     """Reports how far the given tensors are from a solution, and warns if they are far."""
     # The error of θ is this backward error times the conditioning of A. So the tolerance is
     # stricter than gradients need.

@@ -35,7 +35,7 @@ from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
 from mlo.loss import LossFunction, explain_frozen
-from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_step import OptimizerStep, StateKey
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep
 from mlo.randomness import RandomState, preserved
@@ -59,7 +59,7 @@ from mlo.zero_terms import ZeroTerms
 
 __all__ = ["History", "Levels", "restore_buffers"]
 
-End = tuple[Tensors, dict[tuple[str, str], Tensor]]
+End = tuple[Tensors, dict[StateKey, Tensor]]
 """Parameters and optimizer's state after a step."""
 
 
@@ -174,6 +174,9 @@ class History:
         self.loaded = False
         self.told: set[str] = set()
         self._ends: dict[str, End] = {}
+        # The problems whose chains of steps were cut, and those of which a warning has said so.
+        self._cut: set[str] = set()
+        self._warned_of_cut: set[str] = set()
         # The problems whose parameters, and recorded steps, stem from their starts.
         self._begun: set[str] = set()
         self._places: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -222,9 +225,13 @@ class History:
     def restart(self, name: str) -> None:
         """Restarts a problem (`restart_from`), and with it the chain of its steps."""
         self.starts[name].put(self.graph.problems[name])
-        self._begun.add(name)
         for kept in (self.stepped, self._ends):
             kept.pop(name, None)
+        self.note_begun(name)
+
+    def note_begun(self, name: str) -> None:
+        """Notes that a problem's current parameters stem from its start."""
+        self._begun.add(name)
         self.mark(name)
 
     def start_of(self, name: str) -> Start:
@@ -233,8 +240,8 @@ class History:
         Raises:
             ProblemError: if they did not start there: no step was made yet, or they were set since.
         """
-        start, problem = self.starts[name], self.graph.problems[name]
-        if name in self._begun and self._places[name] == _places_of(problem):
+        start = self.starts[name]
+        if name in self._begun and not self._was_set(name):
             return start
         raise ProblemError(
             f"Problem {name!r} starts each round from the value of {start.problem!r}, but its "
@@ -265,6 +272,7 @@ class History:
             if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
                 self._begun.discard(name)
+                self._cut.add(name)
             self._ends[name] = _copied_end(self.graph.problems[name])
         chain = (*earlier, recorded)
         if len(chain) > steps:
@@ -297,13 +305,20 @@ class History:
         Raises:
             ProblemError: if its steps should start from a value from above, and do not.
         """
-        # By the versions of the tensors, which every change in place raises.
         stepped = self.stepped.get(name)
         if stepped is not None and stepped.start is None and name in self._from_starts:
             self.start_of(name)  # which says that the chain of its steps was broken
-        if stepped is None or self._places.get(name) == _places_of(self.graph.problems[name]):
-            return stepped
-        return None
+        return None if stepped is None or self._was_set(name) else stepped
+
+    def _was_set(self, name: str) -> bool:
+        """Whether the problem's parameters were set from outside since its last step."""
+        # By their values, where copies are kept for chains of steps; otherwise by the versions of
+        # the tensors, which every change in place raises (but for those of .data and numpy).
+        problem = self.graph.problems[name]
+        if name not in self._ends:
+            return self._places.get(name) != _places_of(problem)
+        kept = self._ends[name][0]
+        return not all(torch.equal(kept[key], p) for key, p in problem.parameters.items())
 
     def _ends_at(self, name: str, recorded: RecordedStep) -> bool:
         """Whether a step starts where the previous one ended, with the same optimizer state."""
@@ -400,9 +415,26 @@ class History:
             "they make: call optimizer.step() first.",
         )
 
+    def warn_of_cut_chain(self, name: str, solution: Stepped) -> None:
+        """Warns, once per problem, of a gradient that leaves out steps before a change."""
+        engine = self.step_engines[name]
+        if name not in self._cut or name in self._warned_of_cut or engine is None:
+            return
+        self._cut.discard(name)
+        warned = self._warn_of_fewer_steps(
+            name,
+            engine,
+            solution,
+            "its parameters or its optimizer's state were changed between two of them, and those "
+            "before the change count as constants. Make the change part of the loss, of the "
+            "optimizer or of after_step=, or make it between rounds.",
+        )
+        if warned:
+            self._warned_of_cut.add(name)
+
     def _warn_of_fewer_steps(
         self, name: str, engine: StepEngine, solution: Stepped | Started, why: str
-    ) -> None:
+    ) -> bool:
         made = len(solution.history) if isinstance(solution, Stepped) else 0
         asked = engine.recorded_steps
         if name in self.starts:
@@ -412,6 +444,7 @@ class History:
                 f"A gradient goes through {made} of the {asked} steps that the engine "
                 f"{engine.label!r} of problem {name!r} differentiates: {why}"
             )
+        return made < asked
 
     # ------------------------------ graphs that are kept for later in the round
 
@@ -570,6 +603,7 @@ class Levels:
         if self._by_steps[name] and not rests and not self._ahead:
             stepped = history.last_step(name)
             if stepped is not None:
+                history.warn_of_cut_chain(name, stepped)
                 if history.resumed:
                     history.warn_of_missing_steps(name, stepped)
                 return stepped

@@ -34,7 +34,7 @@ from mlo.notebook_table import table_html
 from mlo.problem import Problem, Tensors
 from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
-from mlo.restart import starts_of
+from mlo.restart import restarts_in, starts_of
 from mlo.state import load_state, state_of
 from mlo.stationarity import stationarities
 from mlo.update import Update, Updater
@@ -153,6 +153,7 @@ class MultilevelOptimizer:
         self._record = Record(round=0)
         self._waiting: tuple[str, ...] = ()
         self._turns: tuple[int, ...] = ()  # of its updates, which turn of its problem each one is
+        self._restarts: list[list[str]] = []  # the problems that restart before each of them
         self._counted: tuple[str, ...] = ()  # the updates whose turns these are
         self._warm_from = max(problem.warmup_steps for problem in self.problems.values())
         # What "rollback" returns to, how often it has done so, and why it last did.
@@ -367,6 +368,14 @@ class MultilevelOptimizer:
                 turns.append(seen[name])
                 seen[name] += 1
             self._turns, self._counted = tuple(turns), moving
+            self._restarts = restarts_in(
+                self.problems,
+                self.graph.solutions_in,
+                self._history.starts,
+                moving,
+                turns,
+                looks_ahead=self._history.looks_ahead,
+            )
         return moving
 
     def _pass(self, later: tuple[str, ...]) -> None:
@@ -401,25 +410,23 @@ class MultilevelOptimizer:
         """Makes one update, and records how long it took."""
         history, seconds = self._history, self._record.seconds
         began = perf_counter()
-        if name in history.starts and self._begins_block(name, later):
-            history.restart(name)
+        for beginning in self._restarts[self._place(later)]:
+            history.restart(beginning)
+            if beginning != name:
+                self._now.forget()  # solutions that were made where it stood
         keep_graph = history.graph_needed_later(name, later)
         self._updater.update(name, self._record, keep_graph=keep_graph, moves=moves)
         seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
 
-    def _turn(self, later: tuple[str, ...]) -> int:
-        """An update's number among its problem's turns, from 0; those `later` are still to come."""
-        # By the place in the round, which a saved state holds and a skipped update does not move.
-        return self._turns[len(self._turns) - len(later) - 1]
-
-    def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
-        """Whether the problem restarts with this turn."""
-        return self._turn(later) % self.problems[name].turns == 0
+    def _place(self, later: tuple[str, ...]) -> int:
+        """An update's place in the round, from 0; those `later` are still to come."""
+        # A saved state holds it, and a skipped update does not move it.
+        return len(self._turns) - len(later) - 1
 
     def _moves(self, name: str, later: tuple[str, ...]) -> bool:
         """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
         solves = self.graph.problems[name].accumulate_solves
-        return solves == 1 or (self._turn(later) + 1) % solves == 0
+        return solves == 1 or (self._turns[self._place(later)] + 1) % solves == 0
 
     def _forget_solutions(self) -> None:
         self._now.forget()
@@ -445,7 +452,8 @@ class MultilevelOptimizer:
         The gradient is taken at the current parameters and the problem's current batches: those of
         its last update or, before the first, those that it will draw. Engines that differentiate
         the optimizer's step use the last step of each lower problem. If a problem has not moved
-        yet, or its parameters were set from outside since, they look one step ahead.
+        yet, or its parameters were set from outside since, they look one step ahead. (Engines of
+        one step do not notice a change through `.data` or numpy. Make it under `torch.no_grad()`.)
 
         Args:
             name: the problem.
@@ -599,6 +607,9 @@ class MultilevelOptimizer:
         self._forget_solutions()
         self._record = Record(round=self.round + 1)
         self._waiting = self._planned()[made:] if made else ()
+        for names in self._restarts[:made]:
+            for name in names:
+                self._history.note_begun(name)
         if self.parallel is not None:
             for name, problem in self.problems.items():
                 own = {f"{name}.{key}": tensor for key, tensor in problem.parameters.items()}

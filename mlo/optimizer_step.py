@@ -8,7 +8,7 @@ update, for every optimizer of `torch.optim`.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,21 +26,33 @@ from mlo.tensors import in_precision, real_inner, scaled
 
 __all__ = [
     "OptimizerStep",
+    "StateKey",
     "acts_around_step",
     "check_settings",
     "clip",
     "clip_by_norm",
+    "copied_options",
     "decays_outside_gradient",
     "has_differentiable_step",
     "is_foreign",
     "is_fused",
     "l2_penalty",
+    "maximized",
     "plain_steps",
 ]
 
 
-COUNTERS = ("step", "mu_product", "eta", "mu")
-"""Entries of an optimizer's state through which no gradient flows."""
+COUNTERS: dict[type[Optimizer], tuple[str, ...]] = {
+    torch.optim.ASGD: ("eta", "mu"),
+    torch.optim.NAdam: ("mu_product",),
+}
+"""Class → entries of its state that only count steps, besides "step" of all classes."""
+
+StateKey = tuple[str, tuple[Any, ...]]
+"""A parameter, and the keys that lead to a tensor of its state (or, from `GROUP`, of its group)."""
+
+GROUP = "(its group)"
+"""First key of what an optimizer keeps in a group: of the group's first parameter."""
 
 DIFFERENTIABLE = {"differentiable": True, "foreach": False, "fused": None}
 """Options of the optimizer's twin: the step in plain operations, one parameter at a time."""
@@ -65,13 +77,14 @@ class _ParameterState:
 
     def in_double(self) -> _ParameterState:
         """The same with its state in double precision."""
-        state: dict[str, Any] = {}
-        for key, value in (self.state or {}).items():
-            inexact = isinstance(value, Tensor) and (
-                value.is_floating_point() or value.is_complex()
-            )
-            state[key] = in_precision(value, torch.float64) if inexact else value
-        return replace(self, state=state)
+        parts = []
+        for kept in (self.state or {}, self.options):
+            copied = _nested_copy(kept)
+            for path, tensor in _tensors_in(copied):
+                if tensor.is_floating_point() or tensor.is_complex():
+                    copied = _with(copied, path, in_precision(tensor, torch.float64))
+            parts.append(copied)
+        return replace(self, state=parts[0], options=parts[1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +129,7 @@ class OptimizerStep:
         for optimizer in problem.optimizers.values():
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
-                options = _copied_options(group)
+                options = copied_options(group)
                 # One coefficient for all parameters of a group with a buffer, one for the rest, and
                 # one entry for those whose state is not kept.
                 coefficients: dict[bool, float | None] = {}
@@ -134,7 +147,7 @@ class OptimizerStep:
                         coefficients[buffered] = _gradient_coefficient(optimizer, options, buffered)
                     coefficient, kept = coefficients[buffered], None
                     if linear_state or coefficient is None or not buffered:
-                        kept = {key: _copied(value) for key, value in state.items()}
+                        kept = _nested_copy(state)
                     groups[name] = _ParameterState(
                         optimizer=optimizer,
                         index=index,
@@ -216,10 +229,16 @@ class OptimizerStep:
     def derivative_error(self, parameters: Tensors, gradients: Tensors) -> float:
         """The relative error of the derivative in one direction, against a finite difference.
 
+        Of one step, and of two, the second with a constant gradient: it shows what the state that
+        the first one leaves passes on.
+
         Args:
             parameters: name → tensor before the step.
             gradients: name → gradient.
         """
+        return max(self._derivative_error(parameters, gradients, steps) for steps in (1, 2))
+
+    def _derivative_error(self, parameters: Tensors, gradients: Tensors, steps: int) -> float:
         # In double precision, where a difference of steps is accurate to many digits.
         step = replace(
             self, groups={name: group.in_double() for name, group in self.groups.items()}
@@ -238,8 +257,15 @@ class OptimizerStep:
             draws = torch.randn(2, *gradient.shape, generator=noise, dtype=gradient.dtype)
             u[name], v[name] = (draws[0].to(gradient.device) * size, draws[1].to(gradient.device))
 
+        def after(gradient: Tensors) -> Tensors:
+            moved, state, left = step._with_what_is_left(theta, gradient)
+            if steps == 1:
+                return moved
+            constant = {name: entry.detach() for name, entry in g.items()}
+            return left.apply_with_state(moved, constant, state)[0]
+
         # ⟨(∂θ'/∂g)ᵀ v, u⟩ by autograd, and ⟨v, θ'(g + h u) − θ'(g − h u)⟩ / 2h, should agree.
-        moved = step.apply(theta, g)
+        moved = after(g)
         outputs = [moved[name] for name in g if moved[name].requires_grad]
         found: Sequence[Tensor | None] = [None] * len(g)
         if outputs:
@@ -252,42 +278,75 @@ class OptimizerStep:
         sides = []
         for sign in (1.0, -1.0):
             displaced = {name: g[name].detach() + sign * DISPLACEMENT * u[name] for name in g}
-            after = step.apply(theta, displaced)
-            sides.append(sum(float(real_inner(v[name], after[name].detach())) for name in g))
+            reached = after(displaced)
+            sides.append(sum(float(real_inner(v[name], reached[name].detach())) for name in g))
         difference = (sides[0] - sides[1]) / (2.0 * DISPLACEMENT)
         scale = max(abs(exact), abs(difference))
         return abs(exact - difference) / scale if scale > 0.0 else 0.0
 
-    def differentiable_state(self) -> dict[tuple[str, str], Tensor]:
-        """(parameter, key) → the entries of state that steps make of gradients: no counters."""
-        return {
-            (name, key): value
-            for name, group in self.groups.items()
-            for key, value in (group.state or {}).items()
-            if _is_differentiable(key, value, group.shape)
-        }
+    def differentiable_state(self) -> dict[StateKey, Tensor]:
+        """The tensors of the optimizers' state that steps make of gradients: no counters."""
+        found: dict[StateKey, Tensor] = {}
+        for name, group in self.groups.items():
+            found |= _made_of_gradients(name, group.optimizer, group.state or {})
+        for owner, group in self._foreign_groups().items():
+            found |= _kept_in_group(owner, group.options)
+        return found
 
     def apply_with_state(
-        self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
-    ) -> tuple[Tensors, dict[tuple[str, str], Tensor]]:
+        self, parameters: Tensors, gradients: Tensors, state: Mapping[StateKey, Tensor]
+    ) -> tuple[Tensors, dict[StateKey, Tensor]]:
         """The step as a function of the optimizers' state too.
 
         Args:
             parameters: name → tensor before the step.
             gradients: name → gradient.
-            state: (parameter, key) → tensor that replaces the captured one.
+            state: key → tensor that replaces the captured one.
 
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
         gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         moved, states = self._apply(parameters, gradients, state)
-        after: dict[tuple[str, str], Tensor] = {}
-        for key, tensor in moved.items():
-            for entry, value in states[key].items():
-                if _is_differentiable(entry, value, tensor.shape):
-                    after[key, entry] = value
-        return moved, after
+        return moved, self._differentiable(states)
+
+    def _differentiable(self, states: Mapping[str, Mapping[Any, Any]]) -> dict[StateKey, Tensor]:
+        """What `differentiable_state` is after a step."""
+        after: dict[StateKey, Tensor] = {}
+        for name, state in states.items():
+            after |= _made_of_gradients(name, self.groups[name].optimizer, state)
+            if GROUP in state:
+                after |= _kept_in_group(name, state[GROUP])
+        return after
+
+    def _with_what_is_left(
+        self, parameters: Tensors, gradients: Tensors
+    ) -> tuple[Tensors, dict[StateKey, Tensor], OptimizerStep]:
+        """Parameters and state after the step, and the step that would be next."""
+        gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
+        moved, states = self._apply(parameters, gradients, {})
+        options: dict[tuple[int, int], dict[str, Any]] = {}
+        for name, state in states.items():
+            if GROUP in state:
+                group = self.groups[name]
+                options[id(group.optimizer), group.index] = copied_options(state[GROUP])
+        groups: dict[str, _ParameterState] = {}
+        for name, group in self.groups.items():
+            kept = {key: entry for key, entry in states.get(name, {}).items() if key != GROUP}
+            groups[name] = replace(
+                group,
+                state=_nested_copy(kept) if name in states else group.state,
+                options=options.get((id(group.optimizer), group.index), group.options),
+            )
+        return moved, self._differentiable(states), replace(self, groups=groups)
+
+    def _foreign_groups(self) -> dict[str, _ParameterState]:
+        """First parameter → its group, for the groups of optimizers that are not torch.optim's."""
+        found: dict[tuple[int, int], str] = {}
+        for name, group in self.groups.items():
+            if name not in self.unused and is_foreign(group.optimizer):
+                found.setdefault((id(group.optimizer), group.index), name)
+        return {name: self.groups[name] for name in found.values()}
 
     @torch.no_grad()
     def make(self, problem: Problem) -> None:
@@ -309,7 +368,7 @@ class OptimizerStep:
             optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _apply(
-        self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
+        self, parameters: Tensors, gradients: Tensors, state: Mapping[StateKey, Tensor]
     ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
         """The parameters after the step, and the optimizers' state of each."""
         gradients = self.clipped(gradients)
@@ -317,6 +376,7 @@ class OptimizerStep:
             return self._by_formula(parameters, gradients, state)
         # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
         moved = {key: parameters[key] * 1.0 for key in gradients}
+        name_of = {id(tensor): key for key, tensor in moved.items()}
         # One twin per optimizer; frozen parameters, and those without a gradient, take no part.
         by_optimizer: dict[int, list[str]] = defaultdict(list)
         states: dict[str, dict[str, Any]] = {}
@@ -328,11 +388,17 @@ class OptimizerStep:
         for keys in by_optimizer.values():
             # A twin's state is keyed by the tensor that it has moved.
             twin = self._step(keys, moved, gradients, state)
-            states |= {key: twin.state[moved[key]] for key in keys}
+            states |= {key: dict(twin.state[moved[key]]) for key in keys}
+            owner_of = {(id(g.optimizer), g.index): n for n, g in self._foreign_groups().items()}
+            for made in twin.param_groups:
+                first = self.groups[name_of[id(made["params"][0])]]
+                owner = owner_of.get((id(first.optimizer), first.index))
+                if owner is not None:
+                    states[owner][GROUP] = made
         return moved, states
 
     def _by_formula(
-        self, parameters: Tensors, gradients: Tensors, given: Mapping[tuple[str, str], Tensor]
+        self, parameters: Tensors, gradients: Tensors, given: Mapping[StateKey, Tensor]
     ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
         moved: Tensors = {}
         states: dict[str, dict[str, Any]] = {}
@@ -351,7 +417,7 @@ class OptimizerStep:
         keys: list[str],
         moved: Tensors,
         gradients: Tensors,
-        given: Mapping[tuple[str, str], Tensor],
+        given: Mapping[StateKey, Tensor],
     ) -> Optimizer:
         """Moves parameters of one optimizer by a twin of it, which is returned."""
         original = self.groups[keys[0]].optimizer
@@ -390,11 +456,17 @@ class OptimizerStep:
         return twin
 
     def _options_and_state(
-        self, key: str, like: Tensor, given: Mapping[tuple[str, str], Tensor]
+        self, key: str, like: Tensor, given: Mapping[StateKey, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the twin gets for the parameter `like`, the differentiable state from `given`."""
         group, state = self.groups[key], self._state(key, given)
         options = {**group.options, **DIFFERENTIABLE, "capturable": False}
+        if is_foreign(group.optimizer):
+            options = _nested_copy(options)
+            for (owner, path), tensor in given.items():
+                same = owner in self.groups and self.groups[owner].index == group.index
+                if path[0] == GROUP and same and self.groups[owner].optimizer is group.optimizer:
+                    options = _with(options, path[1:], tensor * 1.0)
         is_sgd = isinstance(group.optimizer, torch.optim.SGD)
         if is_sgd and options.get("momentum") and "momentum_buffer" not in state:
             # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero
@@ -403,7 +475,7 @@ class OptimizerStep:
             options["dampening"] = 0.0
         return options, state
 
-    def _state(self, key: str, given: Mapping[tuple[str, str], Tensor]) -> dict[str, Any]:
+    def _state(self, key: str, given: Mapping[StateKey, Tensor]) -> dict[str, Any]:
         """A parameter's state before the step, the differentiable one from `given`."""
         group = self.groups[key]
         if group.state is None:
@@ -413,17 +485,13 @@ class OptimizerStep:
                 "them with their state: `OptimizerStep.capture(problem)`."
             )
         # Copies, since the step changes them in place; the counter as `_DoubleCounters` makes it.
-        state: dict[str, Any] = {}
-        for entry, value in group.state.items():
-            if isinstance(value, Tensor):
-                state[entry] = value.clone()
-                if entry == "step":
-                    state[entry] = state[entry].double()
-            else:
-                state[entry] = value
-        for (name, entry), tensor in given.items():
-            if name == key:
-                state[entry] = tensor * 1.0
+        state: dict[str, Any] = _nested_copy(group.state)
+        counter = state.get("step")
+        if isinstance(counter, Tensor) and counter.dim() == 0:
+            state["step"] = counter.double()
+        for (name, path), tensor in given.items():
+            if name == key and path[0] != GROUP:
+                state = _with(state, path, tensor * 1.0)
         return state
 
 
@@ -479,6 +547,16 @@ def l2_penalty(problem: Problem) -> dict[str, float]:
             decay = -decay if group.get("maximize") else decay
             coefficient_of |= {id(parameter): decay for parameter in group["params"]}
     return {name: coefficient_of[id(parameter)] for name, parameter in problem.parameters.items()}
+
+
+def maximized(problem: Problem) -> frozenset[str]:
+    """The parameters whose optimizer climbs their loss (`maximize=True`)."""
+    held: set[int] = set()
+    for optimizer in problem.optimizers.values():
+        for group in optimizer.param_groups:
+            if group.get("maximize"):
+                held.update(map(id, group["params"]))
+    return frozenset(name for name, p in problem.parameters.items() if id(p) in held)
 
 
 def decays_outside_gradient(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
@@ -555,14 +633,9 @@ def is_fused(optimizer: Optimizer) -> bool:
     return any([group.get("fused") for group in optimizer.param_groups])  # noqa: C419 - is faster
 
 
-def _copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
+def copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a group of parameters, tensors among them as copies."""
-    options = dict(group)
-    del options["params"]
-    for key, value in options.items():
-        if isinstance(value, Tensor):
-            options[key] = _copied(value)
-    return options
+    return {key: _nested_copy(value) for key, value in group.items() if key != "params"}
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:
@@ -624,10 +697,6 @@ def _gradient_coefficient(
     return rate * direction if options["maximize"] else -rate * direction
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
 class _DoubleCounters(TorchFunctionMode):
     """Makes optimizers create their step counters in double precision, in this thread only.
 
@@ -644,9 +713,70 @@ class _DoubleCounters(TorchFunctionMode):
         return made
 
 
-def _is_differentiable(key: str, value: Any, shape: torch.Size) -> bool:
-    """Whether an entry of state is made of gradients: of the parameter's shape, and no counter."""
-    return isinstance(value, Tensor) and value.shape == shape and key not in COUNTERS
+def _made_of_gradients(
+    name: str, optimizer: Optimizer, state: Mapping[Any, Any]
+) -> dict[StateKey, Tensor]:
+    """The tensors of a parameter's state that are no counters."""
+    counters: tuple[Any, ...] = (GROUP,)
+    for kind, keys in COUNTERS.items():
+        if isinstance(optimizer, kind):
+            counters += keys
+    found: dict[StateKey, Tensor] = {}
+    for path, tensor in _tensors_in(state):
+        counts = path[0] in counters or (path[0] == "step" and tensor.dim() == 0)
+        if not counts:
+            found[name, path] = tensor
+    return found
+
+
+def _kept_in_group(name: str, options: Mapping[str, Any]) -> dict[StateKey, Tensor]:
+    """The tensors that an optimizer keeps in a group; the learning rate is set from outside."""
+    kept = {key: value for key, value in options.items() if key not in ("params", "lr")}
+    return {(name, (GROUP, *path)): tensor for path, tensor in _tensors_in(kept)}
+
+
+def _tensors_in(nested: Any) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """The keys that lead to each tensor of real or complex numbers in dicts, lists and tuples."""
+    if isinstance(nested, Tensor):
+        if nested.is_floating_point() or nested.is_complex():
+            yield (), nested
+        return
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(nested, Mapping):
+        entries = nested.items()
+    elif isinstance(nested, (list, tuple)):
+        entries = enumerate(nested)
+    for key, entry in entries:
+        for path, tensor in _tensors_in(entry):
+            yield (key, *path), tensor
+
+
+def _with(nested: Any, path: Sequence[Any], tensor: Tensor) -> Any:
+    """Dicts, lists and tuples with another tensor in one place; dicts and lists are changed."""
+    if not path:
+        return tensor
+    entry = _with(nested[path[0]], path[1:], tensor)
+    if not isinstance(nested, tuple):
+        nested[path[0]] = entry
+        return nested
+    return _tuple_like(nested, [*nested[: path[0]], entry, *nested[path[0] + 1 :]])
+
+
+def _tuple_like(value: tuple[Any, ...], entries: Iterable[Any]) -> Any:
+    return value._make(entries) if hasattr(value, "_make") else tuple(entries)
+
+
+def _nested_copy(value: Any) -> Any:
+    """Copies of dicts, lists and tuples, and of the tensors in them."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _nested_copy(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_nested_copy(entry) for entry in value]
+    if isinstance(value, tuple):
+        return _tuple_like(value, map(_nested_copy, value))
+    return value
 
 
 def _nudged(gradient: Tensor) -> Tensor:
@@ -657,8 +787,8 @@ def _nudged(gradient: Tensor) -> Tensor:
     formula gives the slope up to a relative error of tiny/eps. The parts of a complex number are
     two entries of such a step.
     """
-    tiny = 1e-40 if gradient.dtype.to_real() == torch.float64 else 1e-15
-    if gradient.is_complex():
-        zeros = torch.view_as_real(gradient.detach()) == 0
-        return gradient + torch.view_as_complex(tiny * zeros.to(gradient.dtype.to_real()))
-    return gradient + tiny * (gradient.detach() == 0)
+    if gradient.is_complex():  # whose parts have each its own square
+        return torch.view_as_complex(_nudged(torch.view_as_real(gradient.resolve_conj())))
+    tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
+    # (A number times booleans would have the default dtype, to which the sum would be promoted.)
+    return gradient + tiny * (gradient.detach() == 0).to(gradient.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from mlo.errors import ProblemError, nearest
 from mlo.problem import Problem, Tensors
 
-__all__ = ["Start", "starts_of"]
+__all__ = ["Start", "restarts_in", "starts_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,48 @@ def starts_of(problems: Mapping[str, Problem]) -> dict[str, Start]:
         if problem.restart_from is not None:
             source, _, path = problem.restart_from.partition(".")
             found[name] = _start(problem, problems[source], path)
+    return found
+
+
+def restarts_in(
+    problems: Mapping[str, Problem],
+    solutions_in: Mapping[str, Collection[str]],
+    starts: Mapping[str, Start],
+    updates: Sequence[str],
+    turns: Sequence[int],
+    *,
+    looks_ahead: Collection[str] = (),
+) -> list[list[str]]:
+    """Which problems restart before each update of a round, the sources first.
+
+    A block of steps includes what the problems below make for its first step. So a problem restarts
+    before the first of these updates, and they see it where its steps begin, as in nested loops.
+
+    Args:
+        problems: the problems.
+        solutions_in: problem → those whose solutions its gradient contains.
+        starts: problem → where it starts each block of its steps.
+        updates: the problems of the round's updates, in order.
+        turns: of each update, its number among its problem's, from 0.
+        looks_ahead: the problems whose steps precede the updates below that belong to them.
+    """
+    found: list[list[str]] = [[] for _ in updates]
+    for name in reversed(list(problems)):  # sources are listed later
+        if name not in starts:
+            continue
+        source = starts[name].problem
+        below = () if name in looks_ahead else solutions_in[name]
+        # The block before ends with the problem's own last step, and with the updates that read
+        # it; the value is there once its source has moved, and has restarted itself.
+        ends = {name, source} | {other for other in updates if name in solutions_in[other]}
+        for turn, (mover, number) in enumerate(zip(updates, turns, strict=True)):
+            if mover != name or number % problems[name].turns:
+                continue
+            first = place = turn
+            while place > 0 and updates[place - 1] not in ends and source not in found[place]:
+                place -= 1
+                first = place if updates[place] in below else first
+            found[first].append(name)
     return found
 
 

@@ -43,7 +43,33 @@ def formula_step(
         The parameter and the state after the step.
     """
     g = -g if options["maximize"] else g
-    return LEARNED[kind].step(theta, g, options, state)
+    step = LEARNED[kind].step
+    if not theta.is_complex():
+        return step(theta, g, options, state)
+    # As torch.optim does it: a real and an imaginary number, each with its own square.
+    moved, after = step(
+        _as_real(theta),
+        _as_real(g),
+        {key: _for_both_parts(value) for key, value in options.items()},
+        {key: _as_real(value) for key, value in state.items()},
+    )
+    return torch.view_as_complex(moved), {
+        key: torch.view_as_complex(value) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in after.items()
+    }
+
+
+def _as_real(value: Any) -> Any:
+    """A complex tensor as a real one with another dimension; anything else as it is."""
+    complex_ = isinstance(value, Tensor) and value.is_complex()
+    return torch.view_as_real(value.resolve_conj()) if complex_ else value
+
+
+def _for_both_parts(setting: Any) -> Any:
+    """A setting of a complex parameter, for its real view: each part of an entry has the same."""
+    if isinstance(setting, tuple):
+        return tuple(map(_for_both_parts, setting))
+    return setting.unsqueeze(-1) if isinstance(setting, Tensor) and setting.dim() else setting
 
 
 def _sgd(

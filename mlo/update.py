@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.bare_step import leaves_gradients, make_step
@@ -19,7 +20,14 @@ from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
 from mlo.levels import History, Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
-from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, is_fused, plain_steps
+from mlo.optimizer_step import (
+    OptimizerStep,
+    clip_by_norm,
+    copied_options,
+    is_foreign,
+    is_fused,
+    plain_steps,
+)
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
@@ -295,6 +303,7 @@ class Updater:
             used = [key for key in problem.parameters if key not in found.unused]
             before = {key: problem.parameters[key].detach().clone() for key in used}
 
+        kept = self._kept_in_groups(problem)
         if by_formula:
             made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
             made.make(problem)
@@ -307,12 +316,36 @@ class Updater:
                     make_step(optimizer)
         for parameter in problem.parameters.values():
             parameter.grad = None
+        self._check_groups(problem, kept)
 
         if checked is not None and engine is not None:
             bare = {key: found.gradient[key] for key in before}
             advice = self._history.losses[problem.name].advice
             self._step_checks.check(problem, engine, checked, before, bare, advice)
         return step
+
+    @staticmethod
+    def _kept_in_groups(problem: Problem) -> list[tuple[Optimizer, dict[str, Any]]]:
+        """The entries of the groups of own optimizers that a restart should make fresh."""
+        found: list[tuple[Optimizer, dict[str, Any]]] = []
+        if problem.restart_from is not None:
+            for optimizer in filter(is_foreign, problem.optimizers.values()):
+                found += [(optimizer, copied_options(g)) for g in optimizer.param_groups]
+        return found
+
+    @staticmethod
+    def _check_groups(problem: Problem, kept: list[tuple[Optimizer, dict[str, Any]]]) -> None:
+        """Refuses an optimizer that keeps state where a restart does not find it."""
+        now = Updater._kept_in_groups(problem)
+        for (optimizer, before), (_, after) in zip(kept, now, strict=True):
+            for key, value in after.items():
+                if key not in before or not _same(before[key], value):
+                    raise ProblemError(
+                        f"Problem {problem.name!r} restarts with a fresh optimizer, but a step of "
+                        f"its {type(optimizer).__name__} has changed {key!r} of a group, which a "
+                        "restart leaves as it is, since settings such as the learning rate are "
+                        "there too. Let the optimizer keep it in `state`."
+                    )
 
     @staticmethod
     def _may_change(problem: Problem, found: TotalGradient, *, is_checked: bool) -> bool:
@@ -488,6 +521,15 @@ def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]
     groups = [] if driven is None else driven.param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     return bool(held) and not held & moved
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two entries of a group are equal, where they are tensors or plain values."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one is other or (type(one) is type(other) and bool(one == other))
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

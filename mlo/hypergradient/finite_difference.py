@@ -187,15 +187,16 @@ class FiniteDifferenceSystem(LinearSystem):
         return self._products.step_size(self.parameters, u, self.dtype)
 
     def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """∇_θ of the loss at other `parameters`, with the optimizer's L2 penalty; no games."""
+        """F at other `parameters`, with the optimizer's L2 penalty; no games."""
         theta = dict(zip(self.names, parameters, strict=True))
         found = self._gradient_at(self._player(), theta, in_inputs=False)
-        return self._with_penalty(found, parameters)
+        return self._with_penalty(self._signed(found), parameters)
 
     def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """∇ of the loss in the wanted inputs, at other `parameters`; no games."""
+        """∇ of the minimized loss in the wanted inputs, at other `parameters`; no games."""
         theta = dict(zip(self.names, parameters, strict=True))
-        return self._gradient_at(self._player(), theta, in_inputs=True)
+        found = self._gradient_at(self._player(), theta, in_inputs=True)
+        return [-entry for entry in found] if self._negated else found
 
     def _player(self) -> str:
         (player,) = self.players
@@ -237,7 +238,7 @@ class FiniteDifferenceSystem(LinearSystem):
             )
             of_all = dict(zip(self.names, terms, strict=True))
             found |= {name: of_all[name] for name in members}
-        return [found[name] for name in self.names]
+        return self._signed([found[name] for name in self.names])
 
     def _difference(
         self, u: Sequence[Tensor | None], *, in_inputs: bool, factor: float = 1.0

@@ -2,8 +2,10 @@
 
 Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and B =
 ∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.response.Residual`. Then only
-`Autograd` serves.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
-defines how q is found (the inverse); its products define how Aᵀ and Bᵀ are applied. For fixed u
+`Autograd` serves. The components of parameters that their optimizer maximizes are those of −L, so
+that A is positive definite at a maximum.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A
+subclass of `Engine` defines how q is found (the inverse); its products define how Aᵀ and Bᵀ are
+applied. For fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
 
@@ -34,9 +36,11 @@ from mlo.hypergradient.double_backward import (
 )
 from mlo.hypergradient.kinks import find_kink
 from mlo.loss import gradients
-from mlo.optimizer_step import OptimizerStep, l2_penalty
+from mlo.optimizer_step import OptimizerStep, l2_penalty, maximized
+from mlo.problem import Problem
 from mlo.records import SolveReport
 from mlo.response import (
+    AbstractEngine,
     Cotangent,
     Pullback,
     PullbackEngine,
@@ -83,13 +87,17 @@ class LinearSystem(ABC):
         self.step: OptimizerStep | None = None
         self.assumes = not isinstance(solution, Stepped)
         self._decay: Sequence[float] = ()
+        self._negated: frozenset[str] = frozenset()
         if isinstance(solution, Stepped):
             self.step = solution.step
         elif call.residual is None:
             # The optimizer converges to ∇L + decay · θ = 0, so its weight decay is part of F, and
             # of A. (A residual is complete.)
             penalty = l2_penalty(problem)
-            self._decay = [penalty[name] for name in self.names]
+            self._negated = _negated(solution.engine, problem)
+            self._decay = [
+                -penalty[name] if name in self._negated else penalty[name] for name in self.names
+            ]
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         """Reports what the products show of a loss that violates an engine's assumptions.
@@ -141,7 +149,7 @@ class LinearSystem(ABC):
 
     @abstractmethod
     def gradient(self) -> Sequence[Tensor]:
-        """F at the point; differentiable where the pullback must be."""
+        """The losses' gradient at the point; differentiable where the pullback must be."""
 
     @abstractmethod
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -183,8 +191,25 @@ class LinearSystem(ABC):
             for name in members:
                 entry = entry_of[name]
                 if entry is not None:
+                    # ⟨F, u⟩ with a component of F negated is ⟨∇L, u⟩ with that entry of u negated.
+                    entry = -entry if name in self._negated else entry
                     found.setdefault(player, {})[name] = entry
         return found
+
+    def _signed(self, of_losses: Sequence[Tensor]) -> list[Tensor]:
+        """Entries of F or of its derivative, from those of the losses' gradient."""
+        if not self._negated:
+            return list(of_losses)
+        pairs = zip(self.names, of_losses, strict=True)
+        return [-entry if name in self._negated else entry for name, entry in pairs]
+
+
+def _negated(engine: AbstractEngine, problem: Problem) -> frozenset[str]:
+    """The parameters whose components of F are those of −L, because their optimizer maximizes."""
+    found = maximized(problem)
+    # With rows of different signs the Hessian of one loss would not be symmetric any more.
+    mixed = bool(found) and len(found) < len(problem.parameters)
+    return frozenset() if engine.needs_symmetry and mixed else found
 
 
 class Products(ABC):

@@ -132,7 +132,7 @@ class SweptSystem(LinearSystem):
             terms = _vjp(self._first(player, inputs), [*own, *self._leaves], directions)
             through = _vjp(self._responses, own, terms[len(own) :])
             found |= zip(names, map(add, terms, through), strict=False)
-        return zeros_for_none([found[name] for name in self.names], self.parameters)
+        return self._signed(zeros_for_none([found[name] for name in self.names], self.parameters))
 
     def _first(self, player: str, at: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """The first derivatives of a player's loss alone, with their graph."""

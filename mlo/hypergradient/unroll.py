@@ -20,7 +20,7 @@ from torch import Tensor
 from mlo.hypergradient.double_backward import check_third_derivative
 from mlo.hypergradient.options import count
 from mlo.loss import gradients
-from mlo.optimizer_step import acts_around_step
+from mlo.optimizer_step import StateKey, acts_around_step
 from mlo.problem import Tensors
 from mlo.response import (
     Input,
@@ -34,8 +34,6 @@ from mlo.response import (
 )
 
 __all__ = ["Unroll"]
-
-StateKey = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +192,9 @@ def _pull_back(
     step = evaluation.step_at(node.recorded.step, reads)
     moved, after_state = step.apply_with_state(theta, gradient, state)
     moved = evaluation.after_step(moved, reads)
-    if acts_around_step(evaluation.loss.problem):
+    # With sync="final" the gradient is that of this process alone, and so is where the step ends.
+    whole = loss.parallel is None or loss.parallel.exact
+    if whole and acts_around_step(loss.problem):
         call.check_step(moved, dict(zip(node.names, node.after, strict=True)))
     made = [moved[name] for name in node.names]
     made += [after_state[key] for key in node.after_state_keys]

@@ -37,6 +37,7 @@ from mlo.errors import EngineError, nearest
 from mlo.hypergradient.finite_difference import without_tf32
 from mlo.hypergradient.options import count, number_or_auto
 from mlo.loss import gradients
+from mlo.optimizer_step import StateKey
 from mlo.problem import Tensors
 from mlo.response import Input, Pullback, Reading, RecordedStep, Solution, StepEngine, Stepped
 from mlo.sharding import sharded_like, whole
@@ -46,7 +47,6 @@ __all__ = ["ZerothOrder"]
 
 DIRECTIONS = ("orthogonal", "gaussian")
 
-StateKey = tuple[str, str]
 
 Place = tuple[str, int]
 """An input of a solution: the problem, and the identity of its solution or of None."""

@@ -513,17 +513,19 @@ def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
     whole = [(x, y), (validation_x, validation_x.sum(1))]
     batches = [[shard(batch, parallel)] for batch in whole]
 
-    def at(name, module, lr, loss, data):
+    def at(name, module, lr, loss, data, **options):
         return mlo.Problem(
             name,
             module=module,
             optimizer=torch.optim.SGD(module.parameters(), lr=lr),
             loss=loss,
             data=data,
+            **options,
         )
 
+    unrolled = {"steps": 3, "restart_from": "decay"} if engine == "unroll" else {}
     problems = [
-        at("own", own, 0.05, ridge, batches[0]),
+        at("own", own, 0.05, ridge, batches[0], **unrolled),
         at("decay", decay, 0.1, held_out, batches[1]),
     ]
     optimizer = mlo.MultilevelOptimizer(problems, engine, distributed=sync)
@@ -649,7 +651,7 @@ def only_several(parallel):
     results = {("complaints", ""): complaints(parallel), ("begun", ""): begun(parallel)}
     for kind in ("own", "shared"):
         results["noises", kind] = noises(parallel, kind)
-    for engine in ("direct", "cg", "one_step"):
+    for engine in ("direct", "cg", "one_step", "unroll"):
         exact, final = (linear_bilevel(parallel, sync, engine) for sync in ("exact", "final"))
         results["bias", engine] = {"exact": exact, "final": final}
     if parallel.size == 2:

@@ -133,7 +133,7 @@ def test_noise_is_own_or_shared_and_states_stay_alike(several):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["direct", "cg", "one_step"])
+@pytest.mark.parametrize("engine", ["direct", "cg", "one_step", "unroll"])
 def test_final_averages_once_and_is_biased(several, engine):
     for size in (2, 4):
         found = several(size)[0][0]["bias", engine]

@@ -128,8 +128,8 @@ def test_a_linear_step_can_be_captured_without_its_state():
     problem, parameter, gradient = make("adam")
     real_step(problem, parameter, gradient)
     assert set(OptimizerStep.capture(problem, linear_state=False).differentiable_state()) == {
-        ("v", "exp_avg"),
-        ("v", "exp_avg_sq"),
+        ("v", ("exp_avg",)),
+        ("v", ("exp_avg_sq",)),
     }
 
 
@@ -254,3 +254,19 @@ def test_zero_parts_of_a_complex_gradient_are_moved_off_zero():
     # The first step −lr g / (|g| + eps) has the slope −lr / eps at zero, and elsewhere nearly none.
     expected = torch.tensor([[-1e7, 0.0], [0.0, -1e7], [-1e7, -1e7]], dtype=torch.float64)
     assert relative_error(torch.view_as_real(slope), expected) < 1e-6
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.5])
+def test_parameters_of_several_dtypes_keep_them(grad_clip):
+    kinds = (torch.float64, torch.float32, torch.bfloat16)
+    parameters = torch.nn.ParameterList([torch.ones(2, dtype=kind) for kind in kinds])
+    problem = mlo.Problem(
+        "w",
+        module=parameters,
+        optimizer=torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        loss=lambda w, _: sum(p.double().sum() for p in w),
+        grad_clip=grad_clip,
+    )
+    theta = {name: p.detach() for name, p in problem.parameters.items()}
+    moved = OptimizerStep.capture(problem).apply(theta, theta)
+    assert [tensor.dtype for tensor in moved.values()] == list(kinds)

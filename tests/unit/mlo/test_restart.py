@@ -22,6 +22,7 @@ from learned_starts import (
 from torch import nn
 
 import mlo
+from mlo.restart import restarts_in, starts_of
 from mlo.testing import Vector, relative_error
 
 ADAM = partial(torch.optim.Adam, lr=LR)
@@ -48,6 +49,18 @@ def test_a_block_begins_in_place_with_fresh_optimizers():
         assert all(float((moved[k] - start[k]).abs().max()) < 1.01 * LR for k in start)
         list(updates)
     assert [id(parameter) for parameter in task.parameters()] == identities
+
+
+def test_an_optimizer_that_counts_in_its_groups_is_refused():
+    class Slowing(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["made"] = group.get("made", 0) + 1
+            return super().step(closure)
+
+    optimizer, _, _ = bilevel("first_order", steps=2, make=partial(Slowing, lr=LR))
+    with pytest.raises(mlo.ProblemError, match="has changed 'made' of a group"):
+        optimizer.step()
 
 
 def test_adagrad_restarts_with_its_initial_accumulator():
@@ -352,6 +365,143 @@ def check_steps(optimizer, init, made):
         expected = oracle(value, partial(momentum_steps, count=made))
         for name in expected:
             assert relative_error(found[name], expected[name]) < 1e-10
+
+
+# ------------------------------ a problem in the middle
+
+
+def in_the_middle(engine, *, inner=2, middle=3, momentum=0.9, order="lower_first", **options):
+    """w restarts from m, and m from t; returns the optimizer and their vectors."""
+    w, m, t = (Vector(torch.full((3,), start).double()) for start in (-1.0, 5.0, 0.5))
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.SGD(w.parameters(), lr=LR, momentum=momentum),
+            loss=lambda w, _, *, m, t: lowest(w.v, m.v, t.v),
+            steps=inner,
+            restart_from="m",
+        ),
+        mlo.Problem(
+            "m",
+            module=m,
+            optimizer=torch.optim.SGD(m.parameters(), lr=LR, momentum=momentum),
+            loss=lambda m, _, *, w, t: between(m.v, w.v, t.v),
+            steps=middle,
+            restart_from="t",
+        ),
+        mlo.Problem(
+            "t",
+            module=t,
+            optimizer=torch.optim.SGD(t.parameters(), lr=META),
+            loss=lambda t, _, *, m, w: highest(t.v, m.v, w.v),
+            **options,
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine, order=order), w, m, t
+
+
+def lowest(w, m, t):
+    return ((w - m) ** 2).sum() + (torch.tanh(w) * (1.0 + t)).sum()
+
+
+def between(m, w, t):
+    return ((w - 1.0) ** 2).sum() + 0.2 * (m**2).sum() + (t * m).sum() + torch.sin(m * w).sum()
+
+
+def highest(t, m, w):
+    return ((m - 1.0) ** 2).sum() + ((w + 0.3) ** 2).sum() + (t * w * m).sum()
+
+
+def descend(loss, start, count, momentum):
+    """`count` steps from another tensor than `start`, differentiable."""
+    value, buffer = start * 1.0, 0.0
+    for _ in range(count):
+        value = value * 1.0
+        (g,) = torch.autograd.grad(loss(value), value, create_graph=True)
+        buffer = momentum * buffer + g
+        value = value - LR * buffer
+    return value
+
+
+def nested_loops(t, inner, middle, momentum):
+    """The loss of t, with m and w: each solution is a function of the values above."""
+
+    def solved(m):
+        return descend(lambda w: lowest(w, m, t), m, inner, momentum)
+
+    m, buffer = t * 1.0, 0.0
+    for _ in range(middle):
+        m = m * 1.0
+        last = m
+        (g,) = torch.autograd.grad(between(m, solved(m), t), m, create_graph=True)
+        buffer = momentum * buffer + g
+        m = m - LR * buffer
+    # t sees w where it was made, as a function of the m that is there now.
+    w = solved(last.detach() + (m - m.detach()))
+    return highest(t, m, w), m, w
+
+
+@pytest.mark.parametrize(("inner", "middle"), [(1, 1), (2, 3), (3, 2)])
+def test_a_problem_in_the_middle_starts_before_those_below(inner, middle):
+    engines = {"w": mlo.Unroll(steps=inner), "m": mlo.Unroll(steps=middle)}
+    optimizer, w, m, t = in_the_middle(engines, inner=inner, middle=middle)
+    for _ in range(2):
+        start = t.v.detach().clone().requires_grad_()
+        optimizer.step()
+        loss, reached, solved = nested_loops(start, inner, middle, 0.9)
+        (gradient,) = torch.autograd.grad(loss, start)
+        assert relative_error(m.v, reached) < 1e-12
+        assert relative_error(w.v, solved) < 1e-12
+        found = (start - t.v).detach() / META
+        assert relative_error(found, gradient) < 1e-12
+
+
+def restarts(order="lower_first", **options):
+    """The round in words: each update's problem, after those that restart before it."""
+    optimizer, _, _, _ = in_the_middle("cg", order=order, **options)
+    graph = optimizer.graph
+    updates = graph.schedule(order)
+    turns = [updates[:place].count(name) for place, name in enumerate(updates)]
+    ahead = graph.outermost if order == "outermost_first" else ()
+    starts = starts_of(graph.problems)
+    found = restarts_in(
+        graph.problems, graph.solutions_in, starts, updates, turns, looks_ahead=ahead
+    )
+    rows = zip(updates, found, strict=True)
+    return " ".join(f"({'+'.join(names)}){name}" if names else name for name, names in rows)
+
+
+def test_a_source_restarts_before_what_restarts_from_it():
+    assert restarts(inner=2, middle=2) == "(m+w)w w m (w)w w m t"
+
+
+def test_a_block_begins_after_the_value_it_starts_from_has_moved():
+    assert restarts("outermost_first", inner=1, middle=2) == "t (m+w)w m (w)w m"
+
+
+def test_a_block_leaves_the_one_before_to_those_that_read_it():
+    found = restarts(inner=1, middle=2, accumulate_solves=2)
+    assert found == "(m+w)w m (w)w m t (m+w)w m (w)w m t"
+
+
+@pytest.mark.parametrize("made", [1, 2])
+def test_a_load_in_a_middle_block_does_not_begin_it_anew(made):
+    def values_of(vectors):
+        return [vector.v.detach().clone() for vector in vectors]
+
+    # The chain of m begins at its start, although no step of it was made when the state was saved.
+    engines = {"w": "first_order", "m": mlo.Unroll(steps=2)}
+    optimizer, *vectors = in_the_middle(engines, inner=2, middle=2)
+    updates = optimizer.updates(1)
+    for _ in range(made):
+        next(updates)
+    state = copy.deepcopy(optimizer.state_dict())
+    list(updates)
+    other, *others = in_the_middle(engines, inner=2, middle=2)
+    other.load_state_dict(state)
+    other.step()
+    assert all(map(torch.equal, values_of(vectors), values_of(others)))
 
 
 # ------------------------------ states

@@ -58,6 +58,33 @@ def test_a_step_by_formula_is_the_optimizers_own(kind, options, dtype):
             torch.testing.assert_close(mine["state"][index][key], value, atol=1e-6, rtol=1e-6)
 
 
+# (torch.optim has no fused step of a complex parameter.)
+@pytest.mark.parametrize(("kind", "options"), [row for row in OPTIONS if "fused" not in row[1]])
+def test_a_complex_parameter_moves_as_by_the_optimizer(kind, options):
+    def run(settings):
+        w = Vector(torch.tensor([1.0 + 0.3j, 0.5 - 1.0j, -2.0 + 0.1j]).to(torch.complex128))
+        declared = mlo.Problem(
+            "w",
+            module=w,
+            optimizer=kind(w.parameters(), lr=0.05, **options),
+            loss=lambda w, _: (w.v - 1.0j).abs().pow(4).sum() + w.v.real.sum(),
+            **settings,
+        )
+        optimizer = mlo.MultilevelOptimizer([declared])
+        for _ in range(5):
+            optimizer.step()
+        return w.v.detach(), declared.optimizers["w"].state_dict()["state"]
+
+    plain, entries = run({})
+    for rate in (0.05, torch.full((3,), 0.05, dtype=torch.float64)):
+        learned, mine = run({"settings": lambda rate=rate: {"lr": rate}})
+        torch.testing.assert_close(learned, plain, atol=1e-14, rtol=1e-14)
+        for index, state in entries.items():
+            for key, value in state.items():
+                if value is not None:
+                    torch.testing.assert_close(mine[index][key], value, atol=1e-6, rtol=1e-6)
+
+
 def test_plain_torch_loads_the_state():
     learned, declared = problem(torch.optim.AdamW, {}, lambda: {"lr": 0.02, "betas": (0.8, 0.99)})
     optimizer = mlo.MultilevelOptimizer([declared])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -172,3 +173,103 @@ def test_the_products_of_an_engine_are_a_choice_by_name():
 def test_unknown_products_are_refused(products, words):
     with pytest.raises(mlo.EngineError, match=words):
         Halved(products=products)
+
+
+# ------------------------------ problems that are maximized
+
+ENGINES = [
+    {"name": "cg", "tol": 1e-12, "damping": 0.1},
+    {"name": "minres", "tol": 1e-12, "damping": 0.1},
+    {"name": "gmres", "products": "finite_difference"},
+    {"name": "neumann", "num_terms": 5},
+    {"name": "nystrom", "rank": 3},
+    {"name": "sid", "steps": 5, "step_size": 0.1},
+    {"name": "soba", "step_size": 0.1},
+    {"name": "penalty"},
+    {"name": "direct", "damping": 0.1},
+    {"name": "identity", "products": "finite_difference"},
+    "identity",
+    "outer_product",
+]
+
+
+def climbing(engine, sign, *, levels=2):
+    """The gradient in h above a problem that minimizes L, or maximizes −L."""
+    w, m, h = (Vector(torch.tensor(v).double()) for v in ([1.0, 0.5], [0.3, -0.2], [0.2, 0.4]))
+
+    def lowest(w, _, *, h):
+        return sign * (w.v.pow(4).sum() + (w.v * h.v).sum() + w.v.pow(2).sum())
+
+    def between(m, _, *, w, h):
+        return sign * ((m.v * w.v).sin().sum() + m.v.pow(2).sum() + (m.v * h.v).sum())
+
+    def highest(h, _, **lower):
+        return sum((module.v - 1.0).pow(2).sum() for module in lower.values())
+
+    def sgd(module):
+        parameters = module.parameters()
+        return torch.optim.SGD(parameters, lr=0.0, weight_decay=0.2, maximize=sign < 0.0)
+
+    names = ["w", "m", "h"][3 - levels :] if levels == 3 else ["w", "h"]
+    problems = {
+        "w": mlo.Problem("w", module=w, optimizer=sgd(w), loss=lowest, solve_data=[None]),
+        "m": mlo.Problem("m", module=m, optimizer=sgd(m), loss=between),
+        "h": mlo.Problem(
+            "h",
+            module=h,
+            optimizer=torch.optim.SGD(h.parameters(), lr=0.0),
+            loss=highest,
+            reads=names[:-1],
+        ),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of differences, and of few terms that do not converge
+        optimizer = mlo.MultilevelOptimizer([problems[name] for name in names], engine)
+        for _ in range(3):
+            optimizer.step()
+        return optimizer.gradient("h")["v"]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_maximizing_a_loss_is_minimizing_its_negative(engine):
+    assert relative_error(climbing(engine, -1.0), climbing(engine, 1.0)) < 1e-8
+
+
+@pytest.mark.parametrize("engine", ["identity", {"name": "neumann", "num_terms": 3}])
+def test_maxima_below_maxima_are_minima_below_minima(engine):
+    found, expected = climbing(engine, -1.0, levels=3), climbing(engine, 1.0, levels=3)
+    assert relative_error(found, expected) < 1e-10
+
+
+def test_a_player_of_a_game_may_maximize():
+    # a minimizes, and b maximizes, 2ab + a² − b² + x a + y b.
+    def solved(engine):
+        game = torch.nn.ModuleDict({key: Vector(torch.zeros(1).double()) for key in "ab"})
+        x = Vector(torch.ones(2).double())
+
+        def both(game, _, *, x):
+            a, b, (one, other) = game["a"].v, game["b"].v, x.v
+            loss = (2.0 * a * b + a.pow(2) - b.pow(2) + one * a + other * b).sum()
+            return {"a": loss, "b": loss}
+
+        problem = mlo.Problem(
+            "game",
+            module=game,
+            players={"a": "a", "b": "b"},
+            optimizer={
+                "a": torch.optim.SGD(game["a"].parameters(), lr=0.0),
+                "b": torch.optim.SGD(game["b"].parameters(), lr=0.0, maximize=True),
+            },
+            loss=both,
+        )
+        up = mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+            loss=lambda x, _, *, game: game["a"].v.sum() + 3.0 * game["b"].v.sum(),
+        )
+        return mlo.MultilevelOptimizer([problem, up], engine).gradient("x")["v"]
+
+    # F = (2 a + 2 b + x, 2 b − 2 a − y), whose Jacobian has the eigenvalues 2 ± 2i.
+    series = {"name": "neumann", "num_terms": 200, "step_size": 0.25}
+    assert relative_error(solved(series), solved("direct")) < 1e-6
