@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mlo.averages import Averages
 from mlo.batches import BatchStream, Taken
+from mlo.check_schedule import is_power_of_two
 from mlo.checks import (
     LossChecks,
     differentiated_problems,
@@ -763,7 +764,8 @@ class Levels:
             for key, parameter in problem.parameters.items():
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
-        examine, saved = history.checks.pending.get(name), None
+        checked = is_update and is_power_of_two(history.updates[name] + 1)
+        examine, saved = history.checks.examine(name, again=checked), None
         if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
@@ -777,6 +779,7 @@ class Levels:
                 evaluation,
                 is_update=is_update,
                 examine=examine,
+                displaced=examine is not None and name in history.checks.displaced,
                 players=players,
                 keep_graph=keep_graph,
                 held_constant=held_constant,
