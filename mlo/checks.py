@@ -816,6 +816,30 @@ class LossChecks:
         """
         return self.pending.get(name) or (self._later[name] if again else None)
 
+    def check_optimizer_states(self, name: str) -> None:
+        """Refuses a loss that looks up an optimizer's state under a stand-in for a parameter.
+
+        Raises:
+            ProblemError: naming it. The entries that this has made are gone.
+        """
+        for problem in self._graph.problems.values():
+            for optimizer in problem.optimizers.values():
+                known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                made = [
+                    key
+                    for key in optimizer.state
+                    if getattr(key, "_is_param", False) and id(key) not in known
+                ]
+                for key in made:  # a state that has them could not be saved
+                    del optimizer.state[key]
+                if made:
+                    raise ProblemError(
+                        f"The loss of problem {name!r} looks up optimizer.state by parameters. "
+                        "While solutions are differentiated, other tensors are in their places, "
+                        "which have no state; and the state moves on. Keep copies of what the loss "
+                        "needs in buffers of the module, by the parameters' names."
+                    )
+
     def call_hooks(
         self, name: str, hooks: Mapping[str, Mapping[int, Any]], gradient: Tensors
     ) -> Tensors:

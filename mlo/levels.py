@@ -536,6 +536,17 @@ class Levels:
             ]
         # The problem, and those that its loss reads.
         self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
+        # Frozen parameters may be moved by the user (a mean teacher, a target network). Where an
+        # evaluation is repeated they are recorded like buffers, which a large frozen backbone is
+        # not worth: it stays as it is.
+        self._frozen: dict[str, dict[str, Tensors]] = {}
+        for name in history.differentiated:
+            frozen = {other: _frozen(graph.problems[other]) for other in self._seen[name]}
+            size = sum(p.numel() for tensors in frozen.values() for p in tensors.values())
+            if size <= max(FEW_FROZEN, FROZEN_SHARE * graph.problems[name].size):
+                self._frozen[name] = {
+                    other: tensors for other, tensors in frozen.items() if tensors
+                }
         # Whose engines differentiate steps, and how many. (Asking an abstract class takes long.)
         self._by_steps: dict[str, int] = {}
         for name, engine in history.engines.items():
@@ -788,6 +799,8 @@ class Levels:
                 begun=begun if self._draws == draws else None,
                 flow=flow,
             )
+            if checked:
+                self._check_stand_ins(found.evaluation)
         except BaseException as error:
             # An update is made completely or not at all. A question has worked on copies.
             if is_update:
@@ -855,12 +868,29 @@ class Levels:
             random_states=random_states,
             versions=_versions(batches),
             modes=loss.modes,
-            buffers=self._copied_buffers(self._seen[name]),
+            buffers=self._copied_buffers(name),
             values=values,
             solutions=solutions,
             dependent=graph.solutions_depending_on[name],
             made=self._history.updates[name],
+            function=problem.loss,
         )
+
+    def _check_stand_ins(self, evaluation: Evaluation) -> None:
+        """Checks, at the updates 1, 2, 4, 8, …, that stand-ins for parameters change no loss."""
+        history, loss = self._history, evaluation.loss
+        name = loss.problem.name
+        if loss.problem.device.type == "meta" or loss.sharded:
+            return
+        history.checks.check_optimizer_states(name)
+        if name in history.checks.displaced or loss.reads:
+            live = evaluation.current_reads()
+            for other, tensors in live.items():
+                own: Tensors = dict(history.graph.problems[other].parameters)
+                # (They differ in a look-ahead, or in a simultaneous round.)
+                if all(map(torch.equal, tensors.values(), own.values())):
+                    live[other] = own
+            evaluation.check_stand_ins(live)
 
     def batches(self, name: str) -> tuple[Any, ...]:
         """The batches of the problem's last update, or those that it will draw next."""
@@ -874,16 +904,32 @@ class Levels:
         """The evaluation of the problem's last update, if this view looks at it."""
         return None if self._ahead else self._history.last.get(name)
 
-    def _copied_buffers(self, names: Sequence[str]) -> dict[str, Tensors]:
+    def _copied_buffers(self, name: str) -> dict[str, Tensors]:
+        """Problem that a loss sees → copies of its buffers, and of frozen parameters like them."""
         copied: dict[str, Tensors] = {}
-        for name in names:
+        frozen = self._frozen.get(name)
+        for other in self._seen[name]:
             live: Tensors = {}
-            for prefix, registry in self._buffers[name]:
+            for prefix, registry in self._buffers[other]:
                 for key, buffer in registry.items():
                     if buffer is not None:
                         live[prefix + key] = buffer
-            copied[name] = _held(live, copy=True) if live else live
+            if frozen and other in frozen:
+                live |= frozen[other]
+            copied[other] = _held(live, copy=True) if live else live
         return copied
+
+
+FROZEN_SHARE = 2
+"""How many times the trainable parameters the frozen ones may be, to be recorded with each step."""
+
+FEW_FROZEN = 1 << 16
+"""A number of frozen parameters that is recorded in any case."""
+
+
+def _frozen(problem: Problem) -> Tensors:
+    """Name → the frozen parameters of a problem's module."""
+    return {key: p for key, p in problem.module.named_parameters() if not p.requires_grad}
 
 
 def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> None:
@@ -894,10 +940,17 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
 
 @torch.no_grad()
 def restore_buffers(evaluation: Evaluation) -> None:
-    """Restores the problem's buffers to their values before an evaluation."""
+    """Restores the problem's buffers to their values before an evaluation.
+
+    And its frozen parameters, where they were recorded.
+    """
     problem = evaluation.loss.problem
+    recorded = evaluation.buffers[problem.name]
     for key, buffer in problem.module.named_buffers():
-        buffer.copy_(evaluation.buffers[problem.name][key])
+        buffer.copy_(recorded[key])
+    for key, parameter in problem.module.named_parameters():
+        if key in recorded:
+            parameter.copy_(recorded[key])
 
 
 def _learning_rates(problem: Problem) -> tuple[float, ...]:

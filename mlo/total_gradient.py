@@ -173,7 +173,7 @@ def total_gradient(
             begun=begun,
         )
 
-    evaluation.random_states = tuple(found.random_states)
+    evaluation.random_states, evaluation.value = tuple(found.random_states), dict(found.losses)
 
     # 3. The implicit term. Exact parallelism averages the cotangents before they pass through the
     # responses, which gives the inverse product of the mean. Otherwise the total is averaged at the
@@ -181,6 +181,7 @@ def total_gradient(
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
+        evaluation.value = dict(found.losses)  # as evaluations that are repeated are averaged
     estimated = None
     if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
         estimated = _Estimated(
