@@ -1023,12 +1023,11 @@ def _stray(name: str, other: str, key: str, kind: str) -> ProblemError | GraphEr
     return error(
         f"The loss of problem {name!r} uses {whose} by another way than through the module that "
         "it receives: a list of parameters made outside of the loss, an optimizer's param_groups, "
-        "a Python list or an attribute that holds the tensor. To differentiate solutions, losses "
-        "are evaluated with other tensors in the places of their modules' parameters, which that "
-        "way does not see. "
-        "Read parameters inside the loss from the module that it receives "
-        "(`module.parameters()`; a module keeps a list of them as an nn.ParameterList). If the "
-        "value should be constant, detach the tensor."
+        "a Python list that holds it, a result kept from an earlier call. To differentiate "
+        "solutions, losses are evaluated with other tensors in the places of their modules' "
+        "parameters, which that way does not see. Read parameters inside the loss from the module "
+        "that it receives (`module.parameters()`; a module keeps a list of them as an "
+        "nn.ParameterList). If the value should be constant, detach the tensor."
     )
 
 
