@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -885,10 +886,11 @@ class Levels:
         history.checks.check_optimizer_states(name)
         if name in history.checks.displaced or loss.reads:
             live = evaluation.current_reads()
-            for other, tensors in live.items():
+            for other in live:
+                # Solutions may be elsewhere: one step ahead, or where a simultaneous round began.
                 own: Tensors = dict(history.graph.problems[other].parameters)
-                # (They differ in a look-ahead, or in a simultaneous round.)
-                if all(map(torch.equal, tensors.values(), own.values())):
+                solution = evaluation.solutions.get(other)
+                if solution is None or all(map(is_, solution.value.values(), own.values())):
                     live[other] = own
             evaluation.check_stand_ins(live)
 

@@ -1049,7 +1049,14 @@ class Pullback:
         if graph is not None and graph.gradients is not None and not self.differentiate:
             return  # a kept graph is differentiated as it is
         parameters = _leaves(evaluation.parameters)
-        inputs = [t.detach().requires_grad_(t.requires_grad) for t in self.input_aliases()]
+        recorded: list[Tensor] = []  # (`zeroth_order` displaces its inputs)
+        for item in evaluation.free_inputs:
+            read = evaluation.values[item.name] if item.solution is None else item.solution.value
+            recorded += read.values()
+        inputs = [
+            value.detach().requires_grad_(seen.requires_grad)
+            for value, seen in zip(recorded, self.input_aliases(), strict=True)
+        ]
 
         def again() -> dict[str, Tensor]:
             # (A loss may take gradients itself, as a gradient penalty does.)
