@@ -692,16 +692,15 @@ class _Placed:
         try:
             for places, named in self._where:
                 for name, tensor in named.items():
-                    shown: Tensor | None = None
-                    for registry, key, is_parameter in places[name]:
+                    # One object in all places of a tied parameter.
+                    registry, key, is_parameter = places[name][0]
+                    if is_parameter:
+                        tensor = _like(registry[key], tensor)
+                    for registry, key, _ in places[name]:
                         # In the registry itself, which takes any tensor; assigning the module's
                         # attribute would demand an nn.Parameter.
-                        live = registry[key]
-                        before.append((registry, key, live))
-                        # One object in all places of a tied parameter.
-                        if shown is None:
-                            shown = _like(live, tensor) if is_parameter else tensor
-                        registry[key] = shown
+                        before.append((registry, key, registry[key]))
+                        registry[key] = tensor
             if self._modes is not None:
                 flags = self._flags = list(map(TRAINING, self._modules))
                 if flags != self._modes:
@@ -721,13 +720,15 @@ class _Placed:
 
 def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """A tensor made to look like the parameter in whose place it is put, to the user's code."""
-    kind = type(parameter)
-    if kind is not nn.Parameter and type(tensor) is not kind and issubclass(kind, nn.Parameter):
+    if tensor is parameter:
+        return tensor
+    kind, given = type(parameter), type(tensor)
+    if kind is not nn.Parameter and given is not kind and issubclass(kind, nn.Parameter):
         tensor = tensor.as_subclass(kind)
-    if type(tensor) is not nn.Parameter:
+    if given is not nn.Parameter:
         # So that the methods of modules treat it as one (`get_parameter`).
         tensor._is_param = True
-    if parameter.__dict__ and tensor is not parameter:
+    if parameter.__dict__:
         # Attributes of the user's (`p.no_decay = True`); the compiler's are about the one tensor.
         for key, value in parameter.__dict__.items():
             if not key.startswith("_dynamo"):
