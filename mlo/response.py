@@ -120,7 +120,7 @@ class Evaluation:
     dependent: frozenset[str]
     made: int = 0
     function: Callable[..., Any] | None = None
-    value: dict[str, Tensor] = field(default_factory=dict, init=False)  # `replace` begins anew
+    value: dict[str, Tensor] = field(default_factory=dict, init=False)  # not copied by `replace`
 
     def having(self, **changes: Any) -> Evaluation:
         """The same evaluation with other batches, random states or modes.
