@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckSchedule", "NoChecks"]
+__all__ = ["CheckSchedule", "NoChecks", "is_power_of_two"]
+
+
+def is_power_of_two(occasion: int) -> bool:
+    """Whether an occasion, counted from 1, is one of 1, 2, 4, 8, …"""
+    return occasion & (occasion - 1) == 0
 
 
 class CheckSchedule:
@@ -22,7 +27,7 @@ class CheckSchedule:
         occasion = self._occasions[check] = self._occasions.get(check, 0) + 1
         if check in self._dismissed or (once and occasion > 1):
             return False
-        return occasion & (occasion - 1) == 0  # a power of two
+        return is_power_of_two(occasion)
 
     def was_noted(self, check: str) -> bool:
         """Whether the check has had an occasion yet."""

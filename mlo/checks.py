@@ -19,6 +19,7 @@ from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.double_backward import (
     check_checkpointing,
     check_double_backward,
+    check_silent_operations,
     is_about_third_derivative,
     leaves_of,
     no_third_derivative,
@@ -776,6 +777,9 @@ def _check_sharding(
 class LossChecks:
     """Refuses losses, on their first batch, that lack a derivative that is needed.
 
+    What they find silently wrong is looked for again at the updates 2, 4, 8, …, since a loss may
+    begin to use it at any time.
+
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
@@ -784,6 +788,8 @@ class LossChecks:
     Attributes:
         pending: problem → its pending checks on a first batch; an entry is removed after all of the
             problem's players were checked.
+        displaced: the problems whose losses are evaluated with other tensors in the places of
+            their own parameters.
     """
 
     def __init__(
@@ -792,11 +798,48 @@ class LossChecks:
         self._graph, self._engines, self._advice = graph, engines, advice
         differentiated = differentiated_problems(graph, engines)
         twice = {name for name in differentiated if engines[name].uses_second_derivatives}
+        estimated = {name for name, p in graph.problems.items() if p.estimator is not None}
+        self.displaced = differentiated | estimated
         self.pending: dict[str, Examine] = {}
+        self._later: dict[str, Examine] = {}
         for name in graph.problems:
-            undeclared = _parameters_of_others(graph, name)
-            self.pending[name] = partial(_examine, name, name in twice, undeclared, advice[name])
+            strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
+            look = partial(_examine, name, strays, advice[name], name in twice)
+            self.pending[name], self._later[name] = partial(look, True), partial(look, False)
         self._warned: set[str] = set()
+
+    def examine(self, name: str, *, again: bool) -> Examine | None:
+        """What to show a problem's loss to, before it is differentiated.
+
+        Args:
+            name: the problem.
+            again: whether it is looked at also if it was before.
+        """
+        return self.pending.get(name) or (self._later[name] if again else None)
+
+    def check_optimizer_states(self, name: str) -> None:
+        """Refuses a loss that looks up an optimizer's state under a stand-in for a parameter.
+
+        Raises:
+            ProblemError: naming it. The entries that this has made are gone.
+        """
+        for problem in self._graph.problems.values():
+            for optimizer in problem.optimizers.values():
+                known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                made = [
+                    key
+                    for key in optimizer.state
+                    if getattr(key, "_is_param", False) and id(key) not in known
+                ]
+                for key in made:  # a state that has them could not be saved
+                    del optimizer.state[key]
+                if made:
+                    raise ProblemError(
+                        f"The loss of problem {name!r} looks up optimizer.state by parameters. "
+                        "While solutions are differentiated, other tensors are in their places, "
+                        "which have no state; and the state moves on. Keep copies of what the loss "
+                        "needs in buffers of the module, by the parameters' names."
+                    )
 
     def call_hooks(
         self, name: str, hooks: Mapping[str, Mapping[int, Any]], gradient: Tensors
@@ -916,38 +959,77 @@ def _reached(graph: DependencyGraph, names: Collection[str]) -> set[str]:
 
 def _examine(
     name: str,
-    twice: bool,
-    undeclared: Mapping[int, tuple[str, str]],
+    strays: Mapping[int, tuple[str, str, str]],
     advice: EngineAdvice,
+    twice: bool,
+    first: bool,
     loss: Tensor,
     parameters: Sequence[Tensor],
 ) -> None:
     """Looks at a loss whose gradient is differentiated `twice`, or once."""
     check_checkpointing(name, loss)
-    # Copies and leaves made here represent the declared problems. So a live parameter of another
-    # problem in the graph entered the loss in some other way.
     for leaf in leaves_of(loss):
-        if id(leaf) in undeclared:
-            other, key = undeclared[id(leaf)]
-            raise GraphError(
-                f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} "
-                "without naming that problem (a closure, a global or an attribute), so the "
-                f"gradient would miss it. Add the keyword-only argument {other}, as in `def "
-                f"loss(module, batch, *, {other})`, and use the module that you receive. If its "
-                "value should be constant, detach the tensor."
-            )
-    if twice:
+        if id(leaf) in strays:
+            raise _stray(name, *strays[id(leaf)])
+    if twice and first:
         check_double_backward(name, loss, parameters, advice)
+    elif twice:  # an operation that fails would say so itself
+        check_silent_operations(name, loss, advice)
 
 
-def _parameters_of_others(graph: DependencyGraph, name: str) -> dict[int, tuple[str, str]]:
-    """Identity of a parameter → (problem, its name), of problems that a loss does not declare."""
-    found: dict[int, tuple[str, str]] = {}
+def _strays(
+    graph: DependencyGraph, name: str, differentiated: Collection[str], *, displaced: bool
+) -> dict[int, tuple[str, str, str]]:
+    """Identity of a parameter that may not be in a loss's graph → (problem, its name, whose).
+
+    While the loss is looked at, copies and aliases stand for the parameters of the problems that it
+    reads, and for its own if it is ever evaluated with others in their places. So a live parameter
+    in the graph came some other way, by which its stand-in is not seen.
+
+    Args:
+        graph: the problems.
+        name: whose loss.
+        differentiated: the problems whose solutions are differentiated.
+        displaced: whether the loss is evaluated with others in the places of its own parameters.
+    """
+    found: dict[int, tuple[str, str, str]] = {}
     for other, problem in graph.problems.items():
-        if other != name and other not in graph.reads[name]:
-            for key, parameter in problem.parameters.items():
-                found[id(parameter)] = other, key
+        kind = "read" if other in graph.reads[name] else "undeclared"
+        if other == name:
+            kind = "own"
+        # Where nothing is differentiated through, a stray parameter is the constant that it should
+        # be.
+        allowed = name not in differentiated and other not in differentiated
+        if (kind == "own" and not displaced) or (kind == "read" and allowed):
+            continue
+        for key, parameter in problem.parameters.items():
+            found[id(parameter)] = other, key, kind
     return found
+
+
+def _stray(name: str, other: str, key: str, kind: str) -> ProblemError | GraphError:
+    """The error for a loss that uses a live parameter where another tensor stands for it."""
+    if kind == "undeclared":
+        return GraphError(
+            f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} "
+            "without naming that problem (a closure, a global or an attribute), so the "
+            f"gradient would miss it. Add the keyword-only argument {other}, as in `def "
+            f"loss(module, batch, *, {other})`, and use the module that you receive. If its "
+            "value should be constant, detach the tensor."
+        )
+    error: type[ProblemError | GraphError] = GraphError
+    whose = f"parameter {key!r} of problem {other!r}"
+    if kind == "own":
+        error, whose = ProblemError, f"its own parameter {key!r}"
+    return error(
+        f"The loss of problem {name!r} uses {whose} by another way than through the module that "
+        "it receives: a list of parameters made outside of the loss, an optimizer's param_groups, "
+        "a Python list that holds it, a result kept from an earlier call. To differentiate "
+        "solutions, losses are evaluated with other tensors in the places of their modules' "
+        "parameters, which that way does not see. Read parameters inside the loss from the module "
+        "that it receives (`module.parameters()`; a module keeps a list of them as an "
+        "nn.ParameterList). If the value should be constant, detach the tensor."
+    )
 
 
 def explain_third_derivative(error: BaseException, evaluation: Evaluation) -> None:

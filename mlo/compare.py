@@ -455,14 +455,14 @@ def _missing_steps(history: History, name: str) -> list[str]:
 def _checks_restored(optimizer: MultilevelOptimizer) -> Iterator[None]:
     """Lets losses be checked again in the body, for the notes, without the run's own checks."""
     losses = optimizer._history.losses.values()
-    before = [(loss.checks, loss.repeats, loss.advice) for loss in losses]
+    before = [(loss.checks, loss.advice) for loss in losses]
     try:
         for loss in losses:
-            loss.checks, loss.repeats = CheckSchedule(), False
+            loss.checks = CheckSchedule()
         yield
     finally:
-        for loss, (checks, repeats, advice) in zip(losses, before, strict=True):
-            loss.checks, loss.repeats, loss.advice = checks, repeats, advice
+        for loss, (checks, advice) in zip(losses, before, strict=True):
+            loss.checks, loss.advice = checks, advice
 
 
 def _now(optimizer: MultilevelOptimizer) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mlo.averages import Averages
 from mlo.batches import BatchStream, Taken
+from mlo.check_schedule import is_power_of_two
 from mlo.checks import (
     LossChecks,
     differentiated_problems,
@@ -568,6 +570,17 @@ class Levels:
             ]
         # The problem, and those that its loss reads.
         self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
+        # Frozen parameters may be moved by the user (a mean teacher, a target network). Where an
+        # evaluation is repeated they are recorded like buffers, which a large frozen backbone is
+        # not worth: it stays as it is.
+        self._frozen: dict[str, dict[str, Tensors]] = {}
+        for name in history.differentiated:
+            frozen = {other: _frozen(graph.problems[other]) for other in self._seen[name]}
+            size = sum(p.numel() for tensors in frozen.values() for p in tensors.values())
+            if size <= max(FEW_FROZEN, FROZEN_SHARE * graph.problems[name].size):
+                self._frozen[name] = {
+                    other: tensors for other, tensors in frozen.items() if tensors
+                }
         # Whose engines differentiate steps, and how many. (`isinstance` on an ABC is slow.)
         self._by_steps: dict[str, int] = {}
         for name, engine in history.engines.items():
@@ -797,7 +810,8 @@ class Levels:
             for key, parameter in problem.parameters.items():
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
-        examine, saved = history.checks.pending.get(name), None
+        checked = is_update and is_power_of_two(history.updates[name] + 1)
+        examine, saved = history.checks.examine(name, again=checked), None
         if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
@@ -811,6 +825,7 @@ class Levels:
                 evaluation,
                 is_update=is_update,
                 examine=examine,
+                displaced=examine is not None and name in history.checks.displaced,
                 players=players,
                 keep_graph=keep_graph,
                 held_constant=held_constant,
@@ -819,6 +834,8 @@ class Levels:
                 begun=begun if self._draws == draws else None,
                 flow=flow,
             )
+            if checked:
+                self._check_stand_ins(found.evaluation)
         except BaseException as error:
             # An update is made completely or not at all. A question has worked on copies.
             if is_update:
@@ -887,12 +904,30 @@ class Levels:
             random_states=random_states,
             versions=_versions(batches),
             modes=loss.modes,
-            buffers=self._copied_buffers(self._seen[name]),
+            buffers=self._copied_buffers(name),
             values=values,
             solutions=solutions,
             dependent=graph.solutions_depending_on[name],
             made=self._history.updates[name],
+            function=problem.loss,
         )
+
+    def _check_stand_ins(self, evaluation: Evaluation) -> None:
+        """Checks, at the updates 1, 2, 4, 8, …, that stand-ins for parameters change no loss."""
+        history, loss = self._history, evaluation.loss
+        name = loss.problem.name
+        if loss.problem.device.type == "meta" or loss.sharded:
+            return
+        history.checks.check_optimizer_states(name)
+        if name in history.checks.displaced or loss.reads:
+            live = evaluation.current_reads()
+            for other in live:
+                # Solutions may be elsewhere: one step ahead, or where a simultaneous round began.
+                own: Tensors = dict(history.graph.problems[other].parameters)
+                solution = evaluation.solutions.get(other)
+                if solution is None or all(map(is_, solution.value.values(), own.values())):
+                    live[other] = own
+            evaluation.check_stand_ins(live)
 
     def batches(self, name: str) -> tuple[Any, ...]:
         """The batches of the problem's last update, or those that it will draw next."""
@@ -906,16 +941,32 @@ class Levels:
         """The evaluation of the problem's last update, if this view looks at it."""
         return None if self._ahead else self._history.last.get(name)
 
-    def _copied_buffers(self, names: Sequence[str]) -> dict[str, Tensors]:
+    def _copied_buffers(self, name: str) -> dict[str, Tensors]:
+        """Problem that a loss sees → copies of its buffers, and of frozen parameters like them."""
         copied: dict[str, Tensors] = {}
-        for name in names:
+        frozen = self._frozen.get(name)
+        for other in self._seen[name]:
             live: Tensors = {}
-            for prefix, registry in self._buffers[name]:
+            for prefix, registry in self._buffers[other]:
                 for key, buffer in registry.items():
                     if buffer is not None:
                         live[prefix + key] = buffer
-            copied[name] = _held(live, copy=True) if live else live
+            if frozen and other in frozen:
+                live |= frozen[other]
+            copied[other] = _held(live, copy=True) if live else live
         return copied
+
+
+FROZEN_SHARE = 2
+"""How many times the trainable parameters the frozen ones may be, to be recorded with each step."""
+
+FEW_FROZEN = 1 << 16
+"""A number of frozen parameters that is recorded in any case."""
+
+
+def _frozen(problem: Problem) -> Tensors:
+    """Name → the frozen parameters of a problem's module."""
+    return {key: p for key, p in problem.module.named_parameters() if not p.requires_grad}
 
 
 def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> None:
@@ -928,7 +979,8 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
 def restore_buffers(evaluation: Evaluation) -> None:
     """Restores the problem's buffers to their values before an evaluation.
 
-    A buffer that the evaluation has made itself (a cached mask) stays.
+    A buffer that the evaluation has made itself (a cached mask) stays. Frozen parameters are restored
+    where they were recorded.
     """
     problem = evaluation.loss.problem
     recorded = evaluation.buffers[problem.name]
@@ -942,6 +994,9 @@ def restore_buffers(evaluation: Evaluation) -> None:
                 buffer.copy_(before)
             else:
                 module._buffers[key] = before.clone()
+    for key, parameter in problem.module.named_parameters():
+        if key in recorded:
+            parameter.copy_(recorded[key])
 
 
 def _learning_rates(problem: Problem) -> tuple[float, ...]:

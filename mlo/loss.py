@@ -102,7 +102,6 @@ class LossFunction:
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
         self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
         self.advice = EngineAdvice()  # on engines of its solution
-        self.repeats = False  # whether a repeated evaluation gave the same value
         self.metric_kinds: MetricKinds = {}  # those that processes average
         # The declared structure: the place of each of its parameters and modules.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
@@ -180,6 +179,7 @@ class LossFunction:
         players: Collection[str] | None = None,
         shared: RecordedResults | SharedResults | None = None,
         versions: tuple[int, ...] | None = None,
+        function: Callable[..., Any] | None = None,
     ) -> LossValue:
         """Evaluates the loss with the tensors and flags that the modules hold now.
 
@@ -188,6 +188,7 @@ class LossFunction:
             players: those whose losses are needed; None: all.
             shared: takes its calls of `once`.
             versions: those of the batch's tensors, where they are known.
+            function: the user's loss, if it may have been another one then; None: that of now.
 
         Raises:
             ProblemError: if the loss changes its batch in place, so that it could not be evaluated
@@ -204,13 +205,13 @@ class LossFunction:
         # A loss may run another optimizer inside, which must not share results with this one.
         if problem.precision is not None:
             with torch.autocast(problem.device.type, dtype=torch.bfloat16), sharing(shared):
-                value = self._called(given, players)
+                value = self._called(given, players, function)
         elif shared is CURRENT.get():
-            value = self._called(given, players)
+            value = self._called(given, players, function)
         else:
             token = CURRENT.set(shared)
             try:
-                value = self._called(given, players)
+                value = self._called(given, players, function)
             finally:
                 CURRENT.reset(token)
 
@@ -222,11 +223,14 @@ class LossFunction:
             )
         return value
 
-    def _called(self, batch: Any, players: Collection[str] | None) -> LossValue:
+    def _called(
+        self, batch: Any, players: Collection[str] | None, function: Callable[..., Any] | None
+    ) -> LossValue:
         """Calls the loss, and parses what it returns."""
         problem = self.problem
         try:
-            result = problem.loss(problem.module, batch, **self._of_loss)
+            loss = problem.loss if function is None else function
+            result = loss(problem.module, batch, **self._of_loss)
         except Exception as error:
             if isinstance(error, TypeError) and batch is None and problem.data is None:
                 error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
@@ -707,13 +711,14 @@ class _Placed:
         try:
             for places, named in self._where:
                 for name, tensor in named.items():
-                    for registry, key, is_parameter in places[name]:
+                    # One object in all places of a tied parameter.
+                    registry, key, is_parameter = places[name][0]
+                    if is_parameter:
+                        tensor = _like(registry[key], tensor)
+                    for registry, key, _ in places[name]:
                         # In the registry itself, which takes any tensor; assigning the module's
                         # attribute would demand an nn.Parameter.
                         before.append((registry, key, registry[key]))
-                        if is_parameter and type(tensor) is not nn.Parameter:
-                            # So that the methods of modules treat it as one (`get_parameter`).
-                            tensor._is_param = True
                         registry[key] = tensor
             if self._modes is not None:
                 flags = self._flags = list(map(TRAINING, self._modules))
@@ -730,6 +735,24 @@ class _Placed:
         # Backwards: a place that was replaced twice gets its first tensor back last.
         for registry, key, tensor in reversed(self._before):
             registry[key] = tensor
+
+
+def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor made to look like the parameter in whose place it is put, to the user's code."""
+    if tensor is parameter:
+        return tensor
+    kind, given = type(parameter), type(tensor)
+    if kind is not nn.Parameter and given is not kind and issubclass(kind, nn.Parameter):
+        tensor = tensor.as_subclass(kind)
+    if given is not nn.Parameter:
+        # So that the methods of modules treat it as one (`get_parameter`).
+        tensor._is_param = True
+    if parameter.__dict__:
+        # Attributes of the user's (`p.no_decay = True`); the compiler's are about the one tensor.
+        for key, value in parameter.__dict__.items():
+            if not key.startswith("_dynamo"):
+                tensor.__dict__[key] = value
+    return tensor
 
 
 @contextmanager

@@ -255,7 +255,7 @@ class Problem:
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
-        # Frozen parameters are constants, like buffers: mlo neither moves nor differentiates them.
+        # Frozen parameters are like buffers: mlo neither moves nor differentiates them.
         self.parameters: dict[str, nn.Parameter] = {
             key: parameter
             for key, parameter in module.named_parameters()

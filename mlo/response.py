@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from mlo.distributed import ACTIVE, inside
-from mlo.errors import EngineError, ProblemError, warn_user
+from mlo.errors import EngineError, ProblemError
 from mlo.estimators import Estimates
 from mlo.loss import LossFunction, share_of
 from mlo.once import SharedResults
@@ -46,6 +46,7 @@ from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.records import CONVERGED, SolveReport
+from mlo.replays import check_replay, check_stand_ins
 from mlo.restart import Start
 from mlo.sharding import gathered
 from mlo.tensors import copies, versions_of
@@ -86,7 +87,7 @@ class Evaluation:
     """Everything that one value of a problem's loss depends on, so that it can be computed again.
 
     Computing it again changes no live tensor: other tensors replace them temporarily. An evaluation
-    never changes, except that `total_gradient` notes the random states when it first draws.
+    never changes, except that `total_gradient` notes the random states and the value.
 
     Attributes:
         loss: the loss of the problem, with the modules that it sees.
@@ -103,6 +104,8 @@ class Evaluation:
             conditioned on.
         dependent: the names of those solutions that are functions of the problem's own value.
         made: the number of steps that the problem had made before.
+        function: what the user's `problem.loss` was; None: what it is.
+        value: player → the loss, where it was evaluated here; otherwise empty.
     """
 
     loss: LossFunction
@@ -116,6 +119,8 @@ class Evaluation:
     solutions: dict[str, Solution]
     dependent: frozenset[str]
     made: int = 0
+    function: Callable[..., Any] | None = None
+    value: dict[str, Tensor] = field(default_factory=dict, init=False)  # not copied by `replace`
 
     def with_changes(self, **changes: Any) -> Evaluation:
         """The same evaluation with other batches, random states or modes.
@@ -124,8 +129,14 @@ class Evaluation:
         depends on none of these.
         """
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, **changes)
+        other.__dict__.update(self.__dict__, value={}, **changes)
         return other
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Those in which the loss is computed, as far as is known."""
+        found = {p.dtype.to_real() for p in self.parameters.values() if p.is_floating_point()}
+        return found if self.loss.problem.precision is None else {torch.bfloat16}
 
     def losses(
         self,
@@ -237,6 +248,40 @@ class Evaluation:
                     "loss was evaluated; perhaps its data fill one buffer again and again. Yield "
                     "new tensors (batch.clone()) or arrays (batch.copy())."
                 )
+
+    def check_stand_ins(self, live: dict[str, Tensors]) -> None:
+        """Refuses a loss that takes another value with the live parameters in their places.
+
+        Args:
+            live: problem that the loss reads → its live parameters, or what it reads instead.
+
+        Raises:
+            ProblemError: if it does, so that it tells parameters by their identity.
+        """
+
+        def at(parameters: Mapping[str, Tensor], reads: dict[str, Tensors]) -> dict[str, Tensor]:
+            players = tuple(self.value)
+            with torch.enable_grad(), self.losses(parameters, reads, players=players) as losses:
+                return {player: value.detach() for player, value in losses.items()}
+
+        check_stand_ins(
+            self.loss.problem.name,
+            self.value,
+            lambda: at(self.loss.problem.parameters, live),
+            [partial(self._at_stand_ins, at, responds) for responds in (True, False)],
+            self.dtypes,
+        )
+
+    def _at_stand_ins(
+        self,
+        at: Callable[[Tensors, dict[str, Tensors]], dict[str, Tensor]],
+        responds: bool,
+    ) -> dict[str, Tensor]:
+        """Evaluates at tensors of the recorded values; whether those that are read respond."""
+        reads: dict[str, Tensors] = {}
+        for name, tensors in self.current_reads().items():
+            reads[name] = {k: t.detach().requires_grad_(responds) for k, t in tensors.items()}
+        return at(_leaves(self.parameters), reads)
 
     def replayed_at(
         self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
@@ -384,7 +429,13 @@ class _Losses:
             batches, evaluation.random_states, evaluation.versions, strict=True
         ):
             with replayed(state, loss.problem.generators):
-                value = loss.value(batch, players=self._players, shared=shared, versions=known)
+                value = loss.value(
+                    batch,
+                    players=self._players,
+                    shared=shared,
+                    versions=known,
+                    function=evaluation.function,
+                )
             for player, scalar in value.players.items():
                 share = share_of(scalar, len(batches))
                 total[player] = total[player] + share if player in total else share
@@ -874,8 +925,7 @@ def pulled_back(
             reading=reading,
             stack=stack,
         )
-        if not solution.evaluation.loss.repeats:
-            call.check_repeats()
+        call.check_repeats()
         grads, report = engine.pullback(call, cotangents)
     reading.note(report)
     return grads
@@ -986,35 +1036,36 @@ class Pullback:
         return found
 
     def check_repeats(self) -> None:
-        """Warns, once per problem, of a loss whose value changes when it is evaluated again.
+        """Warns, once per problem, of a loss that has another value when it is evaluated again.
 
         Derivatives are taken of repeated evaluations, under the same noise and buffers. State that
-        a loss keeps between calls, or random numbers that are not replayed, would be missing.
+        a loss keeps, or random numbers that are not replayed, would be missing. Looked at in
+        pullbacks 1, 2, 4, 8, …, since a loss may begin to keep state at any time.
         """
-        loss = self.solution.evaluation.loss
-        graph = self.solution.graph
+        evaluation, graph = self.solution.evaluation, self.solution.graph
+        checks = evaluation.loss.checks
+        if not checks.is_due("repeats"):
+            return
         if graph is not None and graph.gradients is not None and not self.differentiate:
             return  # a kept graph is differentiated as it is
-        loss.repeats = True
-        parameters = self.solution.evaluation.parameters
-        inputs = [tensor.detach() for tensor in self.input_aliases()]
-        values: list[dict[str, Tensor]] = []
-        # (A loss may take gradients itself, as a gradient penalty does.)
-        for _ in range(2):
+        parameters = _leaves(evaluation.parameters)
+        recorded: list[Tensor] = []  # (`zeroth_order` displaces its inputs)
+        for item in evaluation.free_inputs:
+            read = evaluation.values[item.name] if item.solution is None else item.solution.value
+            recorded += read.values()
+        inputs = [
+            value.detach().requires_grad_(seen.requires_grad)
+            for value, seen in zip(recorded, self.input_aliases(), strict=True)
+        ]
+
+        def again() -> dict[str, Tensor]:
+            # (A loss may take gradients itself, as a gradient penalty does.)
             with torch.enable_grad(), self.losses(parameters, inputs) as losses:
-                values.append({player: value.detach() for player, value in losses.items()})
-        for player, first in values[0].items():
-            second = values[1][player]
-            rounding = torch.finfo(first.dtype).eps ** 0.5 * first.abs()
-            if bool((first - second).abs() > rounding):
-                warn_user(
-                    f"The loss of problem {loss.problem.name!r} is {float(first):.6g} and, "
-                    f"evaluated again at the same point, {float(second):.6g}. It keeps state "
-                    "between calls (a counter, a running mean), or draws random numbers that are "
-                    "not replayed (numpy.random.default_rng(), a torch.Generator that is not in "
-                    "generators=). Its derivative would be that of another loss. Keep state in "
-                    "buffers of the module or in metrics, and draw from global random states."
-                )
+                return {player: value.detach() for player, value in losses.items()}
+
+        name = evaluation.loss.problem.name
+        if not check_replay(name, evaluation.value, again, evaluation.dtypes):
+            checks.dismiss("repeats")
 
     def moved(self, parameters: Tensors, inputs: Sequence[Tensor], stack: ExitStack) -> Pullback:
         """The same call on the same batches, at another point.
@@ -1176,6 +1227,11 @@ class Pullback:
             reader=f"{self.reading.reader}/{self.solution.name}",
             held_constant=self.reading.held_constant,
         )
+
+
+def _leaves(parameters: Mapping[str, Tensor]) -> Tensors:
+    """The same values as leaves that require gradients, as live parameters do."""
+    return {key: value.detach().requires_grad_() for key, value in parameters.items()}
 
 
 def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:

@@ -97,6 +97,7 @@ def total_gradient(
     keep_graph: bool = False,
     held_constant: frozenset[str] = frozenset(),
     examine: Examine | None = None,
+    displaced: bool = False,
     estimates: Estimates | None = None,
     begun: RandomState | None = None,
     flow: Flow | None = None,
@@ -115,6 +116,7 @@ def total_gradient(
             response.
         held_constant: problems whose solutions are treated as constants.
         examine: is shown each player's loss on the first batch, before it is differentiated.
+        displaced: whether aliases stand for the own parameters, as copies do for a kept graph.
         estimates: corrects the gradient, or its terms.
         begun: the random state now, where it is known.
         flow: is told what came through solutions.
@@ -128,6 +130,7 @@ def total_gradient(
                 keep_graph=keep_graph,
                 held_constant=held_constant,
                 examine=examine,
+                displaced=displaced,
                 estimates=estimates,
                 begun=begun,
                 flow=flow,
@@ -153,6 +156,9 @@ def total_gradient(
         own = parameters = {}
         for key, tensor in evaluation.parameters.items():
             parameters[key] = tensor.detach().requires_grad_()
+    elif displaced and not loss.sharded:
+        # What the loss does to them in place, it does to the live ones.
+        own = parameters = {key: p.detach().requires_grad_() for key, p in live.items()}
     parallel = loss.parallel
     placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
     with placed if ACTIVE[-1] is parallel else loss.among_processes(parallel, placed):
@@ -167,7 +173,7 @@ def total_gradient(
             begun=begun,
         )
 
-    evaluation.random_states = tuple(found.random_states)
+    evaluation.random_states, evaluation.value = tuple(found.random_states), dict(found.losses)
 
     # 3. The implicit term. Exact parallelism averages the cotangents before they pass through the
     # responses, which gives the inverse product of the mean. Otherwise the total is averaged at the
@@ -175,6 +181,7 @@ def total_gradient(
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
+        evaluation.value = dict(found.losses)  # as evaluations that are repeated are averaged
     estimated = None
     if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
         estimated = _Estimated(

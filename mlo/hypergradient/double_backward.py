@@ -15,6 +15,7 @@ from mlo.errors import EngineError, ProblemError
 __all__ = [
     "check_checkpointing",
     "check_double_backward",
+    "check_silent_operations",
     "is_about_double_backward",
     "leaves_of",
     "no_double_backward",
@@ -101,7 +102,33 @@ def check_double_backward(
     """
     if not loss.requires_grad:
         return
-    # First the silent case: operations whose second derivative exists and is wrong.
+    check_silent_operations(problem, loss, advice)
+
+    # Then operations that fail, tried before the first step rather than in the middle of a solve.
+    found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
+    gradient = [g for g in found if g is not None and g.requires_grad]
+    # A name only raises a suspicion: such a node may be off the path of the second derivative. The
+    # second pass decides.
+    names = {node.name() for node in _graph(gradient)}
+    missing = [n for n in names if "NotImplemented" in n or "CompiledFunctionBackward" in n]
+    if missing:
+        try:
+            torch.autograd.grad([g.sum() for g in gradient], list(parameters), allow_unused=True)
+        except RuntimeError as error:
+            raise no_double_backward(problem, str(error), advice) from error
+
+
+def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = ANY_ENGINE) -> None:
+    """Refuses operations whose second derivative exists and is wrong.
+
+    Args:
+        problem: its name.
+        loss: scalar, with its graph.
+        advice: names other engines.
+
+    Raises:
+        EngineError: naming the operation and what to do.
+    """
     for node in _graph([loss]):
         wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
         if wrong is not None and wrong.applies(node):
@@ -117,19 +144,6 @@ def check_double_backward(
             raise no_double_backward(
                 problem, f"{cls.__name__}.backward is once_differentiable", advice
             )
-
-    # Then operations that fail, tried before the first step rather than in the middle of a solve.
-    found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
-    gradient = [g for g in found if g is not None and g.requires_grad]
-    # A name only raises a suspicion: such a node may be off the path of the second derivative. The
-    # second pass decides.
-    names = {node.name() for node in _graph(gradient)}
-    missing = [n for n in names if "NotImplemented" in n or "CompiledFunctionBackward" in n]
-    if missing:
-        try:
-            torch.autograd.grad([g.sum() for g in gradient], list(parameters), allow_unused=True)
-        except RuntimeError as error:
-            raise no_double_backward(problem, str(error), advice) from error
 
 
 def is_about_double_backward(error: RuntimeError) -> bool:

@@ -174,8 +174,7 @@ def _pull_back(
         reading=node.reading,
         stack=stack,
     )
-    if not evaluation.loss.repeats:
-        call.check_repeats()
+    call.check_repeats()
     inputs = call.input_aliases()
 
     # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t), then what `after_step` leaves of θ_{t+1}

@@ -269,8 +269,7 @@ def _step(
             reading=reading,
             stack=stack,
         )
-        if not evaluation.loss.repeats:
-            call.check_repeats()
+        call.check_repeats()
         stack.enter_context(without_tf32(problem.device, allowed=False))
         with torch.enable_grad():
             reads = stack.enter_context(call.reads_at(theta, constants))

@@ -134,5 +134,76 @@ def test_a_kept_graph_is_not_evaluated_again():
         return 1.0
 
     optimizer = make({"name": "one_step", "keep_graph": True}, factor)
-    list(optimizer.run(3))
-    assert len(calls) == 3
+    list(optimizer.run(10))
+    checks = 4  # at the updates 1, 2, 4 and 8, whether stand-ins for parameters change the loss
+    assert len(calls) == 10 + checks
+
+
+# ------------------------------ what changes between a step and its derivative
+
+
+@pytest.mark.parametrize("where", ["before_update", "after_update", "the loop"])
+@pytest.mark.parametrize(
+    "engine",
+    [{"name": "one_step", "keep_graph": False}, "darts", {"name": "unroll", "steps": 2}],
+    ids=str,
+)
+def test_a_value_that_changes_after_the_step_is_warned_of(where, engine):
+    """A temperature in Python, annealed at every update."""
+    kept = {"temperature": 1.0}
+
+    def anneal(_=None):
+        kept["temperature"] *= 0.9
+
+    optimizer = make(engine, lambda net: kept["temperature"])
+    if where != "the loop":
+        setattr(optimizer.problems["net"], where, anneal)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for update in optimizer.updates(3):
+            if where == "the loop" and update.problem == "net":
+                anneal()
+    messages = [str(warning.message) for warning in seen]
+    (message,) = [text for text in messages if "evaluated again" in text]
+    assert message.startswith("The loss of problem 'net' was 0.")
+    assert "Something else that it reads has changed meanwhile" in message
+
+
+def test_a_value_that_changes_between_rounds_is_followed():
+    kept = {"temperature": 1.0}
+    optimizer = make({"name": "one_step", "keep_graph": False}, lambda net: kept["temperature"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            optimizer.step()
+            kept["temperature"] *= 0.9
+
+
+@pytest.mark.parametrize("begins", [1, 3])
+def test_state_that_begins_later_is_warned_of(begins):
+    """At the pull-backs 1, 2, 4, 8, …"""
+    calls, round_now = [], [0]
+
+    def factor(net):
+        if round_now[0] >= begins:
+            calls.append(None)
+        return 1.0 + len(calls)
+
+    optimizer = make({"name": "one_step", "keep_graph": False}, factor)
+    for _ in range(begins):
+        optimizer.step()
+        round_now[0] += 1
+    with pytest.warns(mlo.SolveWarning, match="evaluated again at the same point"):
+        optimizer.step()
+
+
+def test_a_step_is_differentiated_by_the_loss_that_made_it():
+    """`problem.loss` may be replaced between rounds."""
+    optimizer = make({"name": "one_step", "keep_graph": False}, lambda net: 1.0)
+    optimizer.step()
+    before = optimizer.gradient("x")["x"]
+    problem = optimizer.problems["net"]
+    problem.loss = lambda net, _, *, x: 3.0 * (x["x"].exp() * (net(X) - 1.0) ** 2).mean()
+    assert torch.equal(optimizer.gradient("x")["x"], before)
+    optimizer.step()
+    assert not torch.allclose(optimizer.gradient("x")["x"], before)

@@ -168,7 +168,7 @@ def test_memory_is_part_of_the_state(engine, tmp_path):
 def test_penalty_costs_two_gradients_per_step():
     """Penalty costs two gradients per step, and three for the inputs and the solution."""
     fixed = Fixed(mlo.Penalty(steps=3))
-    fixed.optimizer.step()  # estimates a step size, for each upper problem
+    list(fixed.optimizer.run(2))  # estimates a step size, for each upper problem; has checks
     fixed.calls = 0
     fixed.optimizer.step()
     assert fixed.calls == 1 + 2 * (2 * 3 + 3)  # w's own loss, then for each of x and y

@@ -79,7 +79,7 @@ def test_a_simultaneous_round_of_soba_costs_four_oracles(blocks):
     blocks.lower = lambda *at: calls.append("lower") or losses["lower"](*at)
     blocks.upper = lambda *at: calls.append("upper") or losses["upper"](*at)
     optimizer = blocks.optimizer(mlo.Soba(step_size="lower"), [0, 1], [0], alpha=ALPHA, gamma=GAMMA)
-    list(optimizer.run(3))
+    list(optimizer.run(8))  # whose updates 1, 2, 4 and 8 are looked at, too
     calls.clear()
     list(optimizer.run(5))
     assert calls == ["lower", "upper"] * 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlo.check_schedule import CheckSchedule, NoChecks
+from mlo.check_schedule import CheckSchedule, NoChecks, is_power_of_two
 
 
 def made(schedule, occasions, **options):
@@ -11,6 +11,10 @@ def made(schedule, occasions, **options):
 
 def test_a_check_is_made_at_powers_of_two():
     assert made(CheckSchedule(), 40) == [1, 2, 4, 8, 16, 32]
+
+
+def test_powers_of_two_are_counted_from_one():
+    assert [n for n in range(1, 20) if is_power_of_two(n)] == [1, 2, 4, 8, 16]
 
 
 def test_a_check_that_costs_is_made_once():
