@@ -979,8 +979,8 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
 def restore_buffers(evaluation: Evaluation) -> None:
     """Restores the problem's buffers to their values before an evaluation.
 
-    A buffer that the evaluation has made itself (a cached mask) stays. Frozen parameters are restored
-    where they were recorded.
+    A buffer that the evaluation has made itself (a cached mask) stays. Frozen parameters are
+    restored where they were recorded.
     """
     problem = evaluation.loss.problem
     recorded = evaluation.buffers[problem.name]
