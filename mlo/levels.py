@@ -418,11 +418,16 @@ class History:
         )
 
     def warn_of_cut_chain(self, name: str, solution: Stepped) -> None:
-        """Warns, once per problem, of a gradient that leaves out steps before a change."""
+        """Warns, once per problem, of a gradient that leaves out steps of its block.
+
+        A change before the block ends the chain on purpose: every task begins anew.
+        """
         engine = self.step_engines[name]
         if name not in self._cut or name in self._warned_of_cut or engine is None:
             return
         self._cut.discard(name)
+        if len(solution.history) >= min(engine.recorded_steps, self.graph.problems[name].steps):
+            return
         warned = self._warn_of_fewer_steps(
             name,
             engine,

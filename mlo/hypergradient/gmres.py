@@ -115,7 +115,10 @@ class Gmres(IterativeEngine):
             if float(left.norm()) <= self.tol * scale:
                 break
             if ended:
-                advice = ADVICE_SINGULAR  # the space ends, without a solution in it
+                # The space ends. If a solution is in it, only rounding is left, which another cycle
+                # reduces; a singular Jacobian leaves a part of the cotangent.
+                if float(left.norm()) > math.sqrt(epsilon) * float(size):
+                    advice = ADVICE_SINGULAR
                 break
         x, residual = torch.zeros_like(b), torch.zeros_like(b)
         for weight, u in zip(y.tolist(), basis, strict=False):

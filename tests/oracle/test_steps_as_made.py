@@ -193,7 +193,7 @@ class ProjectedLater(Projected):
         with torch.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
-                    p.clamp_(-0.95, 0.45)
+                    p.clamp_(-0.95, 0.6)
 
 
 class Differentiable(torch.optim.SGD):
