@@ -264,10 +264,21 @@ class Evaluation:
             with torch.enable_grad(), self.losses(parameters, reads, players=players) as losses:
                 return {player: value.detach() for player, value in losses.items()}
 
+        def in_place() -> dict[str, Tensor]:
+            # A loss that freezes what it reads must not do so for good here.
+            own = self.loss.problem.parameters
+            leaves = [p for named in (own, *live.values()) for p in named.values() if p.is_leaf]
+            flags = [leaf.requires_grad for leaf in leaves]
+            try:
+                return at(own, live)
+            finally:
+                for leaf, flag in zip(leaves, flags, strict=True):
+                    leaf.requires_grad_(flag)
+
         check_stand_ins(
             self.loss.problem.name,
             self.value,
-            lambda: at(self.loss.problem.parameters, live),
+            in_place,
             [partial(self._at_stand_ins, at, responds) for responds in (True, False)],
             self.dtypes,
         )
