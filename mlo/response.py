@@ -267,7 +267,8 @@ class Evaluation:
         def in_place() -> dict[str, Tensor]:
             # A loss that freezes what it reads must not do so for good here.
             own = self.loss.problem.parameters
-            leaves = [p for named in (own, *live.values()) for p in named.values() if p.is_leaf]
+            of_all: list[Mapping[str, Tensor]] = [own, *live.values()]
+            leaves = [p for named in of_all for p in named.values() if p.is_leaf]
             flags = [leaf.requires_grad for leaf in leaves]
             try:
                 return at(own, live)

@@ -241,7 +241,7 @@ def test_its_report_counts_the_steps_that_it_makes(directions):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # (of four steps two are there)
         optimizer.step()
-        for _ in range(3):
+        for _ in range(4):
             optimizer.gradient("x")  # with the checks of the first, second and fourth time
         calls.clear()
         report = optimizer.gradient("x", report=True).reports[0]
