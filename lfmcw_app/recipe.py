@@ -116,7 +116,7 @@ Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 MOST_CELLS, MOST_NODES = 1000, 64
 """A cell of n nodes has n(n + 3)/2 edges of 8 operations: 64 nodes are 17,152 of them."""
 
-AddedLayers = Annotated[Whole, Field(ge=0, le=MOST_CELLS)]
+AddedLayers = Annotated[Whole, Field(ge=-MOST_CELLS, le=MOST_CELLS)]
 DroppedOperations = Annotated[Count, Field(ge=1)]
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 Change = Annotated[float, Field(ge=0)]
@@ -466,7 +466,7 @@ class Progressive(_Section):
     added_layers: tuple[AddedLayers, ...] = Field(
         default=(0, 6, 12),
         strict=False,
-        description="cells that each stage has in addition to `layers`",
+        description="cells that each stage has in addition to `layers`; fewer where negative",
     )
     dropped_operations: tuple[DroppedOperations, ...] = Field(
         default=(3, 2, 2),

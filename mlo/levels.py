@@ -420,7 +420,7 @@ class History:
     def warn_of_cut_chain(self, name: str, solution: Stepped) -> None:
         """Warns, once per problem, of a gradient that leaves out steps of its block.
 
-        A change before the block ends the chain on purpose: every task begins anew.
+        A change before the block ends the chain on purpose, as at the start of another task.
         """
         engine = self.step_engines[name]
         if name not in self._cut or name in self._warned_of_cut or engine is None:

@@ -165,7 +165,10 @@ def test_the_original_recipes_are_those_of_the_programs(space, dataset, values):
         ("search.layers=1001", "at most 1,000, got"),
         ("search.nodes=65", "at most 64, got 65"),
         ("search.progressive.added_layers=[0, 1, 1001]", "added_layers.2.' must be at most 1,000"),
-        ("search.progressive.added_layers=[-1, 0, 0]", "added_layers.0.' must be at least 0"),
+        (
+            "search.progressive.added_layers=[-1001, 0, 0]",
+            "added_layers.0.' must be at least -1,000",
+        ),
         ("search.progressive.dropped_operations=[3, 2, 0]", "operations.2.' must be at least 1"),
         ("search.progressive.skip_dropout=[0, 0.5, 1.0]", "skip_dropout.2.' must be less than 1"),
         ("search.progressive.skip_dropout=[-0.1, 0, 0]", "skip_dropout.0.' must be at least 0"),
