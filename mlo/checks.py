@@ -1003,7 +1003,9 @@ def _strays(
         if (kind == "own" and not displaced) or (kind == "read" and allowed):
             continue
         for key, parameter in problem.parameters.items():
-            found[id(parameter)] = other, key, kind
+            # A sharded parameter has no stand-in while the loss is looked at: it is gathered.
+            if kind == "undeclared" or not is_sharded(parameter):
+                found[id(parameter)] = other, key, kind
     return found
 
 
