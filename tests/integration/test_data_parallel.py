@@ -126,8 +126,9 @@ def test_noise_is_own_or_shared_and_states_stay_alike(several):
     first, second = several(2)[0]
     own, other = first["noises", "own"], second["noises", "own"]
     assert not torch.isclose(own["drawn"], other["drawn"]).any()
-    # Each step's noise is replayed once, and the first twice more: does the loss repeat itself?
-    assert len(own["drawn"]) == 2 + 2 + 2 and len(own["drawn"].unique(dim=0)) == 2
+    # Each of the two steps' noise is replayed for its derivative, and by checks.
+    _, times = own["drawn"].unique(dim=0, return_counts=True)
+    assert len(times) == 2 and int(times.min()) >= 2
     assert torch.equal(own["state"], other["state"])
     assert torch.equal(first["noises", "shared"]["drawn"], second["noises", "shared"]["drawn"])
 
