@@ -789,7 +789,8 @@ class LossChecks:
         pending: problem → its pending checks on a first batch; an entry is removed after all of the
             problem's players were checked.
         displaced: the problems whose losses are evaluated with other tensors in the places of
-            their own parameters.
+            their own parameters. Not those that are compiled, since a compiled module is compiled
+            once more for tensors of another kind.
     """
 
     def __init__(
@@ -799,7 +800,8 @@ class LossChecks:
         differentiated = differentiated_problems(graph, engines)
         twice = {name for name in differentiated if engines[name].uses_second_derivatives}
         estimated = {name for name, p in graph.problems.items() if p.estimator is not None}
-        self.displaced = differentiated | estimated
+        compiled = {name for name, problem in graph.problems.items() if problem.runs_compiled}
+        self.displaced = (differentiated | estimated) - compiled
         self.pending: dict[str, Examine] = {}
         self._later: dict[str, Examine] = {}
         for name in graph.problems:

@@ -924,6 +924,11 @@ class Levels:
         if loss.problem.device.type == "meta" or loss.sharded:
             return
         history.checks.check_optimizer_states(name)
+        # A compiled module that is evaluated at parameters of another kind may be compiled once
+        # more, which takes longer than the check is worth.
+        seen = [history.graph.problems[other] for other in self._seen[name]]
+        if any(problem.runs_compiled for problem in seen):
+            return
         if name in history.checks.displaced or loss.reads:
             live = evaluation.current_reads()
             for other in live:

@@ -330,6 +330,12 @@ class Problem:
         return count is not None and used % count == 0
 
     @property
+    def runs_compiled(self) -> bool:
+        """Whether the module is compiled, as a whole or in parts."""
+        modules = self.module.modules()
+        return bool(self.compile) or any(m._compiled_call_impl is not None for m in modules)
+
+    @property
     def turns(self) -> int:
         """How often the problem takes its turn in a round per update of those above it."""
         return self.steps * self.accumulate_solves
