@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from mlo.errors import EngineError, ProblemError
 from mlo.problem import Problem, Tensors
 from mlo.step_formulas import formula_step
-from mlo.tensors import in_precision, real_inner, scaled
+from mlo.tensors import in_precision, map_tensors, real_inner, scaled
 
 __all__ = [
     "OptimizerStep",
@@ -77,13 +77,7 @@ class _ParameterState:
 
     def in_double(self) -> _ParameterState:
         """The same with its state in double precision."""
-        parts = []
-        for kept in (self.state or {}, self.options):
-            copied = _nested_copy(kept)
-            for path, tensor in _tensors_in(copied):
-                if tensor.is_floating_point() or tensor.is_complex():
-                    copied = _with(copied, path, in_precision(tensor, torch.float64))
-            parts.append(copied)
+        parts = [map_tensors(kept, _in_double) for kept in (self.state or {}, self.options)]
         return replace(self, state=parts[0], options=parts[1])
 
 
@@ -147,7 +141,7 @@ class OptimizerStep:
                         coefficients[buffered] = _gradient_coefficient(optimizer, options, buffered)
                     coefficient, kept = coefficients[buffered], None
                     if linear_state or coefficient is None or not buffered:
-                        kept = _nested_copy(state)
+                        kept = map_tensors(state, _copied)
                     groups[name] = _ParameterState(
                         optimizer=optimizer,
                         index=index,
@@ -335,7 +329,7 @@ class OptimizerStep:
             kept = {key: entry for key, entry in states.get(name, {}).items() if key != GROUP}
             groups[name] = replace(
                 group,
-                state=_nested_copy(kept) if name in states else group.state,
+                state=map_tensors(kept, _copied) if name in states else group.state,
                 options=options.get((id(group.optimizer), group.index), group.options),
             )
         return moved, self._differentiable(states), replace(self, groups=groups)
@@ -462,7 +456,7 @@ class OptimizerStep:
         group, state = self.groups[key], self._state(key, given)
         options = {**group.options, **DIFFERENTIABLE, "capturable": False}
         if is_foreign(group.optimizer):
-            options = _nested_copy(options)
+            options = map_tensors(options, _copied)
             for (owner, path), tensor in given.items():
                 same = owner in self.groups and self.groups[owner].index == group.index
                 if path[0] == GROUP and same and self.groups[owner].optimizer is group.optimizer:
@@ -485,7 +479,7 @@ class OptimizerStep:
                 "them with their state: `OptimizerStep.capture(problem)`."
             )
         # Copies, since the step changes them in place; the counter as `_DoubleCounters` makes it.
-        state: dict[str, Any] = _nested_copy(group.state)
+        state: dict[str, Any] = map_tensors(group.state, _copied)
         counter = state.get("step")
         if isinstance(counter, Tensor) and counter.dim() == 0:
             state["step"] = counter.double()
@@ -635,7 +629,7 @@ def is_fused(optimizer: Optimizer) -> bool:
 
 def copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a group of parameters, tensors among them as copies."""
-    return {key: _nested_copy(value) for key, value in group.items() if key != "params"}
+    return {key: map_tensors(value, _copied) for key, value in group.items() if key != "params"}
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:
@@ -759,24 +753,17 @@ def _with(nested: Any, path: Sequence[Any], tensor: Tensor) -> Any:
     if not isinstance(nested, tuple):
         nested[path[0]] = entry
         return nested
-    return _tuple_like(nested, [*nested[: path[0]], entry, *nested[path[0] + 1 :]])
+    entries = [*nested[: path[0]], entry, *nested[path[0] + 1 :]]
+    return nested._make(entries) if hasattr(nested, "_make") else tuple(entries)
 
 
-def _tuple_like(value: tuple[Any, ...], entries: Iterable[Any]) -> Any:
-    return value._make(entries) if hasattr(value, "_make") else tuple(entries)
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
-def _nested_copy(value: Any) -> Any:
-    """Copies of dicts, lists and tuples, and of the tensors in them."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _nested_copy(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_nested_copy(entry) for entry in value]
-    if isinstance(value, tuple):
-        return _tuple_like(value, map(_nested_copy, value))
-    return value
+def _in_double(tensor: Tensor) -> Tensor:
+    exact = not (tensor.is_floating_point() or tensor.is_complex())
+    return _copied(tensor if exact else in_precision(tensor, torch.float64))
 
 
 def _nudged(gradient: Tensor) -> Tensor:
