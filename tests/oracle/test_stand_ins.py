@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
+from penalised_fit import lower, upper
 from torch import nn
 
 import mlo
 from mlo.testing import relative_error
 
-A, B, C = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ENGINES = ["one_step", {"name": "one_step", "keep_graph": False}, {"name": "unroll", "steps": 1}]
 STEPS = 4
 
@@ -33,14 +33,6 @@ class Net(nn.Module):
 
     def forward(self):
         return torch.cat([self.a, self.b])
-
-
-def lower(w, x, penalty):
-    return (A * w**2).sum() - (B * w).sum() + (w**4).sum() + x.exp() * penalty
-
-
-def upper(w, x):
-    return ((w - C) ** 2).sum() + x**2
 
 
 def make(engine, penalty, *, optimizer=torch.optim.SGD, of_upper=None, **options):

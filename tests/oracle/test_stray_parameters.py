@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from penalised_fit import lower, upper
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 import mlo
 from mlo.testing import relative_error
 
-A, B, C = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ENGINES = ["one_step", "darts", "cg", "penalty", {"name": "unroll", "steps": 2}]
 
 
@@ -25,14 +25,6 @@ class Net(nn.Module):
 
     def forward(self):
         return torch.cat([self.a, self.b])
-
-
-def lower(w, x, penalty):
-    return (A * w**2).sum() - (B * w).sum() + (w**4).sum() + x.exp() * penalty
-
-
-def upper(w, x):
-    return ((w - C) ** 2).sum() + x**2
 
 
 def make(engine, penalty, of_upper=lambda w: 0.0):

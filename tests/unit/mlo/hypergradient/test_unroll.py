@@ -165,27 +165,30 @@ def fit(w, h):
     return ((w - h) ** 2).sum() + (w * h).sin().sum() + w.pow(4).sum()
 
 
+def fitted(w, h, optimizer, *, steps, lr=0.0):
+    """w fits h by an optimizer and all its steps are differentiated; h moves by `lr`."""
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=optimizer,
+            loss=lambda w, _, *, h: fit(w.v, h.v),
+            steps=steps,
+        ),
+        mlo.Problem(
+            "h",
+            module=h,
+            optimizer=torch.optim.SGD(h.parameters(), lr=lr),
+            loss=lambda h, _, *, w: (w.v - 1.0).pow(2).sum(),
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, mlo.Unroll(steps=steps))
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=lambda found: found.__name__)
 def test_all_tensors_of_an_own_optimizers_state_count(direction):
     w, h = Vector(torch.linspace(-1, 1, 3).double()), Vector(torch.linspace(0, 1, 3).double())
-    optimizer = mlo.MultilevelOptimizer(
-        [
-            mlo.Problem(
-                "w",
-                module=w,
-                optimizer=Own(w.parameters(), direction),
-                loss=lambda w, _, *, h: fit(w.v, h.v),
-                steps=4,
-            ),
-            mlo.Problem(
-                "h",
-                module=h,
-                optimizer=torch.optim.SGD(h.parameters(), lr=0.0),
-                loss=lambda h, _, *, w: (w.v - 1.0).pow(2).sum(),
-            ),
-        ],
-        mlo.Unroll(steps=4),
-    )
+    optimizer = fitted(w, h, Own(w.parameters(), direction), steps=4)
     begun = w.v.detach().clone()
     optimizer.step()
     found = optimizer.gradient("h")["v"]
@@ -216,23 +219,8 @@ def lagging_as_a_number(g, _, group):
 def test_a_state_that_loses_its_derivative_is_refused(direction):
     # One step alone has the right derivative: the state acts on the next one.
     w, h = Vector(torch.ones(3).double()), Vector(torch.ones(3).double())
-    problems = [
-        mlo.Problem(
-            "w",
-            module=w,
-            optimizer=Own(w.parameters(), direction),
-            loss=lambda w, _, *, h: fit(w.v, h.v),
-            steps=2,
-        ),
-        mlo.Problem(
-            "h",
-            module=h,
-            optimizer=torch.optim.SGD(h.parameters(), lr=0.0),
-            loss=lambda h, _, *, w: (w.v - 1.0).pow(2).sum(),
-        ),
-    ]
     with pytest.raises(mlo.ProblemError, match="or of the two with the next"):
-        mlo.MultilevelOptimizer(problems, mlo.Unroll(steps=2)).step()
+        fitted(w, h, Own(w.parameters(), direction), steps=2).step()
 
 
 # ------------------------------ changes from outside between steps
@@ -242,24 +230,7 @@ def changed(change, after):
     """The gradient of a round of three steps, where `change` is made after one of them."""
     w, h = Vector(torch.ones(3).double()), Vector(torch.linspace(0, 1, 3).double())
     sgd = torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9)
-    optimizer = mlo.MultilevelOptimizer(
-        [
-            mlo.Problem(
-                "w",
-                module=w,
-                optimizer=sgd,
-                loss=lambda w, _, *, h: fit(w.v, h.v),
-                steps=3,
-            ),
-            mlo.Problem(
-                "h",
-                module=h,
-                optimizer=torch.optim.SGD(h.parameters(), lr=1.0),
-                loss=lambda h, _, *, w: (w.v - 1.0).pow(2).sum(),
-            ),
-        ],
-        mlo.Unroll(steps=3),
-    )
+    optimizer = fitted(w, h, sgd, steps=3, lr=1.0)
     begun = h.v.detach().clone()
     for made, _ in enumerate(optimizer.updates(1), start=1):
         if made == after:
