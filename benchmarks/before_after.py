@@ -26,7 +26,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, Ratio, Worker, answers, asked_in_turns, write_measurements
+from measuring import (
+    ROOT,
+    SETTLED,
+    Ratio,
+    Worker,
+    answers,
+    asked_in_turns,
+    write_measurements,
+)
 
 SIDES = ("before", "after")
 LIMIT = 900.0
@@ -102,7 +110,7 @@ def serve(part: str, what: str) -> None:
     def start() -> dict[str, Any]:
         nonlocal block
         made.append(action(part, what))
-        for _ in range(2):  # the first one also checks losses
+        for _ in range(SETTLED):
             began = time.process_time()
             made[0]()
         block = max(1, round(LEAST / (time.process_time() - began)))

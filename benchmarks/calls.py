@@ -1,7 +1,7 @@
 """Counts the calls of mlo's functions that one request for a gradient takes, and their files.
 
-The program is the README's example under `one_step`, after a round. `sys.setprofile` counts calls
-of Python functions that are defined in `mlo` (including comprehensions, if the interpreter makes
+The program is the README's example under `one_step`, after rounds. `sys.setprofile` counts calls of
+Python functions that are defined in `mlo` (including comprehensions, if the interpreter makes
 functions of them). PyTorch's calls are not counted.
 
     python benchmarks/calls.py             # the totals
@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from measuring import SETTLED
 
 import mlo
 
@@ -105,16 +106,17 @@ def readme_example() -> mlo.MultilevelOptimizer:
 
 
 def main() -> None:
-    """Prints the counts before the first round, when losses are checked too, and after it."""
+    """Prints the counts before the first round, when losses are checked too, and later."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--functions", action="store_true", help="every function with its calls")
     options = parser.parse_args()
     optimizer = readme_example()
     first = count(lambda: optimizer.gradient("decay"))
-    optimizer.step()
+    for _ in range(SETTLED):
+        optimizer.step()
     usual = count(lambda: optimizer.gradient("decay"))
     print(f"the first question, with the checks of losses: {first}")
-    print(f"after a round: {usual}")
+    print(f"after {SETTLED} rounds: {usual}")
     if options.functions:
         for (file, name), calls in sorted(usual.functions.items()):
             print(f"  {calls:>3}  {file}: {name}")

@@ -101,8 +101,8 @@ float32; Neumann series have the same α in all libraries (1 / λmax).
   turns.
 - *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first
   evaluation of the losses.
-- *losses*: evaluations of any problem's loss in one step after the first; *passes*: those of
-  autograd's engine.
+- *losses*: evaluations of any problem's loss in one step in which no loss is checked; *passes*:
+  those of autograd's engine.
 """
 
 

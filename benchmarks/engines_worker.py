@@ -18,7 +18,7 @@ import torch
 from engines_libraries import LIBRARIES, Method, Program, Refused
 from engines_oracle import Reference, flat
 from engines_problems import Task, build
-from measuring import answers
+from measuring import SETTLED, answers
 from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor
 
@@ -115,7 +115,8 @@ class _Measuring:
             program.step()
         gradient = found[-1]
 
-        # One more step, since the first one of mlo also checks the losses.
+        for _ in range(self._rounds, SETTLED):
+            program.step()
         counted.clear()
         with _counted_passes(counted):
             program.step()

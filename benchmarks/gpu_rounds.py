@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
+from measuring import SETTLED
 from search_step import SIZES, STEPS, clock, search
 from torch import Tensor
 
@@ -61,7 +62,8 @@ def launch_table(size: dict[str, int], only: str, device: torch.device) -> None:
     for name, options in STEPS.items():
         if only in name:
             optimizer = search(size, options, device)
-            optimizer.step()  # compiles kernels, makes the optimizers' states, and checks losses
+            for _ in range(SETTLED):
+                optimizer.step()
             found = launches_and_waits(optimizer.step, device)
             print(f"| {name} | {found[0]:,} | {found[1]:,} |", flush=True)
     print(flush=True)

@@ -27,6 +27,12 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("mlo", "lfmcw_app", "benchmarks")
 """Folders on which a measurement depends."""
 
+SETTLED = 4
+"""Steps before one whose work is counted.
+
+What is made at first, and the checks of losses at the updates 1, 2, 4, 8, …, are over or far away.
+"""
+
 PROVENANCE = ("command", "machine", "load", "date", "commit", "versions")
 """The last columns of every file. `load`: jobs that wanted a core, over the last five minutes."""
 

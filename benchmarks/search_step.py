@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from launches import launches_of_step, print_launches
-from measuring import Ratio, turns, write_measurements
+from measuring import SETTLED, Ratio, turns, write_measurements
 from reference_supernet import ReferenceSupernet, split_by_edge
 from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor, nn
@@ -363,7 +363,8 @@ def step_table(
     for name in [ORIGINAL, *(name for name in STEPS if only in name)]:
         memory[name] = measured_apart(step_memory, size, name, device=device)
         optimizer = original if name == ORIGINAL else search(size, STEPS[name], device)
-        optimizer.step()  # the first one also checks the losses
+        for _ in range(SETTLED):
+            optimizer.step()
         counted = passes(optimizer)
         times = interleaved({ORIGINAL: original.step, name: optimizer.step}, repeats, device)
         found, base = times[name], times[ORIGINAL]
@@ -444,7 +445,8 @@ def count(size: dict[str, int], only: str, device: torch.device) -> None:
     for name, options in STEPS.items():
         if only in name:
             optimizer = search(size, options, device)
-            optimizer.step()  # makes the optimizers' states, and checks the losses
+            for _ in range(SETTLED):
+                optimizer.step()
             print_launches(name, launches_of_step(optimizer))
 
 
