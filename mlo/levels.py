@@ -55,7 +55,7 @@ from mlo.response import (
 )
 from mlo.restart import Start
 from mlo.solve_sums import SolveSums
-from mlo.tensors import copies, tensors_of, versions_of
+from mlo.tensors import copies, have_same_values, tensors_of, versions_of
 from mlo.total_gradient import Flow, TotalGradient, total_gradient
 from mlo.zero_terms import ZeroTerms
 
@@ -319,8 +319,8 @@ class History:
         problem = self.graph.problems[name]
         if name not in self._ends:
             return self._places.get(name) != _places_of(problem)
-        kept = self._ends[name][0]
-        return not all(torch.equal(kept[key], p) for key, p in problem.parameters.items())
+        kept, now = self._ends[name][0], problem.parameters
+        return not have_same_values([kept[key] for key in now], now.values())
 
     def _ends_at(self, name: str, recorded: RecordedStep) -> bool:
         """Whether a step starts where the previous one ended, with the same optimizer state."""
@@ -332,8 +332,11 @@ class History:
         return (
             parameters.keys() == recorded.evaluation.parameters.keys()
             and state.keys() == begun.keys()
-            and all(map(torch.equal, parameters.values(), recorded.evaluation.parameters.values()))
-            and all(torch.equal(state[key], begun[key]) for key in state)
+            and have_same_values(
+                [*parameters.values(), *state.values()],
+                [recorded.evaluation.parameters[key] for key in parameters]
+                + [begun[key] for key in state],
+            )
         )
 
     def forget(self) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "are_few",
     "are_plain",
     "copies",
+    "have_same_values",
     "in_new_containers",
     "in_precision",
     "laid_out",
@@ -53,6 +54,23 @@ def norm_of(tensor: Tensor) -> float:
     """‖tensor‖₂, without a graph."""
     # (`Tensor.norm` comes to the same function by way of two others, which take twice its time.)
     return float(torch.linalg.vector_norm(tensor.detach()))
+
+
+def have_same_values(ones: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Whether as many tensors have the same shapes and values, pair by pair; NaN equals nothing.
+
+    The CPU waits once for a GPU, whatever their number.
+    """
+    differ: dict[torch.device, list[Tensor]] = {}
+    for one, other in zip(ones, others, strict=True):
+        if one.shape != other.shape:
+            return False
+        if one.device.type == "cpu" or type(one) not in PLAIN:
+            if not torch.equal(one, other):
+                return False
+        else:
+            differ.setdefault(one.device, []).append((one != other).any())
+    return not any(bool(torch.stack(found).any()) for found in differ.values())
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

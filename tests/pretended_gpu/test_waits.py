@@ -4,6 +4,9 @@ where a solve decides by its residual how far it goes.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from gpu_cases import on_device, search
@@ -11,28 +14,44 @@ from gpu_cases import on_device, search
 import mlo
 from lfmcw_app.data import Batches, load_dataset, resident
 from lfmcw_app.recipe import Augmentation
+from mlo.hypergradient import available_engines
+from mlo.tensors import have_same_values
 from mlo.testing import bilevel_quadratic
 
-DECIDED_ON_THE_DEVICE = ("first_order", "one_step", "darts")
-"""Engines that take no decision in Python."""
+GPUS = Path(__file__).parents[2] / "docs" / "gpus.md"
+ENGINES = [name for name in available_engines() if not name.startswith("betty-")]
 
 
 def waits_of_a_round(gpu, optimizer, *, settled=4):
-    """The waits of the fifth round: checks are made in rounds 1, 2, 4 and 8."""
+    """The waits of the fifth round, and its record: checks are made in rounds 1, 2, 4 and 8."""
     for _ in range(settled):
         optimizer.step()
     with gpu.watched() as seen:
-        optimizer.step()
-    return seen.waits
+        record = optimizer.step()
+    return seen.waits, record
 
 
-@pytest.mark.parametrize("engine", DECIDED_ON_THE_DEVICE)
-def test_an_engine_waits_for_nothing(gpu, engine):
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_the_waits_of_an_engine_are_those_of_its_page(gpu, engine):
+    (row,) = re.findall(rf"^\| `{engine}` \| (\d+) \| (\d+) \|", GPUS.read_text("utf-8"), re.M)
     closed = bilevel_quadratic()
     on_device(closed, torch.device("cuda"))
     optimizer = closed.optimizer(engine)
     optimizer.on_nonfinite = None
-    assert waits_of_a_round(gpu, optimizer) == []
+    waits, record = waits_of_a_round(gpu, optimizer)
+    products = sum(solve.iterations for solve in record.solves.values())
+    assert (len(waits), products) == tuple(map(int, row)), waits
+
+
+def test_values_of_many_tensors_are_compared_in_one_wait(gpu):
+    values = [torch.arange(3.0).to("cuda") for _ in range(4)]
+    others = [value.clone() for value in values]
+    with gpu.watched() as seen:
+        assert have_same_values(values, others)
+    assert len(seen.waits) == 1
+    others[2] += 1
+    assert not have_same_values(values, others)
 
 
 @pytest.mark.parametrize(
@@ -46,10 +65,11 @@ def test_an_engine_waits_for_nothing(gpu, engine):
 )
 def test_a_search_waits_once_per_update(gpu, options, updates):
     optimizer = search(torch.device("cuda"), torch.float32, nodes=1, **options)
-    waits = waits_of_a_round(gpu, optimizer)
+    waits, _ = waits_of_a_round(gpu, optimizer)
     assert len(waits) == updates, waits
     optimizer.on_nonfinite = None
-    assert waits_of_a_round(gpu, optimizer, settled=0) == []
+    waits, _ = waits_of_a_round(gpu, optimizer, settled=0)
+    assert waits == []
 
 
 def test_reading_all_of_a_record_waits_once_per_dtype(gpu):

@@ -15,6 +15,7 @@ from mlo.tensors import (
     add_all,
     are_plain,
     copies,
+    have_same_values,
     in_new_containers,
     map_tensors,
     norm_of,
@@ -326,6 +327,17 @@ def test_what_foreach_operators_need_not_know_is_told_apart():
     marked = torch.ones(2).as_subclass(Marked)
     assert type(scaled([marked], torch.tensor(2.0))[0]) is Marked
     assert type(add_all([marked], [marked])[0]) is Marked
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Marked])
+def test_tensors_have_the_same_values_only_if_all_have(kind):
+    ones, others = ([torch.tensor([1.0, 2.0]).as_subclass(kind) for _ in "ab"] for _ in range(2))
+    assert have_same_values(ones, others)
+    others[1][0] = torch.nan
+    assert not have_same_values(ones, others)
+    ones[1][0] = torch.nan
+    assert not have_same_values(ones, others)
+    assert not have_same_values(ones[:1], [torch.ones(1)])  # (which would broadcast)
 
 
 def test_a_norm_is_that_of_pytorch():
