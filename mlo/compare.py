@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mlo.check_schedule import CheckSchedule, NoChecks
-from mlo.checks import check_engines, check_restarts
+from mlo.engine_checks import check_engines, check_restarts
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.registry import EngineChoice, engines_for

@@ -20,7 +20,7 @@ from torch import Tensor
 from mlo.averages import Averages
 from mlo.batches import BatchStream, Taken
 from mlo.check_schedule import is_power_of_two
-from mlo.checks import (
+from mlo.engine_checks import (
     LossChecks,
     differentiated_problems,
     differentiated_starts,

@@ -12,8 +12,8 @@ from typing import Any, Literal, NoReturn, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines, check_restarts
 from mlo.distributed import DataParallel, data_parallel
+from mlo.engine_checks import check_engines, check_restarts
 from mlo.errors import (
     CheckpointError,
     CheckpointWarning,

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.bare_step import leaves_gradients, make_step
 from mlo.batches import Taken
-from mlo.checks import OF_NO_STEP, StepChecks, check_schedulers
 from mlo.distributed import DataParallel
+from mlo.engine_checks import OF_NO_STEP, StepChecks, check_schedulers
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable

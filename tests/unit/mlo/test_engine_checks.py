@@ -8,8 +8,8 @@ from small_blocks import Blocks
 from torch import nn
 
 import mlo
-from mlo.checks import check_engines
 from mlo.distributed import DataParallel
+from mlo.engine_checks import check_engines
 from mlo.testing import Vector, bilevel_quadratic, trilevel_quadratic
 
 
