@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mlo.advice import EngineAdvice
+from mlo.advice import EXACT, SOBA_FIRST, WITHOUT_STEPS, EngineAdvice
 from mlo.check_schedule import CheckSchedule
 from mlo.distributed import DataParallel
 from mlo.errors import EngineError, GraphError, ProblemError, warn_user
@@ -60,15 +60,6 @@ __all__ = [
 ]
 
 Engines = Mapping[str, AbstractEngine]
-
-OF_NO_STEP = ("cg", "gmres", "neumann")
-"""Engines to advise that differentiate no step of an optimizer."""
-
-SOLVES = ("soba", *OF_NO_STEP)
-"""The same, with the one that corrects its products by estimators first."""
-
-EXACT = ("one_step", "direct")
-"""Engines to advise whose products are exact."""
 
 
 def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozenset[str]:
@@ -329,7 +320,7 @@ def _check_problem(problem: Problem, engine: AbstractEngine, advice: EngineAdvic
             f"Problem {name!r}: its optimizer {type(plain[0]).__name__} has no differentiable "
             f"step (no option `differentiable` like torch.optim's), but {engine.label!r} needs "
             "one. Use a torch.optim optimizer, or an engine that does not differentiate the "
-            f"step{advice.phrase(', such as {}', *OF_NO_STEP)}."
+            f"step{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
         )
     if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):
         raise EngineError(
@@ -340,7 +331,7 @@ def _check_problem(problem: Problem, engine: AbstractEngine, advice: EngineAdvic
         raise EngineError(
             f"Problem {name!r} has player_steps: {engine.label!r} would need the moves of "
             "single players between the steps that it records."
-            + advice.phrase(" Use {}.", "one_step", *OF_NO_STEP)
+            + advice.phrase(" Use {}.", "one_step", *WITHOUT_STEPS)
         )
 
 
@@ -550,7 +541,7 @@ def _check_simultaneous(
                 f"Problem {name!r}: the engine {engines[name].label!r} differentiates the step "
                 "made in a round, but in a simultaneous round that step comes too late. Use "
                 "order='lower_first', or an implicit engine"
-                + advices[name].phrase(", such as {}", "soba", *OF_NO_STEP)
+                + advices[name].phrase(", such as {}", *SOBA_FIRST)
                 + "."
             )
         if problem.steps > 1:
@@ -603,7 +594,7 @@ def _check_estimator(
             f"Problem {name!r} has the estimator {label!r}, but {engine.label!r} differentiates "
             "its step as if it were made with the gradient of one batch."
             + advice.phrase(
-                " Use an engine that does not differentiate steps, such as {}.", *SOLVES
+                " Use an engine that does not differentiate steps, such as {}.", *SOBA_FIRST
             )
         )
     if (
@@ -647,7 +638,7 @@ def _check_estimator(
                     f"Problem {name!r} has the estimator {label!r}, which repeats its gradient at "
                     f"an earlier point, but {other.label!r} differentiates the step that "
                     f"{inner!r} has just made. Give {inner!r} an implicit engine"
-                    + advice.on(inner).phrase(", such as {}", *SOLVES)
+                    + advice.on(inner).phrase(", such as {}", *SOBA_FIRST)
                     + "."
                 )
     if problem.estimator.uses_blocks and engine.takes_estimates and problem.solve_batches > 1:
@@ -873,7 +864,7 @@ class LossChecks:
                     f"gradient, but the engine {engine.label!r} differentiates the step that is "
                     "made with it, so the change would be missing. Put the change into the loss, "
                     "or choose an engine that does not differentiate steps"
-                    f"{self._advice[name].phrase(', such as {}', *OF_NO_STEP)}."
+                    f"{self._advice[name].phrase(', such as {}', *WITHOUT_STEPS)}."
                 )
             if f"{name}.{key}" not in self._warned:
                 self._warned.add(f"{name}.{key}")
@@ -912,7 +903,7 @@ class LossChecks:
             if dropped:
                 cause = f"'first_order' of {', '.join(dropped)}"
                 advice = " Choose an engine that keeps it" + self._advice[dropped[-1]].phrase(
-                    ", such as {}", "one_step", *OF_NO_STEP
+                    ", such as {}", "one_step", *WITHOUT_STEPS
                 )
                 advice += "."
             warn_user(
@@ -1122,7 +1113,7 @@ class StepChecks:
                     "Put the change into the loss (or use grad_clip=, or an optimizer whose "
                     "whole step is differentiable and whose state is in its `state` or "
                     "`param_groups`, not in attributes), or choose an engine that does not "
-                    f"differentiate steps{advice.phrase(', such as {}', *OF_NO_STEP)}."
+                    f"differentiate steps{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
                 )
 
         # Then its derivative, which torch.optim's classes need not prove.
@@ -1138,7 +1129,7 @@ class StepChecks:
                 "Code under torch.no_grad(), on .data or with numbers (.item()) changes the value "
                 "and is missing in the derivative. Write it with differentiable operations if the "
                 "option `differentiable` of the group is set, or choose an engine that does not "
-                f"differentiate steps{advice.phrase(', such as {}', *OF_NO_STEP)}."
+                f"differentiate steps{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
             )
 
     def check_bare(self, problem: Problem) -> None:

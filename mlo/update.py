@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mlo.advice import WITHOUT_STEPS
 from mlo.bare_step import leaves_gradients, make_step
 from mlo.batches import Taken
 from mlo.distributed import DataParallel
-from mlo.engine_checks import OF_NO_STEP, StepChecks, check_schedulers
+from mlo.engine_checks import StepChecks, check_schedulers
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
@@ -377,7 +378,9 @@ class Updater:
                     f"and the engine {engine.label!r} differentiates the step, in which the change "
                     "would be missing. Put the change into the loss or the optimizer (grad_clip= "
                     "clips), or give the problem an engine that does not differentiate steps"
-                    + self._history.losses[problem.name].advice.phrase(", such as {}", *OF_NO_STEP)
+                    + self._history.losses[problem.name].advice.phrase(
+                        ", such as {}", *WITHOUT_STEPS
+                    )
                     + "."
                 )
         changed = self._changed_value(problem, seen)
