@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,14 @@ from mlo.advice import EXACT, SOBA_FIRST, WITHOUT_STEPS, EngineAdvice
 from mlo.check_schedule import CheckSchedule
 from mlo.distributed import DataParallel
 from mlo.errors import EngineError, GraphError, ProblemError, warn_user
+from mlo.gradient_paths import (
+    Engines,
+    differentiated_problems,
+    differentiated_starts,
+    inner_responses,
+    readers_of_response,
+    why_graph_cannot_be_kept,
+)
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.double_backward import (
@@ -50,47 +58,9 @@ __all__ = [
     "check_engines",
     "check_restarts",
     "check_schedulers",
-    "differentiated_problems",
-    "differentiated_starts",
     "engine_advice",
-    "estimates_total",
     "explain_third_derivative",
-    "several_graphs",
-    "watched_terms",
 ]
-
-Engines = Mapping[str, AbstractEngine]
-
-
-def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozenset[str]:
-    """The problems whose solutions some total gradient differentiates."""
-    # Over all problems: what is read inside a solution is in that problem's own `solutions_in`.
-    read: set[str] = set()
-    for name in graph.problems:
-        read.update(graph.solutions_in[name])
-    return frozenset(name for name in read if not isinstance(engines[name], FirstOrder))
-
-
-def differentiated_starts(
-    graph: DependencyGraph, engines: Engines, starts: Mapping[str, Start]
-) -> frozenset[str]:
-    """The problems through whose solutions a gradient flows into the value they started from.
-
-    Args:
-        graph: the problems.
-        engines: problem → engine of its solution.
-        starts: problem → where it starts each block of its steps.
-    """
-    found: set[str] = set()
-    for name, start in starts.items():
-        # The source's own gradient, and those of problems above that see both by their solutions.
-        for reader, solutions in graph.solutions_in.items():
-            passes = start.problem in solutions
-            passes = passes and not isinstance(engines[start.problem], FirstOrder)
-            if name in solutions and start.source_of and (reader == start.problem or passes):
-                found.add(name)
-    return frozenset(found)
-
 
 # ------------------------------ before the first step
 
@@ -190,7 +160,7 @@ def engine_advice(
         others = {**engines, name: engine_from(choice)}
         starts = starts_of(graph.problems)
         try:
-            for other in (name, *_readers_of_response(graph, others, name)):
+            for other in (name, *readers_of_response(graph, others, name)):
                 _check_differentiated(graph, others, other, parallel, advice)
                 _check_estimator(graph, others, other, parallel, advice)
             _check_sharding(graph, others, name, parallel)
@@ -219,16 +189,6 @@ def engine_advice(
     return advice
 
 
-def _readers_of_response(graph: DependencyGraph, engines: Engines, name: str) -> list[str]:
-    """The differentiated problems whose own gradients contain the response of a problem."""
-    differentiated = differentiated_problems(graph, engines)
-    return [
-        other
-        for other in graph.problems
-        if other in differentiated and name in set(_inner_responses(graph, engines, other))
-    ]
-
-
 def _third_derivative(
     graph: DependencyGraph, engines: Engines, name: str, advice: EngineAdvice
 ) -> str:
@@ -241,7 +201,7 @@ def _third_derivative(
     """
     if isinstance(engines[name], FirstOrder):
         return ""
-    for middle in _readers_of_response(graph, engines, name):
+    for middle in readers_of_response(graph, engines, name):
         engine, problem = engines[middle], graph.problems[middle]
         above = [read for read in graph.reads[name] if middle in graph.solutions_in[read]]
         without = isinstance(engine, (OneStep, Identity)) and not problem.restart_from
@@ -411,7 +371,7 @@ def _check_inner_responses(
     graph: DependencyGraph, engines: Engines, name: str, advice: EngineAdvice
 ) -> None:
     """Refuses engines that cannot differentiate a response inside a problem's own gradient."""
-    for inner in _inner_responses(graph, engines, name):
+    for inner in inner_responses(graph, engines, name):
         if engines[name].needs_symmetry and inner in graph.problems[name].after_step_reads:
             raise EngineError(
                 f"The after_step of problem {name!r} reads {inner!r}, whose solution depends on "
@@ -435,49 +395,6 @@ def _check_inner_responses(
             )
 
 
-def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Iterator[str]:
-    """The problems whose responses the problem's own gradient contains."""
-    for inner in graph.solutions_in[name]:
-        # A solution that does not depend on the problem's own value is a constant in its gradient.
-        dependent = inner in graph.solutions_depending_on[name]
-        # (`first_order` passes the derivative on to the solution's start.)
-        passes = not isinstance(engines[inner], FirstOrder) or graph.problems[inner].restart_from
-        if dependent and passes:
-            yield inner
-
-
-def watched_terms(graph: DependencyGraph, engines: Engines) -> list[str]:
-    """The problems whose gradients must contain a term through solutions, which may be zero.
-
-    Not those of which an engine drops a part on purpose, nor sharded ones, nor those on the meta
-    device, where there are no numbers.
-    """
-    found: list[str] = []
-    for name, problem in graph.problems.items():
-        dependent = graph.solutions_depending_on[name].intersection(graph.solutions_in[name])
-        dropped = any(isinstance(engines[other], FirstOrder) for other in dependent)
-        apart = problem.device.type == "meta" or any(map(is_sharded, problem.parameters.values()))
-        estimated = problem.estimator is not None  # whose first values may be of earlier batches
-        if dependent and not dropped and not apart and not estimated:
-            found.append(name)
-    return found
-
-
-def several_graphs(
-    graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
-) -> str:
-    """Why a problem's gradient is a sum of several, or has no graph to keep; empty if neither."""
-    if any(_inner_responses(graph, engines, name)):
-        return "contains the response of another problem"
-    if graph.problems[name].accumulate > 1:
-        return "is averaged over several batches"
-    if parallel is not None:
-        return "is averaged over processes"
-    if graph.problems[name].restart_from is not None:
-        return "depends on the value that it restarts from"
-    return ""
-
-
 def _check_kept_graph(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
@@ -485,7 +402,7 @@ def _check_kept_graph(
     engine = engines[name]
     if not isinstance(engine, StepEngine) or engine.keeps_graph is not True:
         return
-    why = several_graphs(graph, engines, name, parallel)
+    why = why_graph_cannot_be_kept(graph, engines, name, parallel)
     if why:
         raise EngineError(
             f"Problem {name!r} has a gradient that {why}, so its graph cannot be kept. Give "
@@ -565,16 +482,6 @@ def _check_simultaneous(
                 )
 
 
-def estimates_total(graph: DependencyGraph, engines: Engines, name: str) -> bool:
-    """Whether a problem's estimator corrects its total gradient rather than its terms.
-
-    `soba` is linear in means over batches: it takes corrected cotangents and corrects its products.
-    Other engines' results are not linear in the batch, so there the total gradient is corrected.
-    """
-    through = [engines[inner] for inner in _inner_responses(graph, engines, name)]
-    return any(not engine.takes_estimates for engine in through)
-
-
 def _check_estimator(
     graph: DependencyGraph,
     engines: Engines,
@@ -623,7 +530,7 @@ def _check_estimator(
             f"Problem {name!r} has the estimator {label!r}, which supports only games whose "
             "players all move together. Drop player_steps=."
         )
-    through = {inner: engines[inner] for inner in _inner_responses(graph, engines, name)}
+    through = {inner: engines[inner] for inner in inner_responses(graph, engines, name)}
     if len({other.takes_estimates for other in through.values()}) > 1:
         raise EngineError(
             f"Problem {name!r} has the estimator {label!r}, and its gradient goes through "
@@ -754,7 +661,7 @@ def _check_sharding(
         )
     # A gradient within a gradient: a lower problem whose own gradient contains a response.
     for middle in differentiated:
-        inner = set(_inner_responses(graph, engines, middle))
+        inner = set(inner_responses(graph, engines, middle))
         if inner and (name == middle or name in inner):
             raise EngineError(
                 f"Problem {name!r} has sharded parameters, and its response is differentiated "

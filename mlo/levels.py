@@ -20,18 +20,15 @@ from torch import Tensor
 from mlo.averages import Averages
 from mlo.batches import BatchStream, Taken
 from mlo.check_schedule import is_power_of_two
-from mlo.engine_checks import (
-    LossChecks,
-    differentiated_problems,
-    differentiated_starts,
-    engine_advice,
-    estimates_total,
-    explain_third_derivative,
-    several_graphs,
-    watched_terms,
-)
+from mlo.engine_checks import LossChecks, engine_advice, explain_third_derivative
 from mlo.errors import CheckpointWarning, ProblemError, warn_user
 from mlo.estimators import Estimates
+from mlo.gradient_paths import (
+    differentiated_problems,
+    differentiated_starts,
+    estimates_total,
+    why_graph_cannot_be_kept,
+)
 from mlo.graph import DependencyGraph
 from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
@@ -57,7 +54,7 @@ from mlo.restart import Start
 from mlo.solve_sums import SolveSums
 from mlo.tensors import copies, tensors_of, versions_of
 from mlo.total_gradient import Flow, TotalGradient, total_gradient
-from mlo.zero_terms import ZeroTerms
+from mlo.zero_terms import ZeroTerms, watched_problems
 
 __all__ = ["History", "Levels", "restore_buffers"]
 
@@ -132,7 +129,7 @@ class History:
         self.checks = LossChecks(
             graph, engines, {name: loss.advice for name, loss in losses.items()}
         )
-        self.zero_terms = ZeroTerms(watched_terms(graph, engines))
+        self.zero_terms = ZeroTerms(watched_problems(graph, engines))
         self.solve_streams: dict[str, BatchStream] = {}
         self.taken_for_solves: list[tuple[BatchStream, Taken]] = []
         for name, problem in graph.problems.items():
@@ -461,7 +458,7 @@ class History:
             return False
         if engine.keeps_graph != "auto":
             return engine.keeps_graph
-        several = several_graphs(self.graph, self.engines, name, losses[name].parallel)
+        several = why_graph_cannot_be_kept(self.graph, self.engines, name, losses[name].parallel)
         return False if several else None
 
     def graph_decision(self, name: str) -> bool | None:
