@@ -1,17 +1,13 @@
-"""Checks that engines can serve a graph (before the first step) and losses (on a first batch)."""
+"""Checks, before the first step, that engines can differentiate what they are chosen for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
 from mlo.advice import EXACT, SOBA_FIRST, WITHOUT_STEPS, EngineAdvice
-from mlo.check_schedule import CheckSchedule
 from mlo.distributed import DataParallel
 from mlo.errors import EngineError, GraphError, ProblemError, warn_user
 from mlo.gradient_paths import (
@@ -24,45 +20,23 @@ from mlo.gradient_paths import (
 )
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.direct import Direct
-from mlo.hypergradient.double_backward import (
-    check_checkpointing,
-    check_double_backward,
-    check_silent_operations,
-    is_about_third_derivative,
-    leaves_of,
-    no_third_derivative,
-)
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.identity import Identity
 from mlo.hypergradient.one_step import OneStep
 from mlo.hypergradient.products import Engine
 from mlo.hypergradient.registry import engine_from
-from mlo.loss import Examine, gradients
 from mlo.optimizer_step import (
-    OptimizerStep,
     acts_around_step,
     check_settings,
     decays_outside_gradient,
     has_differentiable_step,
-    is_foreign,
 )
-from mlo.problem import Problem, Tensors
-from mlo.response import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
+from mlo.problem import Problem
+from mlo.response import AbstractEngine, StepEngine
 from mlo.restart import Start, starts_of
 from mlo.sharding import is_sharded
-from mlo.tensors import in_precision, real_inner
 
-__all__ = [
-    "LossChecks",
-    "StepChecks",
-    "check_engines",
-    "check_restarts",
-    "check_schedulers",
-    "engine_advice",
-    "explain_third_derivative",
-]
-
-# ------------------------------ before the first step
+__all__ = ["check_engines", "check_restarts", "engine_advice"]
 
 
 def check_engines(
@@ -213,6 +187,9 @@ def _third_derivative(
     return ""
 
 
+# ------------------------------ one problem and its engine
+
+
 def _check_parameters(problem: Problem) -> None:
     """Refuses hooks that mlo never calls, although the user relies on them."""
     for key, parameter in problem.parameters.items():
@@ -332,6 +309,9 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine, advice: EngineAdv
                 f"{engine.label!r} treats it as one. If it is decoupled, as AdamW's is, set it to "
                 "0 and put a penalty into the loss."
             )
+
+
+# ------------------------------ problems together
 
 
 def _warn_of_common_windows(
@@ -480,6 +460,9 @@ def _check_simultaneous(
                     f"simultaneous round. List {other!r} below {name!r}, or use "
                     "order='lower_first'."
                 )
+
+
+# ------------------------------ estimators, starts, sharded parameters
 
 
 def _check_estimator(
@@ -667,539 +650,3 @@ def _check_sharding(
                 f"Problem {name!r} has sharded parameters, and its response is differentiated "
                 "twice (a gradient within a gradient), which needs whole parameters."
             )
-
-
-# ------------------------------ on the first batch
-
-
-class LossChecks:
-    """Refuses losses, on their first batch, that lack a derivative that is needed.
-
-    What they find silently wrong is looked for again at the updates 2, 4, 8, …, since a loss may
-    begin to use it at any time.
-
-    Args:
-        graph: the problems.
-        engines: problem → engine of its solution.
-        advice: problem → what messages on it may advise.
-
-    Attributes:
-        pending: problem → its pending checks on a first batch; an entry is removed after all of the
-            problem's players were checked.
-        displaced: the problems whose losses are evaluated with other tensors in the places of
-            their own parameters. Not those that are compiled, since a compiled module is compiled
-            once more for tensors of another kind.
-    """
-
-    def __init__(
-        self, graph: DependencyGraph, engines: Engines, advice: Mapping[str, EngineAdvice]
-    ) -> None:
-        self._graph, self._engines, self._advice = graph, engines, advice
-        differentiated = differentiated_problems(graph, engines)
-        twice = {name for name in differentiated if engines[name].uses_second_derivatives}
-        estimated = {name for name, p in graph.problems.items() if p.estimator is not None}
-        compiled = {name for name, problem in graph.problems.items() if problem.runs_compiled}
-        self.displaced = (differentiated | estimated) - compiled
-        self.pending: dict[str, Examine] = {}
-        self._later: dict[str, Examine] = {}
-        for name in graph.problems:
-            strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
-            look = partial(_examine, name, strays, advice[name], name in twice)
-            self.pending[name], self._later[name] = partial(look, True), partial(look, False)
-        self._warned: set[str] = set()
-
-    def examine(self, name: str, *, again: bool) -> Examine | None:
-        """What to show a problem's loss to, before it is differentiated.
-
-        Args:
-            name: the problem.
-            again: whether it is looked at also if it was before.
-        """
-        return self.pending.get(name) or (self._later[name] if again else None)
-
-    def check_optimizer_states(self, name: str) -> None:
-        """Refuses a loss that looks up an optimizer's state under a stand-in for a parameter.
-
-        Raises:
-            ProblemError: naming it. The entries that this has made are gone.
-        """
-        for problem in self._graph.problems.values():
-            for optimizer in problem.optimizers.values():
-                known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-                made = [
-                    key
-                    for key in optimizer.state
-                    if getattr(key, "_is_param", False) and id(key) not in known
-                ]
-                for key in made:  # a state that has them could not be saved
-                    del optimizer.state[key]
-                if made:
-                    raise ProblemError(
-                        f"The loss of problem {name!r} looks up optimizer.state by parameters. "
-                        "While solutions are differentiated, other tensors are in their places, "
-                        "which have no state; and the state moves on. Keep copies of what the loss "
-                        "needs in buffers of the module, by the parameters' names."
-                    )
-
-    def call_hooks(
-        self, name: str, hooks: Mapping[str, Mapping[int, Any]], gradient: Tensors
-    ) -> Tensors:
-        """Shows a gradient to the hooks on its parameters; returns it as they changed it.
-
-        Args:
-            name: the problem, whose solution is differentiated.
-            hooks: parameter → its hooks (`register_hook`).
-            gradient: parameter → gradient.
-
-        Raises:
-            ProblemError: if a hook changes a gradient whose step is differentiated.
-        """
-        found = dict(gradient)
-        for key, own in hooks.items():
-            # A hook may return another gradient or change this one in place, so it gets a copy.
-            seen = gradient[key].clone()
-            for hook in own.values():
-                answer = hook(seen)
-                seen = seen if answer is None else answer
-            if torch.equal(seen, gradient[key]):
-                continue
-            found[key] = seen
-            engine = self._engines[name]
-            if isinstance(engine, StepEngine):
-                raise ProblemError(
-                    f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
-                    f"gradient, but the engine {engine.label!r} differentiates the step that is "
-                    "made with it, so the change would be missing. Put the change into the loss, "
-                    "or choose an engine that does not differentiate steps"
-                    f"{self._advice[name].phrase(', such as {}', *WITHOUT_STEPS)}."
-                )
-            if f"{name}.{key}" not in self._warned:
-                self._warned.add(f"{name}.{key}")
-                warn_user(
-                    f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
-                    f"gradient. The engine {engine.label!r} differentiates the condition that the "
-                    "gradient of the loss is zero, which knows nothing of the hook. Remove "
-                    "parameters that a hook keeps from moving from the module, or freeze them."
-                )
-        return found
-
-    def explain_zero(self, name: str, resting: Collection[str]) -> None:
-        """Says why a loss has no derivative in any parameter.
-
-        Args:
-            name: the problem.
-            resting: the problems that do not move in this round.
-
-        Raises:
-            ProblemError: if the loss depends on no parameter.
-        """
-        # Two causes are legitimate and only cause a warning: an engine that drops the implicit
-        # term, and a lower problem that is constant during its warm-up.
-        earlier = list(self._graph.problems)[: self._graph.position[name]]
-        dropped = [other for other in earlier if isinstance(self._engines[other], FirstOrder)]
-        still = [other for other in earlier if other in resting]
-        if not dropped and not still:
-            order = _order_hint(self._graph, name)
-            raise ProblemError(
-                f"The loss of problem {name!r} does not depend on any parameter: it was detached, "
-                f"computed under torch.no_grad(), or reads none.{order}"
-            )
-        if name not in self._warned:
-            self._warned.add(name)
-            cause, advice = f"warm-up of {', '.join(still)}", ""
-            if dropped:
-                cause = f"'first_order' of {', '.join(dropped)}"
-                advice = " Choose an engine that keeps it" + self._advice[dropped[-1]].phrase(
-                    ", such as {}", "one_step", *WITHOUT_STEPS
-                )
-                advice += "."
-            warn_user(
-                f"The gradient of problem {name!r} is zero: its loss depends only on the solutions "
-                f"of other problems, and the {cause} drops their derivative.{advice}"
-            )
-
-
-def _order_hint(graph: DependencyGraph, name: str) -> str:
-    """How a loss would depend on its own problem in another order; empty if in none."""
-    # The problems that it reads, by way of others too, and that so read it: solutions of these are
-    # functions of it, where they are listed before it.
-    reached = _reached(graph, graph.reads[name])
-    able = [other for other in reached if name in _reached(graph, graph.reads[other])]
-    later = [other for other in graph.problems if other in able and other in _after(graph, name)]
-    if not later:
-        return ""
-    listed = ", ".join(later)
-    direct = [other for other in later if other in graph.reads[name]]
-    how = f"It reads {', '.join(direct)}, listed after it, as constants."
-    if not direct:
-        through = ", ".join(other for other in graph.reads[name] if other in able)
-        how = f"It reads {through}, which depends on {name!r} through {listed}, listed after it."
-    return (
-        f" {how} Problems are listed from the innermost to the outermost. To differentiate their "
-        f"solutions, list {listed} before {name!r}."
-    )
-
-
-def _after(graph: DependencyGraph, name: str) -> list[str]:
-    """The problems listed after one."""
-    return list(graph.problems)[graph.position[name] + 1 :]
-
-
-def _reached(graph: DependencyGraph, names: Collection[str]) -> set[str]:
-    """These problems and all that they read, by way of others too."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += graph.reads[name]
-    return found
-
-
-def _examine(
-    name: str,
-    strays: Mapping[int, tuple[str, str, str]],
-    advice: EngineAdvice,
-    twice: bool,
-    first: bool,
-    loss: Tensor,
-    parameters: Sequence[Tensor],
-) -> None:
-    """Looks at a loss whose gradient is differentiated `twice`, or once."""
-    check_checkpointing(name, loss)
-    for leaf in leaves_of(loss):
-        if id(leaf) in strays:
-            raise _stray(name, *strays[id(leaf)])
-    if twice and first:
-        check_double_backward(name, loss, parameters, advice)
-    elif twice:  # an operation that fails would say so itself
-        check_silent_operations(name, loss, advice)
-
-
-def _strays(
-    graph: DependencyGraph, name: str, differentiated: Collection[str], *, displaced: bool
-) -> dict[int, tuple[str, str, str]]:
-    """Identity of a parameter that may not be in a loss's graph → (problem, its name, whose).
-
-    While the loss is looked at, copies and aliases stand for the parameters of the problems that it
-    reads, and for its own if it is ever evaluated with others in their places. So a live parameter
-    in the graph came some other way, by which its stand-in is not seen.
-
-    Args:
-        graph: the problems.
-        name: whose loss.
-        differentiated: the problems whose solutions are differentiated.
-        displaced: whether the loss is evaluated with others in the places of its own parameters.
-    """
-    found: dict[int, tuple[str, str, str]] = {}
-    for other, problem in graph.problems.items():
-        kind = "read" if other in graph.reads[name] else "undeclared"
-        if other == name:
-            kind = "own"
-        # Where nothing is differentiated through, a stray parameter is the constant that it should
-        # be.
-        allowed = name not in differentiated and other not in differentiated
-        if (kind == "own" and not displaced) or (kind == "read" and allowed):
-            continue
-        for key, parameter in problem.parameters.items():
-            # A sharded parameter has no stand-in while the loss is looked at: it is gathered.
-            if kind == "undeclared" or not is_sharded(parameter):
-                found[id(parameter)] = other, key, kind
-    return found
-
-
-def _stray(name: str, other: str, key: str, kind: str) -> ProblemError | GraphError:
-    """The error for a loss that uses a live parameter where another tensor stands for it."""
-    if kind == "undeclared":
-        return GraphError(
-            f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} "
-            "without naming that problem (a closure, a global or an attribute), so the "
-            f"gradient would miss it. Add the keyword-only argument {other}, as in `def "
-            f"loss(module, batch, *, {other})`, and use the module that you receive. If its "
-            "value should be constant, detach the tensor."
-        )
-    error: type[ProblemError | GraphError] = GraphError
-    whose = f"parameter {key!r} of problem {other!r}"
-    if kind == "own":
-        error, whose = ProblemError, f"its own parameter {key!r}"
-    return error(
-        f"The loss of problem {name!r} uses {whose} by another way than through the module that "
-        "it receives: a list of parameters made outside of the loss, an optimizer's param_groups, "
-        "a Python list that holds it, a result kept from an earlier call. To differentiate "
-        "solutions, losses are evaluated with other tensors in the places of their modules' "
-        "parameters, which that way does not see. Read parameters inside the loss from the module "
-        "that it receives (`module.parameters()`; a module keeps a list of them as an "
-        "nn.ParameterList). If the value should be constant, detach the tensor."
-    )
-
-
-def explain_third_derivative(error: BaseException, evaluation: Evaluation) -> None:
-    """Says which problem's loss has no third derivative, if that is the error.
-
-    Raises:
-        EngineError: naming it.
-    """
-    if not isinstance(error, RuntimeError) or not is_about_third_derivative(error):
-        return
-    waiting = list(evaluation.solutions.values())
-    seen: set[int] = set()  # many paths may lead to one solution
-    names: list[str] = []
-    advice = EngineAdvice()
-    for solution in waiting:
-        if isinstance(solution, (Stationary, Stepped)) and id(solution) not in seen:
-            seen.add(id(solution))
-            waiting += solution.evaluation.solutions.values()
-            if solution.evaluation.loss.advice.third and solution.name not in names:
-                names.append(solution.name)
-                advice = solution.evaluation.loss.advice
-    named = " or ".join(names) or evaluation.loss.problem.name
-    raise no_third_derivative(named, f"an operation without one ({error})", advice) from error
-
-
-# ------------------------------ of steps
-
-
-class StepChecks:
-    """Compares steps that optimizers made with the steps that engines differentiate.
-
-    The derivative of a step is that of the class's own code, run by a twin. Anything else that
-    moved the parameters would be missing in it: hooks of the optimizer, the user's own method
-    `step`, code under `no_grad` in a subclass.
-    """
-
-    def __init__(self) -> None:
-        self._schedule = CheckSchedule()
-
-    def are_due(self, problem: Problem) -> bool:
-        """Whether the next step is checked.
-
-        The first one always is. With hooks every step is, since a hook may begin to act at any
-        time. The derivative of a class that is not torch.optim's is compared at steps 1, 2, 4, 8, …
-        On the meta device there are no numbers to compare.
-        """
-        if problem.device.type == "meta":
-            return False
-        first = not self._schedule.was_noted(problem.name)
-        at_power_of_two = self._schedule.is_due(problem.name)
-        optimizers = problem.optimizers.values()
-        if first or any(map(_has_code_around_step, optimizers)):
-            return True
-        return at_power_of_two and any(map(is_foreign, optimizers))
-
-    def check(
-        self,
-        problem: Problem,
-        engine: AbstractEngine,
-        step: OptimizerStep,
-        before: Tensors,
-        gradient: Tensors,
-        advice: EngineAdvice,
-    ) -> None:
-        """Checks a step that was just made.
-
-        Args:
-            problem: its parameters are those after the step.
-            engine: what differentiates the step.
-            step: the step with all state, captured before it was made.
-            before: parameter → value before the step, for the parameters that moved.
-            gradient: parameter → gradient that it was made with, before clipping.
-            advice: names other engines.
-
-        Raises:
-            ProblemError: if the twin makes a different step, or one with a wrong derivative.
-        """
-        # First the value of the step: the twin must end where the optimizer ended.
-        twin = step.apply(before, gradient, differentiated=False)
-        for name, parameter in problem.parameters.items():
-            if name in before and not _same_step(twin[name], parameter, before[name]):
-                raise ProblemError(
-                    f"Problem {problem.name!r}: its optimizer moved {name!r} to another place "
-                    f"than {_suspect(problem)} would, but the engine {engine.label!r} "
-                    "differentiates the optimizer's own step, so that change would be missing. "
-                    "Put the change into the loss (or use grad_clip=, or an optimizer whose "
-                    "whole step is differentiable and whose state is in its `state` or "
-                    "`param_groups`, not in attributes), or choose an engine that does not "
-                    f"differentiate steps{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
-                )
-
-        # Then its derivative, which torch.optim's classes need not prove.
-        if not any(map(is_foreign, problem.optimizers.values())):
-            return
-        error = step.derivative_error(before, gradient)
-        if not error <= DERIVATIVE_TOLERANCE:
-            raise ProblemError(
-                f"Problem {problem.name!r}: the derivative of a step of "
-                f"{type(next(iter(problem.optimizers.values()))).__name__}, or of the two with the "
-                f"next, which the engine {engine.label!r} takes by its code with "
-                f"differentiable=True, is off by a relative {error:.2g} from a finite difference. "
-                "Code under torch.no_grad(), on .data or with numbers (.item()) changes the value "
-                "and is missing in the derivative. Write it with differentiable operations if the "
-                "option `differentiable` of the group is set, or choose an engine that does not "
-                f"differentiate steps{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
-            )
-
-    def check_bare(self, problem: Problem) -> None:
-        """Refuses code around a step that is made by formula, because it would not be called.
-
-        Raises:
-            ProblemError: naming the optimizer.
-        """
-        for optimizer in problem.optimizers.values():
-            if _has_code_around_step(optimizer):
-                raise ProblemError(
-                    f"Problem {problem.name!r}: its {type(optimizer).__name__} has hooks around "
-                    "its step, or its own `step`. With settings= the step is made by formula and "
-                    "calls neither. Use before_update=, after_step= or after_update=."
-                )
-
-    def check_after_step(
-        self,
-        problem: Problem,
-        evaluation: Evaluation,
-        parameters: Tensors,
-        reads: Mapping[str, Tensors],
-    ) -> None:
-        """Compares the derivative of `after_step` with a finite difference, at steps 1, 2, 4, …
-
-        Args:
-            problem: whose `after_step`.
-            evaluation: of the step.
-            parameters: those that the optimizers have moved, after their step.
-            reads: problem → parameters that it reads.
-
-        Raises:
-            ProblemError: if they differ, as for code under `no_grad` or on `.data`.
-        """
-        due = self._schedule.is_due(f"after_step of {problem.name}")
-        if not due or problem.device.type == "meta":
-            return
-        error = after_step_error(evaluation, parameters, reads)
-        if not error <= DERIVATIVE_TOLERANCE:
-            raise ProblemError(
-                f"Problem {problem.name!r}: the derivative of its after_step is off by a relative "
-                f"{error:.2g} from a finite difference of it. Code under torch.no_grad(), on .data "
-                "or through numpy changes the value and is missing in the derivative. Write it "
-                "with differentiable operations (mlo.constraints has the usual ones)."
-            )
-
-
-def check_schedulers(problem: Problem, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses settings that a scheduler writes too.
-
-    Args:
-        problem: whose settings.
-        settings: parameter → setting → value.
-
-    Raises:
-        ProblemError: naming the setting.
-    """
-    learned = {key for of_parameter in settings.values() for key in of_parameter}
-    for scheduler in problem.schedulers.values():
-        written = {"lr"}
-        if getattr(scheduler, "cycle_momentum", False):
-            written |= {"momentum", "betas"}
-        if both := sorted(written & learned):
-            raise ProblemError(
-                f"Problem {problem.name!r}: both its scheduler and settings= set {both[0]!r}. "
-                "Drop the scheduler, or multiply its schedule into the setting."
-            )
-
-
-DERIVATIVE_TOLERANCE = 1e-2
-"""Largest relative error of a step's derivative, which is compared in double precision."""
-
-
-def after_step_error(
-    evaluation: Evaluation, parameters: Tensors, reads: Mapping[str, Tensors]
-) -> float:
-    """The relative error of the derivative of `after_step` in one direction.
-
-    Args:
-        evaluation: of the step.
-        parameters: those that it is applied to.
-        reads: problem → parameters that it reads.
-    """
-    # In double precision a difference is accurate across a distance so short that hardly any entry
-    # crosses a kink. A function that insists on another dtype gets its own.
-    own = next(iter(parameters.values())).dtype.to_real()
-    try:
-        error = _after_step_error(evaluation, parameters, reads, torch.float64, 1e-7)
-    except RuntimeError:
-        return _after_step_error(evaluation, parameters, reads, own, 1e-3)
-    # A function that rounds inside (`.float()`) has no difference across so short a distance.
-    if not error <= DERIVATIVE_TOLERANCE:
-        error = min(error, _after_step_error(evaluation, parameters, reads, own, 1e-3))
-    return error
-
-
-@torch.enable_grad()
-def _after_step_error(
-    evaluation: Evaluation,
-    parameters: Tensors,
-    reads: Mapping[str, Tensors],
-    dtype: torch.dtype,
-    nearby: float,
-) -> float:
-    """The same in one dtype, by a difference across `nearby` times the size of a parameter."""
-    fixed: dict[str, Tensors] = {}
-    for name, tensors in reads.items():
-        fixed[name] = {key: in_precision(tensor, dtype) for key, tensor in tensors.items()}
-    noise = torch.Generator().manual_seed(0)
-    theta: Tensors = {}
-    u: Tensors = {}
-    v: Tensors = {}
-    for key, parameter in parameters.items():
-        tensor = in_precision(parameter, dtype)
-        draws = torch.randn(3, *tensor.shape, generator=noise).to(tensor)
-        size = tensor.abs().square().mean().sqrt().clamp(min=1e-6)
-        u[key], v[key] = draws[0] * size, draws[1]
-        # Beside the point, because entries are often exactly on a bound, where no difference is
-        # right.
-        theta[key] = (tensor + BESIDE * size * draws[2]).requires_grad_()
-
-    # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
-    after = evaluation.after_step(dict(theta), fixed)
-    parts = [real_inner(after[key], v[key]) for key in after if after[key].requires_grad]
-    exact = 0.0
-    if parts:
-        found = gradients(torch.stack(parts).sum(), list(theta.values()))
-        exact = sum(float(real_inner(g, u[key])) for key, g in zip(theta, found, strict=True))
-    sides = []
-    for sign in (1.0, -1.0):
-        moved = {key: t.detach() + sign * nearby * u[key] for key, t in theta.items()}
-        result = evaluation.after_step(moved, fixed)
-        sides.append(sum(float(real_inner(result[key].detach(), v[key])) for key in result))
-    difference = (sides[0] - sides[1]) / (2.0 * nearby)
-    scale = max(abs(exact), abs(difference))
-    return abs(exact - difference) / scale if scale > 1e-6 else 0.0
-
-
-BESIDE = 1e-2
-"""How far from the parameters `after_step` is examined, relative to their size."""
-
-
-def _has_code_around_step(optimizer: Optimizer) -> bool:
-    """Whether there is code around the optimizer's step: hooks, or a `step` put on the object."""
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        return True
-    # A scheduler wraps `step` on the object as well, to count calls; that changes nothing.
-    own = optimizer.__dict__.get("step")
-    return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
-
-
-def _suspect(problem: Problem) -> str:
-    for optimizer in problem.optimizers.values():
-        name = type(optimizer).__name__
-        if _has_code_around_step(optimizer):
-            return f"the step of {name} without the hooks around it (register_step_post_hook, say)"
-    names = sorted({type(optimizer).__name__ for optimizer in problem.optimizers.values()})
-    return f"a step of {', '.join(names)} alone"
-
-
-def _same_step(twin: Tensor, made: Tensor, before: Tensor) -> bool:
-    """Whether two steps from `before` end at one place, up to rounding."""
-    # Relative to the step's length, but never finer than the parameters can be represented.
-    twin, made = twin.detach(), made.detach()
-    rounding = 8.0 * torch.finfo(made.dtype).eps * float(made.norm() + before.norm())
-    return float((twin - made).norm()) <= 1e-3 * float((made - before).norm()) + rounding

@@ -20,7 +20,7 @@ from torch import Tensor
 from mlo.averages import Averages
 from mlo.batches import BatchStream, Taken
 from mlo.check_schedule import is_power_of_two
-from mlo.engine_checks import LossChecks, engine_advice, explain_third_derivative
+from mlo.engine_checks import engine_advice
 from mlo.errors import CheckpointWarning, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.gradient_paths import (
@@ -34,6 +34,7 @@ from mlo.graph_memory import NotCountable, SavedBytes, fits, refuses_counting
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
 from mlo.loss import LossFunction, explain_frozen
+from mlo.loss_checks import LossChecks, explain_third_derivative
 from mlo.optimizer_step import OptimizerStep, StateKey
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep

@@ -15,7 +15,6 @@ from mlo.advice import WITHOUT_STEPS
 from mlo.bare_step import leaves_gradients, make_step
 from mlo.batches import Taken
 from mlo.distributed import DataParallel
-from mlo.engine_checks import StepChecks, check_schedulers
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
@@ -34,6 +33,7 @@ from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation, StepEngine
 from mlo.solve_sums import SolveSums
+from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import copies, laid_out, tensors_of
 from mlo.total_gradient import TotalGradient
