@@ -224,37 +224,47 @@ def _check_problem(problem: Problem, engine: AbstractEngine, advice: EngineAdvic
             )
             + "."
         )
-    if not isinstance(engine, StepEngine):
-        # Of a complex parameter autograd's gradient is conjugated, so A is linear over the real
-        # numbers only, and not a matrix to solve with.
-        for key, parameter in problem.parameters.items():
-            if parameter.is_complex():
-                raise EngineError(
-                    f"Problem {name!r}: its parameter {key!r} is complex, in which "
-                    f"{engine.label!r} would solve wrongly. Keep it as a real tensor of one more "
-                    "dimension (torch.view_as_real) and use torch.view_as_complex in the loss"
-                    f"{advice.phrase(', or use {}', 'one_step', 'darts', 'unroll')}."
-                )
-        if problem.settings is not None:
-            raise EngineError(
-                f"Problem {name!r} has settings=, which act on the steps of its optimizer. "
-                f"{engine.label!r} differentiates the condition that the gradient is zero, which "
-                f"does not contain them.{advice.phrase(' Use {}.', 'one_step', 'darts', 'unroll')} "
-                "To learn a weight decay, you can also write it into the loss."
-            )
-        if problem.after_step is not None and not engine.takes_residuals:
-            raise EngineError(
-                f"Problem {name!r} has after_step=, so its solution is a fixed point of projected "
-                f"steps, but {engine.label!r} does not differentiate such a point."
-                + advice.phrase(" Use {}.", "one_step", "unroll", "cg", "gmres")
-            )
-        return
+    if isinstance(engine, StepEngine):
+        _check_step_engine(problem, engine, advice)
+    else:
+        _check_implicit(problem, engine, advice)
 
-    # From here on: engines that differentiate the optimizer's step.
-    plain = [o for o in problem.optimizers.values() if not has_differentiable_step(o)]
-    if plain:
+
+def _check_implicit(problem: Problem, engine: AbstractEngine, advice: EngineAdvice) -> None:
+    """Refuses an engine of the stationarity condition where it would solve another one."""
+    name = problem.name
+    # Of a complex parameter autograd's gradient is conjugated, so A is linear over the real
+    # numbers only, and not a matrix to solve with.
+    for key, parameter in problem.parameters.items():
+        if parameter.is_complex():
+            raise EngineError(
+                f"Problem {name!r}: its parameter {key!r} is complex, in which "
+                f"{engine.label!r} would solve wrongly. Keep it as a real tensor of one more "
+                "dimension (torch.view_as_real) and use torch.view_as_complex in the loss"
+                f"{advice.phrase(', or use {}', 'one_step', 'darts', 'unroll')}."
+            )
+    if problem.settings is not None:
         raise EngineError(
-            f"Problem {name!r}: its optimizer {type(plain[0]).__name__} has no differentiable "
+            f"Problem {name!r} has settings=, which act on the steps of its optimizer. "
+            f"{engine.label!r} differentiates the condition that the gradient is zero, which "
+            f"does not contain them.{advice.phrase(' Use {}.', 'one_step', 'darts', 'unroll')} "
+            "To learn a weight decay, you can also write it into the loss."
+        )
+    if problem.after_step is not None and not engine.takes_residuals:
+        raise EngineError(
+            f"Problem {name!r} has after_step=, so its solution is a fixed point of projected "
+            f"steps, but {engine.label!r} does not differentiate such a point."
+            + advice.phrase(" Use {}.", "one_step", "unroll", "cg", "gmres")
+        )
+
+
+def _check_step_engine(problem: Problem, engine: StepEngine, advice: EngineAdvice) -> None:
+    """Refuses an engine of the optimizer's step for steps that it cannot differentiate."""
+    name = problem.name
+    without = [o for o in problem.optimizers.values() if not has_differentiable_step(o)]
+    if without:
+        raise EngineError(
+            f"Problem {name!r}: its optimizer {type(without[0]).__name__} has no differentiable "
             f"step (no option `differentiable` like torch.optim's), but {engine.label!r} needs "
             "one. Use a torch.optim optimizer, or an engine that does not differentiate the "
             f"step{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
