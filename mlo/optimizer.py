@@ -25,9 +25,10 @@ from mlo.errors import (
     warn_user,
 )
 from mlo.graph import DependencyGraph, Order
+from mlo.history import History
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.lazy_rounds import LazyRounds, check_count
-from mlo.levels import History, Levels
+from mlo.levels import Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.notebook_table import table_html

@@ -18,7 +18,8 @@ from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
-from mlo.levels import History, Levels, restore_buffers
+from mlo.history import History
+from mlo.levels import Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
     OptimizerStep,
