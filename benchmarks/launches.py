@@ -91,6 +91,7 @@ PARTS = (
     ("mlo/sharding.py", "norms, finiteness"),
     ("mlo/nonfinite.py", "norms, finiteness"),
     ("mlo/gradient_norm.py", "norms, finiteness"),
+    ("mlo/history.py", "copies"),
     ("mlo/levels.py", "copies"),
     ("mlo/response.py", "copies"),
     ("mlo/hypergradient/", "engines"),

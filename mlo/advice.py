@@ -7,7 +7,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["EngineAdvice"]
+__all__ = ["EXACT", "SOBA_FIRST", "WITHOUT_STEPS", "EngineAdvice"]
+
+EXACT = ("one_step", "direct")
+"""Engines to advise whose products are exact."""
+
+WITHOUT_STEPS = ("cg", "gmres", "neumann")
+"""Engines to advise that differentiate no step of an optimizer."""
+
+SOBA_FIRST = ("soba", *WITHOUT_STEPS)
+"""The same, with the one that corrects its products by estimators first."""
 
 LOOKING: ContextVar[bool] = ContextVar("LOOKING", default=False)
 """Whether an engine is only being tried: the refusal that this may cause needs no advice."""

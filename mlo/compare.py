@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from mlo.check_schedule import CheckSchedule, NoChecks
-from mlo.checks import check_engines, check_restarts
+from mlo.engine_checks import check_engines, check_restarts
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
+from mlo.history import History
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.registry import EngineChoice, engines_for
-from mlo.levels import History, Levels
+from mlo.levels import Levels
 from mlo.optimizer import ONE_AT_A_TIME, MultilevelOptimizer
 from mlo.records import SolveReport
 from mlo.response import (
@@ -371,7 +372,8 @@ def _under(
     """The optimizer's history as it would be seen under other engines."""
     old = optimizer._history
     history = old.with_engines(engines)
-    history.told |= set(optimizer.graph.problems)  # a row has its own note on missing steps
+    # A row has its own note on missing steps.
+    history.warned_of_no_steps |= set(optimizer.graph.problems)
     levels = Levels(history, ahead=name in old.looks_ahead)
     # From the innermost problem, since a step has read the solutions below it.
     for lower in optimizer.graph.problems:

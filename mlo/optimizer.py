@@ -12,8 +12,8 @@ from typing import Any, Literal, NoReturn, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines, check_restarts
 from mlo.distributed import DataParallel, data_parallel
+from mlo.engine_checks import check_engines, check_restarts
 from mlo.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -25,9 +25,10 @@ from mlo.errors import (
     warn_user,
 )
 from mlo.graph import DependencyGraph, Order
+from mlo.history import History
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.lazy_rounds import LazyRounds, check_count
-from mlo.levels import History, Levels
+from mlo.levels import Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.notebook_table import table_html

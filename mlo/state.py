@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import CheckpointError, CheckpointWarning, warn_user
-from mlo.levels import History
+from mlo.history import History
 from mlo.problem import Problem
 from mlo.randomness import RandomState, preserved
 from mlo.sharding import is_sharded

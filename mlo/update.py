@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mlo.advice import WITHOUT_STEPS
 from mlo.bare_step import leaves_gradients, make_step
 from mlo.batches import Taken
-from mlo.checks import OF_NO_STEP, StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
-from mlo.levels import History, Levels, restore_buffers
+from mlo.history import History
+from mlo.levels import Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
     OptimizerStep,
@@ -33,6 +34,7 @@ from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation, StepEngine
 from mlo.solve_sums import SolveSums
+from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import copies, laid_out, tensors_of
 from mlo.total_gradient import TotalGradient
@@ -377,7 +379,9 @@ class Updater:
                     f"and the engine {engine.label!r} differentiates the step, in which the change "
                     "would be missing. Put the change into the loss or the optimizer (grad_clip= "
                     "clips), or give the problem an engine that does not differentiate steps"
-                    + self._history.losses[problem.name].advice.phrase(", such as {}", *OF_NO_STEP)
+                    + self._history.losses[problem.name].advice.phrase(
+                        ", such as {}", *WITHOUT_STEPS
+                    )
                     + "."
                 )
         changed = self._changed_value(problem, seen)

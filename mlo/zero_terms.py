@@ -9,11 +9,15 @@ from torch import Tensor
 
 from mlo.backward import grad
 from mlo.errors import warn_user
+from mlo.gradient_paths import Engines
+from mlo.graph import DependencyGraph
+from mlo.hypergradient.first_order import FirstOrder
 from mlo.problem import Problem, Tensors
 from mlo.response import Evaluation, Started, Stationary, Stepped
+from mlo.sharding import is_sharded
 from mlo.total_gradient import Flow
 
-__all__ = ["ZeroTerms"]
+__all__ = ["ZeroTerms", "watched_problems"]
 
 PATIENCE = 3
 """Updates after which a term that is zero for no known reason is reported.
@@ -33,6 +37,23 @@ UNKNOWN = (
     "have no lower parameter in them?"
 )
 """What is said where every loss depends on what it reads."""
+
+
+def watched_problems(graph: DependencyGraph, engines: Engines) -> list[str]:
+    """The problems whose gradients must contain a term through solutions, which may be zero.
+
+    Not those of which an engine drops a part on purpose, nor sharded ones, nor those on the meta
+    device, where there are no numbers.
+    """
+    found: list[str] = []
+    for name, problem in graph.problems.items():
+        dependent = graph.solutions_depending_on[name].intersection(graph.solutions_in[name])
+        dropped = any(isinstance(engines[other], FirstOrder) for other in dependent)
+        apart = problem.device.type == "meta" or any(map(is_sharded, problem.parameters.values()))
+        estimated = problem.estimator is not None  # whose first values may be of earlier batches
+        if dependent and not dropped and not apart and not estimated:
+            found.append(name)
+    return found
 
 
 class ZeroTerms:

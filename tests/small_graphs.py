@@ -1,4 +1,4 @@
-"""Small problems with a default loss, and graphs of them."""
+"""Small problems with a default loss, graphs of them, and an optimizer of three."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def problem(name, loss=None, module=None, **options):
 
 def graph(*problems):
     return mlo.DependencyGraph(list(problems))
+
+
+def three_vectors(order, *, reg_loss=None, engine="one_step", steps=(1, 1, 1), **options):
+    """net reads aug; aug reads net and reg; reg reads net alone, unless its loss is another."""
+    losses = {
+        "net": lambda net, batch, *, aug: (net.v - aug.v).square().sum(),
+        "aug": lambda aug, batch, *, net, reg: (net.v.sum() - 1.0).square() + (aug.v * reg.v).sum(),
+        "reg": reg_loss or (lambda reg, batch, *, net: (net.v - 2.0).square().sum()),
+    }
+    made = {}
+    for name, count in zip(losses, steps, strict=True):
+        made[name] = problem(name, losses[name], steps=count, **options.get(name, {}))
+    return mlo.MultilevelOptimizer([made[name] for name in order], engine)

@@ -210,45 +210,6 @@ def test_an_optimizer_without_a_formula_is_refused():
         )
 
 
-def test_hooks_around_a_step_by_formula_are_refused():
-    _, declared = problem(torch.optim.SGD, {}, lambda: {"lr": 0.1})
-    declared.optimizers["w"].register_step_post_hook(lambda *_: None)
-    with pytest.raises(mlo.ProblemError, match="hooks around its step"):
-        mlo.MultilevelOptimizer([declared]).step()
-
-
-def test_a_setting_of_a_scheduler_is_refused():
-    w = Vector(torch.ones(2))
-    optimizer = torch.optim.SGD(w.parameters(), lr=0.1)
-    declared = mlo.Problem(
-        "w",
-        module=w,
-        optimizer=optimizer,
-        loss=lambda w, _: w.v.sum(),
-        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1),
-        settings=lambda: {"lr": 0.1},
-    )
-    with pytest.raises(mlo.ProblemError, match="both its scheduler and settings= set 'lr'"):
-        mlo.MultilevelOptimizer([declared]).step()
-
-
-@pytest.mark.filterwarnings("error")
-def test_momentum_that_a_scheduler_cycles_is_refused():
-    w, declared = problem(torch.optim.SGD, {"momentum": 0.9}, lambda: {"momentum": 0.5})
-    optimizer = declared.optimizers["w"]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
-    declared = mlo.Problem(
-        "w",
-        module=w,
-        optimizer=optimizer,
-        loss=declared.loss,
-        settings=declared.settings,
-        scheduler=scheduler,
-    )
-    with pytest.raises(mlo.ProblemError, match="both its scheduler and settings= set 'momentum'"):
-        mlo.MultilevelOptimizer([declared]).step()
-
-
 def test_settings_that_fail_leave_the_buffers():
     module = torch.nn.BatchNorm1d(3)
     declared = mlo.Problem(

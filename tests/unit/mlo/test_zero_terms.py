@@ -5,11 +5,15 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import small_graphs
 import torch
+from small_graphs import problem
 from torch.optim import SGD, lr_scheduler
 
 import mlo
+from mlo.hypergradient.registry import engines_for
 from mlo.testing import Vector
+from mlo.zero_terms import watched_problems
 
 UNROLLED = {"net": {"name": "unroll", "steps": 2}, "aug": {"name": "unroll", "steps": 1}}
 ENGINES = ["one_step", UNROLLED, "direct", "identity"]
@@ -202,3 +206,27 @@ def test_a_break_far_below_is_named(engine):
         )
     with pytest.warns(mlo.SolveWarning, match="The loss of 'a' names 'd' and does not depend"):
         mlo.MultilevelOptimizer(problems, engine).step()
+
+
+def test_a_gradient_of_which_a_part_is_dropped_is_not_watched():
+    def watched(engine, **options):
+        optimizer = trilevel(engine, **options)
+        return watched_problems(optimizer.graph, optimizer.engines)
+
+    assert watched("one_step") == ["aug", "reg"]
+    assert watched({"default": "one_step", "aug": "first_order"}) == ["aug"]
+    assert watched("first_order") == []
+
+
+def test_estimates_are_not_watched():
+    """Their first values may be of earlier batches."""
+
+    def watched(**options):
+        graph = small_graphs.graph(
+            problem("w", lambda w, _, *, x: (w.v * x.v).sum()),
+            problem("x", lambda x, _, *, w: w.v.sum(), **options),
+        )
+        return watched_problems(graph, engines_for(graph.problems, "soba"))
+
+    assert watched() == ["x"]
+    assert watched(estimator="storm") == []

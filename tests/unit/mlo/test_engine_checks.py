@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from small_blocks import Blocks
+from small_graphs import three_vectors
 from torch import nn
 
 import mlo
-from mlo.checks import check_engines
 from mlo.distributed import DataParallel
-from mlo.testing import Vector, bilevel_quadratic, trilevel_quadratic
+from mlo.engine_checks import check_engines
+from mlo.testing import bilevel_quadratic, trilevel_quadratic
 
 
 def test_finite_differences_are_not_differentiated_again():
@@ -177,51 +178,6 @@ def test_no_value_that_has_moved_is_read_simultaneously():
     mlo.MultilevelOptimizer(
         [problems[2], problems[0], problems[1]], "first_order", order="simultaneous"
     )
-
-
-def three_vectors(order, *, reg_loss=None, engine="one_step", steps=(1, 1, 1), **options):
-    """net reads aug; aug reads net and reg; reg reads net alone, unless its loss is another."""
-    losses = {
-        "net": lambda net, batch, *, aug: (net.v - aug.v).square().sum(),
-        "aug": lambda aug, batch, *, net, reg: (net.v.sum() - 1.0).square() + (aug.v * reg.v).sum(),
-        "reg": reg_loss or (lambda reg, batch, *, net: (net.v - 2.0).square().sum()),
-    }
-    made = {}
-    for name, count in zip(losses, steps, strict=True):
-        module = Vector(torch.ones(2))
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-        made[name] = mlo.Problem(
-            name,
-            module=module,
-            loss=losses[name],
-            optimizer=optimizer,
-            steps=count,
-            **options.get(name, {}),
-        )
-    return mlo.MultilevelOptimizer([made[name] for name in order], engine)
-
-
-def test_a_problem_listed_too_late_is_named_through_others():
-    with pytest.raises(
-        mlo.ProblemError,
-        match=r"reads net, which depends on 'reg' through aug, listed after it\..* list aug before "
-        "'reg'",
-    ):
-        three_vectors(["net", "reg", "aug"]).step()
-
-
-def test_every_problem_that_is_listed_too_late_is_named():
-    with pytest.raises(
-        mlo.ProblemError, match=r"It reads net, listed after it.* list aug, net before 'reg'"
-    ):
-        three_vectors(["reg", "aug", "net"]).step()
-
-
-def test_no_order_is_advised_where_none_helps():
-    with pytest.raises(mlo.ProblemError, match=r"or reads none\.$"):
-        three_vectors(
-            ["net", "aug", "reg"], reg_loss=lambda reg, _, *, net: net.v.detach().square().sum()
-        ).step()
 
 
 def test_one_window_for_problems_of_unequal_steps_warns():

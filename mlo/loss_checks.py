@@ -1,0 +1,315 @@
+"""Checks that losses have the derivatives needed, and read parameters only as they receive them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo.advice import WITHOUT_STEPS, EngineAdvice
+from mlo.errors import GraphError, ProblemError, warn_user
+from mlo.gradient_paths import Engines, differentiated_problems
+from mlo.graph import DependencyGraph
+from mlo.hypergradient.double_backward import (
+    check_checkpointing,
+    check_double_backward,
+    check_silent_operations,
+    is_about_third_derivative,
+    leaves_of,
+    no_third_derivative,
+)
+from mlo.hypergradient.first_order import FirstOrder
+from mlo.loss import Examine
+from mlo.problem import Tensors
+from mlo.response import Evaluation, Stationary, StepEngine, Stepped
+from mlo.sharding import is_sharded
+
+__all__ = ["LossChecks", "explain_third_derivative"]
+
+
+class LossChecks:
+    """Refuses losses, on their first batch, that lack a derivative that is needed.
+
+    What they find silently wrong is looked for again at the updates 2, 4, 8, …, since a loss may
+    begin to use it at any time.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        advice: problem → what messages on it may advise.
+
+    Attributes:
+        pending: problem → its pending checks on a first batch; an entry is removed after all of the
+            problem's players were checked.
+        displaced: the problems whose losses are evaluated with other tensors in the places of
+            their own parameters. Not those that are compiled, since a compiled module is compiled
+            once more for tensors of another kind.
+    """
+
+    def __init__(
+        self, graph: DependencyGraph, engines: Engines, advice: Mapping[str, EngineAdvice]
+    ) -> None:
+        self._graph, self._engines, self._advice = graph, engines, advice
+        differentiated = differentiated_problems(graph, engines)
+        twice = {name for name in differentiated if engines[name].uses_second_derivatives}
+        estimated = {name for name, p in graph.problems.items() if p.estimator is not None}
+        compiled = {name for name, problem in graph.problems.items() if problem.runs_compiled}
+        self.displaced = (differentiated | estimated) - compiled
+        self.pending: dict[str, Examine] = {}
+        self._later: dict[str, Examine] = {}
+        for name in graph.problems:
+            strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
+            look = partial(_examine, name, strays, advice[name], name in twice)
+            self.pending[name], self._later[name] = partial(look, True), partial(look, False)
+        self._warned: set[str] = set()
+
+    def examine(self, name: str, *, again: bool) -> Examine | None:
+        """What to show a problem's loss to, before it is differentiated.
+
+        Args:
+            name: the problem.
+            again: whether it is looked at also if it was before.
+        """
+        return self.pending.get(name) or (self._later[name] if again else None)
+
+    def check_optimizer_states(self, name: str) -> None:
+        """Refuses a loss that looks up an optimizer's state under a stand-in for a parameter.
+
+        Raises:
+            ProblemError: naming it. The entries that this has made are gone.
+        """
+        for problem in self._graph.problems.values():
+            for optimizer in problem.optimizers.values():
+                known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                made = [
+                    key
+                    for key in optimizer.state
+                    if getattr(key, "_is_param", False) and id(key) not in known
+                ]
+                for key in made:  # a state that has them could not be saved
+                    del optimizer.state[key]
+                if made:
+                    raise ProblemError(
+                        f"The loss of problem {name!r} looks up optimizer.state by parameters. "
+                        "While solutions are differentiated, other tensors are in their places, "
+                        "which have no state; and the state moves on. Keep copies of what the loss "
+                        "needs in buffers of the module, by the parameters' names."
+                    )
+
+    def call_hooks(
+        self, name: str, hooks: Mapping[str, Mapping[int, Any]], gradient: Tensors
+    ) -> Tensors:
+        """Shows a gradient to the hooks on its parameters; returns it as they changed it.
+
+        Args:
+            name: the problem, whose solution is differentiated.
+            hooks: parameter → its hooks (`register_hook`).
+            gradient: parameter → gradient.
+
+        Raises:
+            ProblemError: if a hook changes a gradient whose step is differentiated.
+        """
+        found = dict(gradient)
+        for key, own in hooks.items():
+            # A hook may return another gradient or change this one in place, so it gets a copy.
+            seen = gradient[key].clone()
+            for hook in own.values():
+                answer = hook(seen)
+                seen = seen if answer is None else answer
+            if torch.equal(seen, gradient[key]):
+                continue
+            found[key] = seen
+            engine = self._engines[name]
+            if isinstance(engine, StepEngine):
+                raise ProblemError(
+                    f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
+                    f"gradient, but the engine {engine.label!r} differentiates the step that is "
+                    "made with it, so the change would be missing. Put the change into the loss, "
+                    "or choose an engine that does not differentiate steps"
+                    f"{self._advice[name].phrase(', such as {}', *WITHOUT_STEPS)}."
+                )
+            if f"{name}.{key}" not in self._warned:
+                self._warned.add(f"{name}.{key}")
+                warn_user(
+                    f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
+                    f"gradient. The engine {engine.label!r} differentiates the condition that the "
+                    "gradient of the loss is zero, which knows nothing of the hook. Remove "
+                    "parameters that a hook keeps from moving from the module, or freeze them."
+                )
+        return found
+
+    def explain_zero(self, name: str, resting: Collection[str]) -> None:
+        """Says why a loss has no derivative in any parameter.
+
+        Args:
+            name: the problem.
+            resting: the problems that do not move in this round.
+
+        Raises:
+            ProblemError: if the loss depends on no parameter.
+        """
+        # Two causes are legitimate and only cause a warning: an engine that drops the implicit
+        # term, and a lower problem that is constant during its warm-up.
+        earlier = list(self._graph.problems)[: self._graph.position[name]]
+        dropped = [other for other in earlier if isinstance(self._engines[other], FirstOrder)]
+        still = [other for other in earlier if other in resting]
+        if not dropped and not still:
+            order = _order_hint(self._graph, name)
+            raise ProblemError(
+                f"The loss of problem {name!r} does not depend on any parameter: it was detached, "
+                f"computed under torch.no_grad(), or reads none.{order}"
+            )
+        if name not in self._warned:
+            self._warned.add(name)
+            cause, advice = f"warm-up of {', '.join(still)}", ""
+            if dropped:
+                cause = f"'first_order' of {', '.join(dropped)}"
+                advice = " Choose an engine that keeps it" + self._advice[dropped[-1]].phrase(
+                    ", such as {}", "one_step", *WITHOUT_STEPS
+                )
+                advice += "."
+            warn_user(
+                f"The gradient of problem {name!r} is zero: its loss depends only on the solutions "
+                f"of other problems, and the {cause} drops their derivative.{advice}"
+            )
+
+
+def _order_hint(graph: DependencyGraph, name: str) -> str:
+    """How a loss would depend on its own problem in another order; empty if in none."""
+    # The problems that it reads, by way of others too, and that so read it: solutions of these are
+    # functions of it, where they are listed before it.
+    reached = _reached(graph, graph.reads[name])
+    able = [other for other in reached if name in _reached(graph, graph.reads[other])]
+    later = [other for other in graph.problems if other in able and other in _after(graph, name)]
+    if not later:
+        return ""
+    listed = ", ".join(later)
+    direct = [other for other in later if other in graph.reads[name]]
+    how = f"It reads {', '.join(direct)}, listed after it, as constants."
+    if not direct:
+        through = ", ".join(other for other in graph.reads[name] if other in able)
+        how = f"It reads {through}, which depends on {name!r} through {listed}, listed after it."
+    return (
+        f" {how} Problems are listed from the innermost to the outermost. To differentiate their "
+        f"solutions, list {listed} before {name!r}."
+    )
+
+
+def _after(graph: DependencyGraph, name: str) -> list[str]:
+    """The problems listed after one."""
+    return list(graph.problems)[graph.position[name] + 1 :]
+
+
+def _reached(graph: DependencyGraph, names: Collection[str]) -> set[str]:
+    """These problems and all that they read, by way of others too."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += graph.reads[name]
+    return found
+
+
+def _examine(
+    name: str,
+    strays: Mapping[int, tuple[str, str, str]],
+    advice: EngineAdvice,
+    twice: bool,
+    first: bool,
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+) -> None:
+    """Looks at a loss whose gradient is differentiated `twice`, or once."""
+    check_checkpointing(name, loss)
+    for leaf in leaves_of(loss):
+        if id(leaf) in strays:
+            raise _stray_error(name, *strays[id(leaf)])
+    if twice and first:
+        check_double_backward(name, loss, parameters, advice)
+    elif twice:  # an operation that fails would say so itself
+        check_silent_operations(name, loss, advice)
+
+
+def _strays(
+    graph: DependencyGraph, name: str, differentiated: Collection[str], *, displaced: bool
+) -> dict[int, tuple[str, str, str]]:
+    """Identity of a parameter that may not be in a loss's graph → (problem, its name, whose).
+
+    While the loss is looked at, copies and aliases stand for the parameters of the problems that it
+    reads, and for its own if it is ever evaluated with others in their places. So a live parameter
+    in the graph came some other way, by which its stand-in is not seen.
+
+    Args:
+        graph: the problems.
+        name: whose loss.
+        differentiated: the problems whose solutions are differentiated.
+        displaced: whether the loss is evaluated with others in the places of its own parameters.
+    """
+    found: dict[int, tuple[str, str, str]] = {}
+    for other, problem in graph.problems.items():
+        kind = "read" if other in graph.reads[name] else "undeclared"
+        if other == name:
+            kind = "own"
+        # Where nothing is differentiated through, a stray parameter is the constant that it should
+        # be.
+        allowed = name not in differentiated and other not in differentiated
+        if (kind == "own" and not displaced) or (kind == "read" and allowed):
+            continue
+        for key, parameter in problem.parameters.items():
+            # A sharded parameter has no stand-in while the loss is looked at: it is gathered.
+            if kind == "undeclared" or not is_sharded(parameter):
+                found[id(parameter)] = other, key, kind
+    return found
+
+
+def _stray_error(name: str, other: str, key: str, kind: str) -> ProblemError | GraphError:
+    """The error for a loss that uses a live parameter where another tensor stands for it."""
+    if kind == "undeclared":
+        return GraphError(
+            f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} "
+            "without naming that problem (a closure, a global or an attribute), so the "
+            f"gradient would miss it. Add the keyword-only argument {other}, as in `def "
+            f"loss(module, batch, *, {other})`, and use the module that you receive. If its "
+            "value should be constant, detach the tensor."
+        )
+    error: type[ProblemError | GraphError] = GraphError
+    whose = f"parameter {key!r} of problem {other!r}"
+    if kind == "own":
+        error, whose = ProblemError, f"its own parameter {key!r}"
+    return error(
+        f"The loss of problem {name!r} uses {whose} by another way than through the module that "
+        "it receives: a list of parameters made outside of the loss, an optimizer's param_groups, "
+        "a Python list that holds it, a result kept from an earlier call. To differentiate "
+        "solutions, losses are evaluated with other tensors in the places of their modules' "
+        "parameters, which that way does not see. Read parameters inside the loss from the module "
+        "that it receives (`module.parameters()`; a module keeps a list of them as an "
+        "nn.ParameterList). If the value should be constant, detach the tensor."
+    )
+
+
+def explain_third_derivative(error: BaseException, evaluation: Evaluation) -> None:
+    """Says which problem's loss has no third derivative, if that is the error.
+
+    Raises:
+        EngineError: naming it.
+    """
+    if not isinstance(error, RuntimeError) or not is_about_third_derivative(error):
+        return
+    waiting = list(evaluation.solutions.values())
+    seen: set[int] = set()  # many paths may lead to one solution
+    names: list[str] = []
+    advice = EngineAdvice()
+    for solution in waiting:
+        if isinstance(solution, (Stationary, Stepped)) and id(solution) not in seen:
+            seen.add(id(solution))
+            waiting += solution.evaluation.solutions.values()
+            if solution.evaluation.loss.advice.third and solution.name not in names:
+                names.append(solution.name)
+                advice = solution.evaluation.loss.advice
+    named = " or ".join(names) or evaluation.loss.problem.name
+    raise no_third_derivative(named, f"an operation without one ({error})", advice) from error
