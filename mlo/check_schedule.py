@@ -30,12 +30,16 @@ class CheckSchedule:
         return is_power_of_two(occasion)
 
     def was_noted(self, check: str) -> bool:
-        """Whether the check has had an occasion yet."""
-        return check in self._occasions
+        """Whether the check has had an occasion yet, or needs none."""
+        return check in self._occasions or check in self._dismissed
 
-    def dismiss(self, check: str) -> None:
-        """Stops a check, since it has said everything."""
-        self._dismissed.add(check)
+    def dismiss(self, *checks: str) -> None:
+        """Stops checks, since they have said everything."""
+        self._dismissed.update(checks)
+
+    def was_dismissed(self, check: str) -> bool:
+        """Whether the check is made no more."""
+        return check in self._dismissed
 
 
 class NoChecks(CheckSchedule):
@@ -47,4 +51,8 @@ class NoChecks(CheckSchedule):
 
     def was_noted(self, check: str) -> bool:
         """As if it had been made."""
+        return True
+
+    def was_dismissed(self, check: str) -> bool:
+        """Yes."""
         return True

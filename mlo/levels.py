@@ -309,7 +309,9 @@ class Levels:
             for key, parameter in problem.parameters.items():
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
-        checked = is_update and is_power_of_two(history.updates[name] + 1)
+        # (Of a game whose players take turns, every turn.)
+        turns = history.updates[name] // len(problem.player_moves)
+        checked = is_update and is_power_of_two(turns + 1)
         examine, saved = history.checks.examine(name, again=checked), None
         if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
@@ -412,26 +414,38 @@ class Levels:
         )
 
     def _check_stand_ins(self, evaluation: Evaluation) -> None:
-        """Checks, at the updates 1, 2, 4, 8, …, that stand-ins for parameters change no loss."""
+        """Checks, at the updates 1, 2, 4, 8, …, that stand-ins for parameters change no loss.
+
+        A loss that no engine evaluates again may keep state. So it is evaluated once more in its
+        first update alone.
+        """
         history, loss = self._history, evaluation.loss
-        name = loss.problem.name
-        if loss.problem.device.type == "meta" or loss.sharded:
+        name, problem = loss.problem.name, loss.problem
+        if problem.device.type == "meta" or loss.sharded:
             return
         history.checks.check_optimizer_states(name)
+        replayed = name in history.checks.displaced
+        if loss.checks.was_dismissed("stand-ins") or not (replayed or loss.reads):
+            return
+        if not replayed:
+            # (An update that was left out is made again. A player may move several times in it.)
+            first = history.updates[name] < len(problem.player_moves)
+            of_players = f"stand-ins of {', '.join(evaluation.value)}"
+            if not first or not loss.checks.is_due(of_players, once=True):
+                return
         # A compiled module that is evaluated at parameters of another kind may be compiled once
         # more, which takes longer than the check is worth.
         seen = [history.graph.problems[other] for other in self._seen[name]]
         if any(problem.runs_compiled for problem in seen):
             return
-        if name in history.checks.displaced or loss.reads:
-            live = evaluation.current_reads()
-            for other in live:
-                # Solutions may be elsewhere: one step ahead, or where a simultaneous round began.
-                own: Tensors = dict(history.graph.problems[other].parameters)
-                solution = evaluation.solutions.get(other)
-                if solution is None or all(map(is_, solution.value.values(), own.values())):
-                    live[other] = own
-            evaluation.check_stand_ins(live)
+        live = evaluation.current_reads()
+        for other in live:
+            # Solutions may be elsewhere: one step ahead, or where a simultaneous round began.
+            own: Tensors = dict(history.graph.problems[other].parameters)
+            solution = evaluation.solutions.get(other)
+            if solution is None or all(map(is_, solution.value.values(), own.values())):
+                live[other] = own
+        evaluation.check_stand_ins(live, replayed=replayed)
 
     def batches(self, name: str) -> tuple[Any, ...]:
         """The batches of the problem's last update, or those that it will draw next."""

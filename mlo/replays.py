@@ -42,14 +42,7 @@ def check_replay(
         return True
     player = _differing(first, second := evaluate(), dtypes)
     if player is not None:
-        warn_user(
-            f"The loss of problem {problem!r} is {float(first[player]):.6g} and, evaluated again "
-            f"at the same point, {float(second[player]):.6g}. It keeps state between calls (a "
-            "counter, a running mean), or draws random numbers that are not replayed "
-            "(numpy.random.default_rng(), a torch.Generator that is not in generators=). Its "
-            "derivative would be that of another loss. Keep state in buffers of the module or in "
-            "metrics, and draw from global random states."
-        )
+        _warn_of_state(problem, first[player], second[player])
         return False
     player = _differing(recorded, first, dtypes)
     if player is None:
@@ -72,15 +65,25 @@ def check_stand_ins(
     in_place: Evaluate,
     with_stand_ins: Sequence[Evaluate],
     dtypes: Iterable[torch.dtype],
-) -> None:
+    *,
+    calls: int = 1,
+) -> bool:
     """Refuses a loss that takes another value if other tensors stand for the parameters.
+
+    A loss that keeps state does so as well, which shows when it is evaluated more than once. It is
+    warned of.
 
     Args:
         problem: whose loss.
         found: its values with tensors of the same values in the parameters' places.
         in_place: evaluates it with the parameters in their places.
-        with_stand_ins: evaluate it with others; one does so as `found` was.
+        with_stand_ins: evaluate it with others; one does so as `found` was. None are given for a
+            loss whose state an evaluation more would move for nothing: both causes are named then.
         dtypes: those in which it is computed.
+        calls: how often an evaluation calls the loss.
+
+    Returns:
+        Whether the value was the same.
 
     Raises:
         ProblemError: if the values differ, and each repeats itself.
@@ -89,12 +92,29 @@ def check_stand_ins(
     live = in_place()
     player = _differing(found, live, dtypes)
     if player is None:
-        return
-    # A loss that keeps state differs as well. That is for `check_replay` to say, if it matters.
-    if not torch.equal(in_place()[player], live[player]):
-        return
-    if not any(torch.equal(again()[player], found[player]) for again in with_stand_ins):
-        return
+        return True
+    if not with_stand_ins:
+        times = "once" if calls == 1 else f"{calls} times (once for each batch)"
+        warn_user(
+            f"The loss of problem {problem!r} is {float(found[player]):.6g} in its first update "
+            f"and, evaluated again at the same point, {float(live[player]):.6g}. If it keeps state "
+            "between calls (a counter, a running mean, next() of an iterator, a generator of "
+            f"random numbers), this check has moved that by calling the loss {times} more than "
+            "its updates do, and is not made again. Count outside of the loss, in the loop or in "
+            "after_update=, or in a buffer of its module; draw data with data=, and random numbers "
+            "from the global random states. If it depends on which tensor objects it gets (id(p), "
+            "`p is q`, a set or dict of parameters, optimizer.state[p], requires_grad), its "
+            "updates use another loss than you wrote, since other tensors of the same values are "
+            "in the places of the parameters that it reads. Tell parameters by name."
+        )
+        return False
+    again = in_place()
+    if not torch.equal(again[player], live[player]):
+        _warn_of_state(problem, live[player], again[player])
+        return False
+    if not any(torch.equal(other()[player], found[player]) for other in with_stand_ins):
+        _warn_of_state(problem, found[player], live[player])  # a first call that is another one
+        return False
     raise ProblemError(
         f"The loss of problem {problem!r} is {float(live[player]):.6g} with the parameters in "
         f"their modules, and {float(found[player]):.6g} with other tensors of the same values in "
@@ -102,6 +122,18 @@ def check_stand_ins(
         "identity (id(p), `p is q`, a set or dict of parameters, optimizer.state[p]) or by "
         "requires_grad. Tell them by name (`for name, p in module.named_parameters()`) or by an "
         "attribute (`p.no_decay = True`), and keep other tensors in buffers."
+    )
+
+
+def _warn_of_state(problem: str, first: Tensor, second: Tensor) -> None:
+    """Warns of a loss that is evaluated again by an engine, and keeps state."""
+    warn_user(
+        f"The loss of problem {problem!r} is {float(first):.6g} and, evaluated again at the same "
+        f"point, {float(second):.6g}. It keeps state between calls (a counter, a running mean, "
+        "next() of an iterator), or draws random numbers that are not replayed "
+        "(numpy.random.default_rng(), a torch.Generator that is not in generators=). Its "
+        "derivative would be that of another loss. Keep state in buffers of the module or in "
+        "metrics, draw data with data=, and random numbers from the global random states."
     )
 
 

@@ -78,6 +78,9 @@ Cotangent = Sequence[Tensor | None]
 
 IS_NONE = partial(is_, None)
 
+COMPARES_EVALUATIONS = ("stand-ins", "repeats", "finite difference", "batch bias")
+"""The checks that evaluate a loss once more. One that keeps state shows nothing else in them."""
+
 
 # ------------------------------ where a loss was evaluated
 
@@ -249,11 +252,13 @@ class Evaluation:
                     "new tensors (batch.clone()) or arrays (batch.copy())."
                 )
 
-    def check_stand_ins(self, live: dict[str, Tensors]) -> None:
+    def check_stand_ins(self, live: dict[str, Tensors], *, replayed: bool) -> None:
         """Refuses a loss that takes another value with the live parameters in their places.
 
         Args:
             live: problem that the loss reads → its live parameters, or what it reads instead.
+            replayed: whether engines evaluate the loss again too. Otherwise this is done once
+                only, and a difference is warned of.
 
         Raises:
             ProblemError: if it does, so that it tells parameters by their identity.
@@ -276,13 +281,16 @@ class Evaluation:
                 for leaf, flag in zip(leaves, flags, strict=True):
                     leaf.requires_grad_(flag)
 
-        check_stand_ins(
+        with_stand_ins = [partial(self._at_stand_ins, at, responds) for responds in (True, False)]
+        if not check_stand_ins(
             self.loss.problem.name,
             self.value,
             in_place,
-            [partial(self._at_stand_ins, at, responds) for responds in (True, False)],
+            with_stand_ins if replayed else (),
             self.dtypes,
-        )
+            calls=len(self.batches),
+        ):
+            self.loss.checks.dismiss(*COMPARES_EVALUATIONS)
 
     def _at_stand_ins(
         self,
@@ -1077,7 +1085,7 @@ class Pullback:
 
         name = evaluation.loss.problem.name
         if not check_replay(name, evaluation.value, again, evaluation.dtypes):
-            checks.dismiss("repeats")
+            checks.dismiss(*COMPARES_EVALUATIONS)
 
     def moved(self, parameters: Tensors, inputs: Sequence[Tensor], stack: ExitStack) -> Pullback:
         """The same call on the same batches, at another point.

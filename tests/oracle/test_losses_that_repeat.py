@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -207,3 +209,240 @@ def test_a_step_is_differentiated_by_the_loss_that_made_it():
     assert torch.equal(optimizer.gradient("x")["x"], before)
     optimizer.step()
     assert not torch.allclose(optimizer.gradient("x")["x"], before)
+
+
+# ------------------------------ losses that are not evaluated again keep their state
+
+
+class Counter:
+    """A term that is annealed by the number of calls."""
+
+    warns = True
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return 0.9**self.calls
+
+    def updated(self):
+        """What the loop does after an update."""
+
+
+class Meter(Counter):
+    """Counts, and leaves the loss as it is."""
+
+    warns = False
+
+    def __call__(self):
+        super().__call__()
+        return 1.0
+
+
+class Batches(Counter):
+    """`next(iterator)`."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = itertools.cycle([0.5, 1.5, 1.0, 2.0, 0.7])
+
+    def __call__(self):
+        super().__call__()
+        return next(self.batches)
+
+
+class Noise(Counter):
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def __call__(self):
+        super().__call__()
+        return self.generator.random()
+
+
+class Queue(Counter):
+    """The mean of the last three of its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = deque(maxlen=3)
+
+    def __call__(self):
+        super().__call__()
+        self.kept.append(float(self.calls))
+        return sum(self.kept) / len(self.kept)
+
+
+class Cached(Counter):
+    """A tensor that the first call makes."""
+
+    warns, made = False, None
+
+    def __call__(self):
+        super().__call__()
+        if self.made is None:
+            self.made = torch.tensor(1.0 / self.calls, dtype=torch.float64)
+        return self.made
+
+
+class Temperature(Counter):
+    """A Python variable that is annealed after each update."""
+
+    warns = False
+
+    def __call__(self):
+        super().__call__()
+        return self.now
+
+    now = 1.0
+
+    def updated(self):
+        self.now *= 0.9
+
+
+KINDS = [Counter, Meter, Batches, Noise, Queue, Cached, Temperature]
+PLACES = [("x", "first_order"), ("x", "one_step"), ("x", "darts"), ("w", "first_order")]
+TURNS = 9
+
+
+def below(w, x):
+    return (w - x).square().sum() + 0.1 * w.exp().sum()
+
+
+def above(w, x):
+    return ((w - 1.0).square() * x.exp()).sum()
+
+
+def by_loop(keeper, where, engine):
+    """w and x after the turns; the first one evaluates the loss with the keeper once more."""
+    w, x = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+
+    def factor(of, turn):
+        if of != where:
+            return 1.0
+        found = keeper()
+        if turn == 0:
+            keeper()
+        keeper.updated()
+        return found
+
+    for turn in range(TURNS):
+        w, x = w.detach().requires_grad_(), x.detach().requires_grad_()
+        loss = factor("w", turn) * below(w, x)
+        (g,) = torch.autograd.grad(loss, w, create_graph=engine != "first_order")
+        w = w - 0.1 * g
+        (g,) = torch.autograd.grad(factor("x", turn) * above(w, x), x)
+        x = x - 0.1 * g
+    return w.detach(), x.detach()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("where", "engine"), PLACES)
+def test_state_of_a_loss_that_is_not_replayed_is_kept(kind, where, engine):
+    keeper, expected = kind(), by_loop(kind(), where, engine)
+    modules = {
+        "w": nn.ParameterDict({"v": torch.zeros(2, dtype=torch.float64)}),
+        "x": nn.ParameterDict({"v": torch.ones(2, dtype=torch.float64)}),
+    }
+    losses = {
+        "w": lambda w, _, *, x: (keeper() if where == "w" else 1.0) * below(w["v"], x["v"]),
+        "x": lambda x, _, *, w: (keeper() if where == "x" else 1.0) * above(w["v"], x["v"]),
+    }
+    problems = [
+        mlo.Problem(
+            name,
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+            loss=losses[name],
+            after_update=(lambda _: keeper.updated()) if name == where else None,
+        )
+        for name, module in modules.items()
+    ]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        list(mlo.MultilevelOptimizer(problems, engine).run(TURNS))
+    assert keeper.calls == TURNS + 1
+    exact = 1e-6 if engine == "darts" else 1e-12
+    for module, value in zip(modules.values(), expected, strict=True):
+        assert (module["v"] - value).abs().max() < exact
+    messages = [text for w in seen if "evaluated again" in (text := str(w.message))]
+    assert len(messages) == kind.warns
+    assert all("by calling the loss once more than its updates do" in text for text in messages)
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_an_update_that_is_left_out_is_not_checked_again(left_out):
+    calls = []
+
+    def factor():
+        calls.append(None)
+        return float("nan") if len(calls) <= 2 * left_out else 1.0
+
+    x = nn.ParameterDict({"v": torch.ones(2, dtype=torch.float64)})
+    w = nn.ParameterDict({"v": torch.ones(2, dtype=torch.float64)})
+    problems = [
+        mlo.Problem(
+            name,
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+            loss=loss,
+        )
+        for name, module, loss in (
+            ("w", w, lambda w, _, *, x: below(w["v"], x["v"])),
+            ("x", x, lambda x, _, *, w: factor() * above(w["v"], x["v"])),
+        )
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "one_step", on_nonfinite="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        list(optimizer.run(3))
+    assert len(calls) == 4
+
+
+def test_every_set_of_players_that_moves_is_evaluated_once_more():
+    calls = {"a": 0, "b": 0}
+    game = nn.ModuleDict({name: nn.Linear(1, 1, bias=False).double() for name in calls})
+    w = nn.ParameterDict({"v": torch.ones(1, 1, dtype=torch.float64)})
+
+    def of(name, game, w):
+        def loss():
+            calls[name] += 1
+            return (game[name].weight - w["v"]).square().sum()
+
+        return loss
+
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
+            loss=lambda w, _, *, game: (w["v"] - game["a"].weight).square().sum(),
+        ),
+        mlo.Problem(
+            "game",
+            module=game,
+            optimizer=torch.optim.SGD(game.parameters(), lr=0.1),
+            players={name: name for name in calls},
+            player_steps={"a": 3},
+            loss=lambda game, _, *, w: {name: of(name, game, w) for name in calls},
+        ),
+    ]
+    list(mlo.MultilevelOptimizer(problems, "first_order").run(5))
+    assert calls == {"a": 15 + 2, "b": 5 + 1}  # a moves twice alone, and once with b
+
+
+def test_a_loss_known_to_keep_state_is_not_checked_again():
+    """Its step is differentiated by one evaluation, as before."""
+    calls = []
+
+    def factor(net):
+        calls.append(None)
+        return 1.0 + len(calls)
+
+    optimizer = make({"name": "one_step", "keep_graph": False}, factor)
+    with pytest.warns(mlo.SolveWarning, match="It keeps state between calls"):
+        list(optimizer.run(TURNS))
+    checks = 2  # at the first update: it differs, and differs again
+    assert len(calls) == 2 * TURNS + checks

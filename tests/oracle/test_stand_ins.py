@@ -129,11 +129,20 @@ def test_parameters_told_by_identity_are_refused(told, engine):
     assert torch.equal(net(), torch.ones(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("told", TOLD_BY_IDENTITY)
-def test_what_is_read_and_told_by_identity_is_refused(told):
-    optimizer, _ = make("one_step", lambda *_: lambda net: net.a.sum(), of_upper=told)
-    with pytest.raises(mlo.ProblemError, match=r"'h' is .* It tells parameters by their identity"):
-        optimizer.step()
+def by_requires_grad(net, _):
+    return lambda net: squares(p for p in (net.a, net.b) if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [*[("one_step", told) for told in TOLD_BY_IDENTITY], ("first_order", by_requires_grad)],
+)
+def test_what_is_read_and_told_by_identity_is_warned_of(engine, told):
+    """Once: a loss that is not evaluated again may keep state, which more calls would move."""
+    optimizer, _ = make(engine, lambda *_: lambda net: net.a.sum(), of_upper=told)
+    with pytest.warns(mlo.SolveWarning, match=r"'h' is .* which tensor objects it gets") as seen:
+        list(optimizer.run(STEPS))
+    assert sum("which tensor objects" in str(warning.message) for warning in seen) == 1
 
 
 def test_identity_is_allowed_where_nothing_stands_in():

@@ -30,7 +30,9 @@ def test_checks_are_counted_apart():
 def test_a_check_that_has_said_its_word_is_made_no_more():
     schedule = CheckSchedule()
     assert made(schedule, 3) == [1, 2]
-    schedule.dismiss("check")
+    assert not schedule.was_dismissed("check")
+    schedule.dismiss("check", "other")
+    assert schedule.was_dismissed("check") and schedule.was_noted("other")
     assert made(schedule, 30) == []
 
 

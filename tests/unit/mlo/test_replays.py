@@ -71,9 +71,31 @@ def test_only_players_that_were_evaluated_are_compared():
 def test_another_value_with_stand_ins_is_refused():
     with pytest.raises(ProblemError, match="'w' is 3 with the parameters in their modules, and 2"):
         check_stand_ins("w", recorded(2.0), values(3.0), [values(5.0), values(2.0)], DOUBLE)
-    check_stand_ins("w", recorded(2.0), values(2.0), [values(2.0)], DOUBLE)
+    assert check_stand_ins("w", recorded(2.0), values(2.0), [values(2.0)], DOUBLE)
 
 
-@pytest.mark.parametrize(("in_place", "with_stand_ins"), [((3.0, 4.0), (2.0,)), ((3.0,), (5.0,))])
-def test_a_loss_that_keeps_state_tells_nothing_of_stand_ins(in_place, with_stand_ins):
-    check_stand_ins("w", recorded(2.0), values(*in_place), [values(*with_stand_ins)], DOUBLE)
+@pytest.mark.parametrize(
+    ("in_place", "with_stand_ins", "message"),
+    [
+        ((3.0, 4.0), (2.0,), "is 3 and, evaluated again at the same point, 4"),
+        ((3.0,), (5.0,), "is 2 and, evaluated again at the same point, 3"),
+    ],
+)
+def test_a_loss_that_keeps_state_tells_nothing_of_stand_ins(in_place, with_stand_ins, message):
+    stand_ins = [values(*with_stand_ins)]
+    with pytest.warns(SolveWarning, match=f"{message}. It keeps state"):
+        assert not check_stand_ins("w", recorded(2.0), values(*in_place), stand_ins, DOUBLE)
+
+
+@pytest.mark.parametrize(("calls", "told"), [(1, "once more"), (3, "3 times .* more")])
+def test_a_loss_that_is_not_replayed_is_evaluated_once(calls, told):
+    evaluated = []
+
+    def in_place():
+        evaluated.append(None)
+        return recorded(3.0)
+
+    with pytest.warns(SolveWarning, match=f"'w' is 2 .*, 3. .* calling the loss {told} than its"):
+        assert not check_stand_ins("w", recorded(2.0), in_place, [], DOUBLE, calls=calls)
+    assert check_stand_ins("w", recorded(3.0), in_place, [], DOUBLE)
+    assert len(evaluated) == 2
