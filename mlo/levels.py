@@ -313,6 +313,8 @@ class Levels:
         turns = history.updates[name] // len(problem.player_moves)
         checked = is_update and is_power_of_two(turns + 1)
         examine, saved = history.checks.examine(name, again=checked), None
+        if examine is not None:
+            examine = evaluation.apart(examine)
         if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
@@ -327,6 +329,7 @@ class Levels:
                 is_update=is_update,
                 examine=examine,
                 displaced=examine is not None and name in history.checks.displaced,
+                linked=name in history.checks.pending and name in history.checks.twice,
                 players=players,
                 keep_graph=keep_graph,
                 held_constant=held_constant,
@@ -428,10 +431,11 @@ class Levels:
         if loss.checks.was_dismissed("stand-ins") or not (replayed or loss.reads):
             return
         if not replayed:
-            # (An update that was left out is made again. A player may move several times in it.)
+            # In the last move of a game's first update all players take part. (An update that was
+            # left out is made again.)
             first = history.updates[name] < len(problem.player_moves)
-            of_players = f"stand-ins of {', '.join(evaluation.value)}"
-            if not first or not loss.checks.is_due(of_players, once=True):
+            whole = len(evaluation.value) == len(problem.players)
+            if not (first and whole and loss.checks.is_due("stand-ins", once=True)):
                 return
         # A compiled module that is evaluated at parameters of another kind may be compiled once
         # more, which takes longer than the check is worth.

@@ -7,7 +7,7 @@ responses, by the values at which a step was made, by displaced parameters, by c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -27,7 +27,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import is_sharded, without_fsdp_hooks
 from mlo.step_formulas import resolve_settings
-from mlo.tensors import add_all, in_new_containers, map_tensors, versions_of, zeros_for_none
+from mlo.tensors import add_all, copies, in_new_containers, map_tensors, versions_of, zeros_for_none
 
 __all__ = [
     "Examine",
@@ -42,7 +42,10 @@ __all__ = [
 ]
 
 Examine = Callable[[Tensor, Sequence[Tensor]], None]
-"""Checks a player's loss on a first batch, given its parameters; raises if the loss is unfit."""
+"""Checks a player's loss on a first batch, given the leaves whose gradient moves the problem.
+
+Raises if the loss is unfit.
+"""
 
 Places = list[tuple[dict[str, Any], str, bool]]
 """All places of one tensor: a module's dict, its name there, and whether it is a parameter."""
@@ -145,6 +148,18 @@ class LossFunction:
             f"{what}. Change values in place (copy_, load_state_dict without assign=True), or make "
             "a new Problem, torch optimizer and MultilevelOptimizer for the edited module."
         )
+
+    def copied(self, names: Mapping[str, Iterable[str]]) -> dict[str, Tensors]:
+        """Copies of the tensors that the modules hold now, by problem and name."""
+        found: dict[str, Tensors] = {}
+        for problem, of_problem in names.items():
+            held: Tensors = {}
+            for name in of_problem:
+                registry, key, _ = self._places[problem][name][0]
+                if registry[key] is not None:
+                    held[name] = registry[key]
+            found[problem] = dict(zip(held, copies(held.values()), strict=True))
+        return found
 
     @property
     def modes(self) -> list[bool]:
@@ -361,7 +376,7 @@ class LossFunction:
                 own = list(map(parameters.__getitem__, problem.player_parameters[player]))
                 if examine is not None and first:
                     try:
-                        examine(loss, own)
+                        examine(loss, [*own, *leaves])
                     except RuntimeError as error:
                         _explain(error, problem.name)
                         raise
@@ -424,7 +439,6 @@ class GradientSums:
         share = loss if self._batches == 1 else share_of(loss, self._batches)
         inputs = [*own, *self._leaves]
         found: Sequence[Tensor | None] = [None] * len(inputs)
-        self.has_derivative &= share.requires_grad
         if share.requires_grad:
             # One backward pass for both: own parameters, and the other tensors to differentiate by.
             try:
@@ -438,6 +452,8 @@ class GradientSums:
                         f"Problem {self._problem.name!r}: its loss has sparse gradients, which no "
                         "engine supports. Build embeddings with sparse=False."
                     )
+
+        self.has_derivative &= any(entry is not None for entry in found)
 
         # The sum over the batches; each has contributed its share of the mean.
         direct, cotangents, detached = found[: len(own)], found[len(own) :], share.detach()

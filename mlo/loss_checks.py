@@ -44,6 +44,7 @@ class LossChecks:
     Attributes:
         pending: problem → its pending checks on a first batch; an entry is removed after all of the
             problem's players were checked.
+        twice: the problems whose losses are differentiated twice.
         displaced: the problems whose losses are evaluated with other tensors in the places of
             their own parameters. Not those that are compiled, since a compiled module is compiled
             once more for tensors of another kind.
@@ -54,7 +55,7 @@ class LossChecks:
     ) -> None:
         self._graph, self._engines, self._advice = graph, engines, advice
         differentiated = differentiated_problems(graph, engines)
-        twice = {name for name in differentiated if engines[name].uses_second_derivatives}
+        self.twice = {name for name in differentiated if engines[name].uses_second_derivatives}
         estimated = {name for name, p in graph.problems.items() if p.estimator is not None}
         compiled = {name for name, problem in graph.problems.items() if problem.runs_compiled}
         self.displaced = (differentiated | estimated) - compiled
@@ -62,7 +63,7 @@ class LossChecks:
         self._later: dict[str, Examine] = {}
         for name in graph.problems:
             strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
-            look = partial(_examine, name, strays, advice[name], name in twice)
+            look = partial(_examine, name, strays, advice[name], name in self.twice)
             self.pending[name], self._later[name] = partial(look, True), partial(look, False)
         self._warned: set[str] = set()
 
@@ -222,15 +223,15 @@ def _examine(
     twice: bool,
     first: bool,
     loss: Tensor,
-    parameters: Sequence[Tensor],
+    leaves: Sequence[Tensor],
 ) -> None:
-    """Looks at a loss whose gradient is differentiated `twice`, or once."""
+    """Looks at a loss whose gradient in the leaves is differentiated `twice`, or once."""
     check_checkpointing(name, loss)
     for leaf in leaves_of(loss):
         if id(leaf) in strays:
             raise _stray_error(name, *strays[id(leaf)])
     if twice and first:
-        check_double_backward(name, loss, parameters, advice)
+        check_double_backward(name, loss, leaves, advice)
     elif twice:  # an operation that fails would say so itself
         check_silent_operations(name, loss, advice)
 

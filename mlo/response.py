@@ -40,11 +40,11 @@ from torch import Tensor
 from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError
 from mlo.estimators import Estimates
-from mlo.loss import LossFunction, share_of
+from mlo.loss import Examine, LossFunction, share_of
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
-from mlo.randomness import RandomState, replayed
+from mlo.randomness import RandomState, preserved, replayed
 from mlo.records import CONVERGED, SolveReport
 from mlo.replays import check_replay, check_stand_ins
 from mlo.restart import Start
@@ -251,6 +251,23 @@ class Evaluation:
                     "loss was evaluated; perhaps its data fill one buffer again and again. Yield "
                     "new tensors (batch.clone()) or arrays (batch.copy())."
                 )
+
+    def apart(self, examine: Examine) -> Examine:
+        """A function that examines a loss likewise, and moves nothing that an update keeps.
+
+        A derivative of a loss with activation checkpoints runs their modules again: BatchNorm moves
+        its statistics, spectral norm its vectors, dropout may draw.
+        """
+
+        def apart(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+            copied = self.loss.copied(self.buffers)
+            with (
+                preserved(self.loss.problem.generators),
+                self.loss.placed(copied, self.loss.modes),
+            ):
+                examine(loss, leaves)
+
+        return apart
 
     def check_stand_ins(self, live: dict[str, Tensors], *, replayed: bool) -> None:
         """Refuses a loss that takes another value with the live parameters in their places.

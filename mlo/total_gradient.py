@@ -98,6 +98,7 @@ def total_gradient(
     held_constant: frozenset[str] = frozenset(),
     examine: Examine | None = None,
     displaced: bool = False,
+    linked: bool = False,
     estimates: Estimates | None = None,
     begun: RandomState | None = None,
     flow: Flow | None = None,
@@ -117,6 +118,7 @@ def total_gradient(
         held_constant: problems whose solutions are treated as constants.
         examine: is shown each player's loss on the first batch, before it is differentiated.
         displaced: whether aliases stand for the own parameters, as copies do for a kept graph.
+        linked: whether what is read requires gradients, as it does for a kept graph.
         estimates: corrects the gradient, or its terms.
         begun: the random state now, where it is known.
         flow: is told what came through solutions.
@@ -131,6 +133,7 @@ def total_gradient(
                 held_constant=held_constant,
                 examine=examine,
                 displaced=displaced,
+                linked=linked,
                 estimates=estimates,
                 begun=begun,
                 flow=flow,
@@ -146,7 +149,7 @@ def total_gradient(
 
     # 1. What the loss reads, as leaves that are detached from their graphs.
     lone = _lone_response(evaluation, reading) if estimates is None else None
-    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph, lone=lone)
+    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph or linked, lone=lone)
 
     # 2. The direct gradient, and the cotangents of what is read.
     parameters: Tensors = live

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_checkpointing",
     "check_double_backward",
     "check_silent_operations",
+    "explains_double_backward",
     "is_about_double_backward",
     "leaves_of",
     "no_double_backward",
@@ -89,12 +91,15 @@ def check_double_backward(
     parameters: Sequence[Tensor],
     advice: EngineAdvice = ANY_ENGINE,
 ) -> None:
-    """Refuses a loss whose gradient cannot be differentiated, from its graph alone.
+    """Refuses a loss whose gradient cannot be differentiated, by differentiating it.
+
+    Activation checkpoints in the graph run their modules again.
 
     Args:
         problem: its name.
         loss: scalar, with its graph, which is retained.
-        parameters: leaves that it depends on.
+        parameters: leaves whose gradient it is. It is differentiated in these, and in all others
+            that it depends on.
         advice: names other engines.
 
     Raises:
@@ -105,17 +110,17 @@ def check_double_backward(
     check_silent_operations(problem, loss, advice)
 
     # Then operations that fail, tried before the first step rather than in the middle of a solve.
+    # Names of nodes do not tell them: some fail only when they are run (`embedding_bag`), and some
+    # are off the path of the second derivative.
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     gradient = [g for g in found if g is not None and g.requires_grad]
-    # A name only raises a suspicion: such a node may be off the path of the second derivative. The
-    # second pass decides.
-    names = {node.name() for node in _graph(gradient)}
-    missing = [n for n in names if "NotImplemented" in n or "CompiledFunctionBackward" in n]
-    if missing:
-        try:
-            torch.autograd.grad([g.sum() for g in gradient], list(parameters), allow_unused=True)
-        except RuntimeError as error:
-            raise no_double_backward(problem, str(error), advice) from error
+    if gradient:
+        along = list(map(torch.ones_like, gradient))
+        with explains_double_backward(problem, advice):
+            # (The gradient's graph contains the loss's, which the caller still needs.)
+            torch.autograd.grad(
+                gradient, leaves_of(loss), along, retain_graph=True, allow_unused=True
+            )
 
 
 def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = ANY_ENGINE) -> None:
@@ -155,6 +160,25 @@ def is_about_double_backward(error: RuntimeError) -> bool:
         "differentiate twice",
     )
     return any(part in str(error) for part in words)
+
+
+@contextmanager
+def explains_double_backward(problem: str, advice: EngineAdvice) -> Iterator[None]:
+    """Runs a derivative of a loss's gradient in the body, and says what it means if it is missing.
+
+    Args:
+        problem: whose loss.
+        advice: names other engines.
+
+    Raises:
+        EngineError: naming the operation and what to do.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_about_double_backward(error):
+            raise
+        raise no_double_backward(problem, str(error), advice) from error
 
 
 def no_double_backward(problem: str, reason: str, advice: EngineAdvice) -> EngineError:

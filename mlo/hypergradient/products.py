@@ -31,8 +31,7 @@ from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.double_backward import (
     check_double_backward,
     check_third_derivative,
-    is_about_double_backward,
-    no_double_backward,
+    explains_double_backward,
 )
 from mlo.hypergradient.kinks import find_kink
 from mlo.loss import gradients
@@ -379,7 +378,7 @@ class AutogradSystem(LinearSystem):
                     entries.append(direction)
         if not outputs or not inputs:
             return [None] * len(inputs)
-        try:
+        with explains_double_backward(self.problem, self.advice):
             found: Sequence[Tensor | None] = grad(
                 outputs,
                 inputs,
@@ -387,10 +386,6 @@ class AutogradSystem(LinearSystem):
                 retain_graph=True,
                 create_graph=create_graph or (self.call.differentiate and torch.is_grad_enabled()),
             )
-        except RuntimeError as error:
-            if not is_about_double_backward(error):
-                raise
-            raise no_double_backward(self.problem, str(error), self.advice) from error
         return found
 
 

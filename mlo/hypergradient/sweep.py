@@ -28,6 +28,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mlo.hypergradient.double_backward import explains_double_backward
 from mlo.hypergradient.products import Autograd, AutogradSystem, Engine, LinearSystem
 from mlo.response import Input, Pullback, Stationary, Stepped
 from mlo.tensors import add, zeros_for_none
@@ -114,7 +115,7 @@ class SweptSystem(LinearSystem):
             directions += [own.get(name) for name in names]
             directions += self._tangents_read(own)
         inputs = self.call.select(self._inputs)
-        found = _vjp(gradients, inputs, directions)
+        found = self._second(gradients, inputs, directions)
         return self.call.scatter(zeros_for_none(found, inputs))
 
     def mixed_product(self, tangents: Sequence[Tensor | None]) -> list[Tensor]:
@@ -129,8 +130,8 @@ class SweptSystem(LinearSystem):
         found: dict[str, Tensor | None] = {}
         for player, names in self.players.items():
             own = [self._theta[name] for name in names]
-            terms = _vjp(self._first(player, inputs), [*own, *self._leaves], directions)
-            through = _vjp(self._responses, own, terms[len(own) :])
+            terms = self._second(self._first(player, inputs), [*own, *self._leaves], directions)
+            through = self._second(self._responses, own, terms[len(own) :])
             found |= zip(names, map(add, terms, through), strict=False)
         return self._signed(zeros_for_none([found[name] for name in self.names], self.parameters))
 
@@ -140,6 +141,27 @@ class SweptSystem(LinearSystem):
         if not loss.requires_grad or not at:
             return [None] * len(at)
         return torch.autograd.grad(loss, at, create_graph=True, allow_unused=True)
+
+    def _second(
+        self,
+        outputs: Sequence[Tensor | None],
+        inputs: Sequence[Tensor],
+        entries: Sequence[Tensor | None],
+    ) -> Entries:
+        """Σ (∂output/∂input)ᵀ entry for every input, over the pairs in which neither is None."""
+        reached: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for output, entry in zip(outputs, entries, strict=True):
+            if output is not None and entry is not None and output.requires_grad:
+                reached.append(output)
+                cotangents.append(entry)
+        if not reached or not inputs:
+            return [None] * len(inputs)
+        with explains_double_backward(self.problem, self.advice):
+            found = torch.autograd.grad(
+                reached, inputs, cotangents, retain_graph=True, allow_unused=True
+            )
+        return list(found)
 
     # ------------------------------ how the responses move with the parameters
 
@@ -191,20 +213,3 @@ class SweptSystem(LinearSystem):
             pushed = engine.applied(system, system.mixed_product(tangents))
         self._below.note(engine.report(solution.name))
         return list(pushed)
-
-
-def _vjp(
-    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], entries: Sequence[Tensor | None]
-) -> Entries:
-    """Σ (∂output/∂input)ᵀ entry for every input, over the pairs in which neither is None."""
-    reached: list[Tensor] = []
-    cotangents: list[Tensor] = []
-    for output, entry in zip(outputs, entries, strict=True):
-        if output is not None and entry is not None and output.requires_grad:
-            reached.append(output)
-            cotangents.append(entry)
-    if not reached or not inputs:
-        return [None] * len(inputs)
-    return list(
-        torch.autograd.grad(reached, inputs, cotangents, retain_graph=True, allow_unused=True)
-    )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.double_backward import check_third_derivative
+from mlo.hypergradient.double_backward import check_third_derivative, explains_double_backward
 from mlo.hypergradient.options import count
 from mlo.loss import gradients
 from mlo.optimizer_step import StateKey, acts_around_step
@@ -209,9 +209,9 @@ def _pull_back(
         return [None] * len(wanted)
     sources = [*theta.values(), *state.values(), *inputs]
     asked = [tensor for tensor, want in zip(sources, wanted, strict=True) if want]
-    pulled = iter(
-        torch.autograd.grad(
+    with explains_double_backward(loss.problem.name, loss.advice):
+        found = torch.autograd.grad(
             outputs, asked, grad_outputs=entries, create_graph=differentiate, allow_unused=True
         )
-    )
+    pulled = iter(found)
     return [next(pulled) if want else None for want in wanted]

@@ -8,9 +8,11 @@ restarted lower problem, data reweighting, implicit MAML over tasks, architectur
 from __future__ import annotations
 
 import itertools
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_betty_programs import (
@@ -546,3 +548,77 @@ def test_weight_decay_is_part_of_the_hessian():
         w, x, [torch.zeros(1)], torch.zeros(1), lambda h, v: solved(h + 0.5 * torch.eye(2), v)
     )
     assert relative_error(values(engine)[:2], x - 0.3 * found) < EXACT
+
+
+@pytest.mark.parametrize("place", ["outermost", "below first_order"])
+@pytest.mark.parametrize("kind", ["counter", "iterator", "noise", "buffer"])
+def test_state_that_a_training_step_keeps(kind, place):
+    """Only the check of the first update calls it once more; a buffer does not see that."""
+
+    class Keeper(Value):
+        def __init__(self, *entries):
+            super().__init__(*entries)
+            self.calls, self.numbers = 0, itertools.cycle([0.5, 1.5, 1.0, 2.0, 0.7])
+            self.noise = np.random.default_rng(0)
+            self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+        def factor(self):
+            self.calls += 1
+            self.count += 1.0
+            kinds = {
+                "counter": lambda: 0.9**self.calls,
+                "iterator": lambda: next(self.numbers),
+                "noise": self.noise.random,
+                "buffer": lambda: 0.9 ** float(self.count),
+            }
+            return kinds[kind]()
+
+    found, outermost = library(), place == "outermost"
+    keeper_of = "x" if outermost else "w"
+
+    class Low(found.ImplicitProblem):
+        def training_step(self, _):
+            loss = lower_loss(self.module(), self.up(), 0.0)
+            return loss if outermost else self.module.factor() * loss
+
+    class Up(found.ImplicitProblem):
+        def training_step(self, _):
+            loss = upper_loss(self.low(), self.module(), 0.0)
+            return self.module.factor() * loss if outermost else loss
+
+    def made():
+        return Keeper(0.3, -0.2), Keeper(0.4, 0.1)
+
+    w, x = made()
+    config = found.Config(type={"name": "one_step" if outermost else "first_order"})
+    low = Low("low", config, w, SGD(w.parameters(), lr=0.2), train_data_loader=batches(1))
+    up = Up("up", found.Config(), x, SGD(x.parameters(), lr=0.3), train_data_loader=batches(1))
+    engine = found.Engine(
+        problems=[up, low],
+        config=found.EngineConfig(train_iters=9, strategy="cpu"),
+        dependencies={"l2u": {low: [up]}, "u2l": {up: [low]}},
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        engine.run()
+    keepers = dict(zip("wx", made(), strict=True))
+    expected = by_loop_with_state(*keepers.values(), keepers[keeper_of], kind, outermost)
+    assert relative_error(torch.cat([w.v, x.v]).detach(), expected) < EXACT
+    messages = [text for m in seen if "evaluated again" in (text := str(m.message))]
+    assert len(messages) == (kind != "buffer")
+
+
+def by_loop_with_state(w, x, keeper, kind, outermost):
+    """Nine turns, through the last step if the outermost problem keeps the state."""
+    at_w, at_x = w.v.detach(), x.v.detach()
+    for turn in range(9):
+        factor = keeper.factor()
+        if turn == 0 and kind != "buffer":
+            keeper.factor()
+        theta, leaf = at_w.requires_grad_(), at_x.requires_grad_()
+        loss = lower_loss(theta, leaf, 0.0) * (1.0 if outermost else factor)
+        (g,) = grad(loss, theta, create_graph=outermost)
+        after = theta - 0.2 * g if outermost else (theta - 0.2 * g).detach()
+        loss = upper_loss(after, leaf, 0.0) * (factor if outermost else 1.0)
+        at_w, at_x = after.detach(), leaf.detach() - 0.3 * grad(loss, leaf)[0]
+    return torch.cat([at_w, at_x])
