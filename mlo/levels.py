@@ -73,7 +73,7 @@ class Levels:
         # evaluation is repeated they are recorded like buffers, which a large frozen backbone is
         # not worth: it stays as it is.
         self._frozen: dict[str, dict[str, Tensors]] = {}
-        for name in history.differentiated:
+        for name in graph.problems:
             frozen = {other: _frozen(graph.problems[other]) for other in self._seen[name]}
             size = sum(p.numel() for tensors in frozen.values() for p in tensors.values())
             if size <= max(FEW_FROZEN, FROZEN_SHARE * graph.problems[name].size):
@@ -467,6 +467,8 @@ class Levels:
         """Problem that a loss sees → copies of its buffers, and of frozen parameters like them."""
         copied: dict[str, Tensors] = {}
         frozen = self._frozen.get(name)
+        if name not in self._history.differentiated and self._history.updates[name]:
+            frozen = None  # its first update alone is repeated, see `_check_stand_ins`
         for other in self._seen[name]:
             live: Tensors = {}
             for prefix, registry in self._buffers[other]:

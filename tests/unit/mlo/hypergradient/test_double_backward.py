@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from squares import Square, SquareOnce
+from torch.nn.functional import embedding_bag
 from torch.utils.checkpoint import checkpoint
 
+from mlo.advice import EngineAdvice
 from mlo.errors import EngineError, ProblemError
 from mlo.hypergradient.double_backward import (
     check_checkpointing,
     check_double_backward,
     check_silent_operations,
+    explains_double_backward,
     is_about_double_backward,
 )
 
@@ -39,6 +42,39 @@ def test_a_once_differentiable_function_is_named(theta):
     ):
         with pytest.raises(EngineError, match=r"'w'.*SquareOnce\.backward is once_differentiable"):
             check()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda w: torch._standard_gamma(w.exp()).sum(),
+        lambda w: embedding_bag(torch.tensor([[0, 1]]), w[:, None]).square().sum(),
+        lambda w: torch.segment_reduce(w, "sum", lengths=torch.tensor([1, 3])).square().sum(),
+    ],
+)
+def test_an_operation_that_fails_when_it_is_run_is_named(theta, operation):
+    with pytest.raises(EngineError, match=r"'w': .* no double backward \(.*not implemented"):
+        check_double_backward("w", operation(theta), [theta])
+
+
+def test_a_gradient_is_differentiated_in_all_leaves(theta):
+    """It is linear in the parameter, and depends on the other leaf."""
+    other = torch.ones((), dtype=torch.float64)
+    loss = (other * embedding_bag(torch.tensor([[0, 1]]), theta[:, None], mode="sum")).sum()
+    check_double_backward("w", loss, [theta])
+    other.requires_grad_()
+    loss = (other * embedding_bag(torch.tensor([[0, 1]]), theta[:, None], mode="sum")).sum()
+    with pytest.raises(EngineError, match="no double backward"):
+        check_double_backward("w", loss, [theta])
+
+
+def test_other_errors_are_those_of_pytorch():
+    advice = EngineAdvice()
+    with (
+        pytest.raises(RuntimeError, match=r"^out of memory$"),
+        explains_double_backward("w", advice),
+    ):
+        raise RuntimeError("out of memory")
 
 
 def test_a_constant_loss_has_nothing_to_refuse():
