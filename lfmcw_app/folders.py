@@ -23,7 +23,8 @@ from lfmcw_app.near_paths import near_paths
 from lfmcw_app.printing import printable
 
 __all__ = [
-    "FolderListing", "Listing", "image_suffixes", "images_below", "list_folder", "list_parts",
+    "FolderListing", "Listing", "identity_of", "image_suffixes", "images_below", "list_folder",
+    "list_parts",
 ]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -268,7 +269,7 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
 
 
 def _plain(name: str) -> str:
-    """The name of a folder without what does not matter in that of a part: "Train_set " → "train"."""
+    """The name of a folder without what does not matter for a part: "Train_set " → "train"."""
     return re.sub(r"[ _-]?set$", "", name.strip().lower())
 
 
@@ -313,7 +314,7 @@ def _check_no_parts(folder: Path, children: Sequence[Path]) -> None:
 
 
 def _shared(folders: Sequence[Path]) -> list[str]:
-    """The names of the folders within folders, sorted, if most are the same in all; see `_inner`."""
+    """The names of the folders in folders, sorted, if most are the same in all; see `_inner`."""
     shared = every = set(_inner(folders[0]))
     for folder in folders[1:]:
         inner = set(_inner(folder)) if len(shared) > 1 else set()
@@ -484,17 +485,17 @@ def images_below(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         InputError: if a folder cannot be read.
     """
     found = _Skipped()
-    images = [(name, path) for name, path, _ in _files(folder, {_identity(folder)}, found)]
+    images = [(name, path) for name, path, _ in _files(folder, {identity_of(folder)}, found)]
     return images, dict(found.kinds)
 
 
 def _has_image(folder: Path) -> bool:
     """Whether there is an image below a folder."""
-    return next(_files(folder, {_identity(folder)}, _Skipped()), None) is not None
+    return next(_files(folder, {identity_of(folder)}, _Skipped()), None) is not None
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    """What is equal for all names of one folder."""
+def identity_of(path: str | Path) -> tuple[int, int]:
+    """What is equal for all names of one file or folder."""
     state = os.stat(path)
     return state.st_dev, state.st_ino
 
@@ -519,10 +520,10 @@ def _files(
         if entry is None:
             reading.pop()
         elif _leads(entry.is_dir):
-            if _is_ignored(entry.name) or _identity(entry.path) in seen:
+            if _is_ignored(entry.name) or identity_of(entry.path) in seen:
                 found.folders.append(_text(entry.name))
                 continue
-            seen.add(_identity(entry.path))
+            seen.add(identity_of(entry.path))
             reading.append((f"{prefix}{_text(entry.name)}/", iter(_entries(entry.path))))
         elif _is_image(entry):
             yield f"{prefix}{_text(entry.name)}", entry.path, entry.stat().st_size
@@ -544,7 +545,7 @@ def _list_classes(
     folders = [path for paths in classes.values() for path in paths]
     places: dict[tuple[int, int], Path] = {}
     for path in folders:
-        same = places.setdefault(_identity(path), path)
+        same = places.setdefault(identity_of(path), path)
         if same is not path:
             raise InputError(
                 f"The class folders {same} and {path} are one folder under two names. Remove one "
@@ -553,7 +554,7 @@ def _list_classes(
     _check_names(classes)
     # A link may lead to another class, or to what holds this folder: neither is in the class.
     above = {place for root in roots.values() for place in (root, *root.resolve().parents)}
-    outside = {*places, *map(_identity, above)}
+    outside = {*places, *map(identity_of, above)}
 
     def read(path: Path) -> tuple[list[tuple[str, str, int]], _Skipped]:
         left_out = _Skipped()
