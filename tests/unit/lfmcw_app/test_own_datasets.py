@@ -78,7 +78,6 @@ def test_integers_are_class_names(names):
         [False, True], {"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": 1, "b": 2}, {1: 0, 0: 1},
         {0: "a", 2: "b"}, {"a": "b", "c": "d"}, {"a": [0], "b": [1]}, torch.tensor([0.5, 1.5]),
     ],
-    ids=str,
 )  # fmt: skip
 def test_class_names_without_an_order_are_refused(names):
     with pytest.raises(InputError, match="needs a list of class names, texts or integers"):
