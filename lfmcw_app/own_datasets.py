@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lfmcw_app.copies import copies_in_memory, tell_copies
 from lfmcw_app.errors import DataWarning, InputError, shown
 from lfmcw_app.names import FOLDER, RANDOM
 from lfmcw_app.readers import DATASETS, Images, Parts
@@ -120,6 +121,10 @@ def _parts(name: str, returned: Any) -> Parts:
                 f"{tuple(images.pixels.shape[1:])} and test images of shape "
                 f"{tuple(tested.pixels.shape[1:])}. Make them equal."
             )
+        assert isinstance(images.pixels, Tensor)
+        assert isinstance(tested.pixels, Tensor)
+        copies = copies_in_memory(images.pixels, tested.pixels)
+        tell_copies(f"the data set {name}", copies, len(tested))
         return Parts(images, tested, class_names)
     held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
     return Parts(images[rest], images[held_out], class_names)
