@@ -29,7 +29,7 @@ def copies_in_files(train: Listing, test: Listing) -> list[int]:
 
     Only files whose size is in both parts are read, and at most `MOST_FILES` of them.
     """
-    sizes, files = torch.cat([train.sizes, test.sizes]).unique(return_counts=True)
+    sizes, files = torch.unique(torch.cat([train.sizes, test.sizes]), return_counts=True)
     shared = torch.isin(sizes, train.sizes) & torch.isin(sizes, test.sizes)
     sizes, files = sizes[shared], files[shared]
     order = files.argsort(stable=True)
@@ -43,7 +43,9 @@ def copies_in_files(train: Listing, test: Listing) -> list[int]:
     return [place for place, digest in zip(chosen[1], found, strict=True) if digest in contents]
 
 
-def tell_copies(where: str, copies: list[int], test: int, paths: tuple[str, ...] = ()) -> None:
+def tell_copies(
+    where: str, copies: list[int], test: int, paths: tuple[str, ...] = (), *, split: bool = True
+) -> None:
     """Warns of test images that are copies.
 
     Args:
@@ -51,6 +53,7 @@ def tell_copies(where: str, copies: list[int], test: int, paths: tuple[str, ...]
         copies: their places among the test images.
         test: number of all test images.
         paths: of all test images, if they are files.
+        split: whether the user has chosen the test images.
     """
     if not copies:
         return
@@ -60,14 +63,14 @@ def tell_copies(where: str, copies: list[int], test: int, paths: tuple[str, ...]
         f"{len(copies):,} of the {test:,} test images of {where} {'is' if one else 'are'} also "
         f"among the training images{named}: the network knows {'it' if one else 'them'}, so the "
         "test error is too low. Remove the copies"
-        f"{', or keep them in one part with data.groups' if paths else ''}.",
+        f"{'' if split else ', or keep them in one part with data.groups'}.",
         DataWarning,
         stacklevel=2,
     )
 
 
 def _digest(image: Tensor) -> bytes:
-    return hashlib.sha256(image.contiguous().numpy()).digest()
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
 
 
 def _contents(path: str) -> bytes | None:

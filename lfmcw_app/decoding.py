@@ -283,22 +283,22 @@ class DamagedImage(InputError):
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(_damage([(name, reason)]))
+        super().__init__(f"The image {name} cannot be read ({reason}). Give another one.")
         self.name, self.reason = name, reason
 
 
 def damaged_images(damaged: Sequence[DamagedImage]) -> InputError:
-    """One error for all of them; the first ones are named."""
-    return InputError(_damage([(image.name, image.reason) for image in damaged]))
-
-
-def _damage(damaged: Sequence[tuple[str, str]]) -> str:
+    """One error for all of them, in a data set; the first ones are named."""
     skip = "or leave such files out with --set data.on_damaged=skip."
     if len(damaged) == 1:
-        name, reason = damaged[0]
-        return f"The image {name} cannot be read ({reason}). Replace it, remove it, {skip}"
-    named = listed([f"{name} ({reason})" for name, reason in damaged], most=NAMED)
-    return f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
+        (image,) = damaged
+        return InputError(
+            f"The image {image.name} cannot be read ({image.reason}). Replace it, remove it, {skip}"
+        )
+    named = listed([f"{image.name} ({image.reason})" for image in damaged], most=NAMED)
+    return InputError(
+        f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
+    )
 
 
 def _lost(path: str | bytes) -> bool | None:

@@ -230,7 +230,8 @@ def read_folder(
         copies = copies_in_memory(train, test)
     else:
         copies = copies_in_files(listing.parts[TRAIN], listing.parts[TEST])
-    tell_copies(str(folder), copies, len(test), listing.parts[TEST].paths)
+    paths = listing.parts[TEST].paths
+    tell_copies(str(folder), copies, len(paths), paths, split=TEST in listing.folders)
     if of_group is not None:
         _, numbers = np.unique(of_group[TRAIN], return_inverse=True)
         read[TRAIN] = replace(read[TRAIN], groups=torch.from_numpy(numbers))

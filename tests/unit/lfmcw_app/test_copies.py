@@ -28,7 +28,7 @@ def write_folder(folder):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_copies_in_a_folder_are_told(tmp_path, in_memory):
     write_folder(tmp_path)
-    words = r"2 of the 4 test images .* also among the training images \(.*a/0\.bmp, .*b/1\.bmp\)"
+    words = r"2 of the 4 test images .* training images \(.*a/0\.bmp, .*b/1\.bmp\).* the copies\.$"
     with pytest.warns(DataWarning, match=words):
         load_dataset(f"folder:{tmp_path}", in_memory=in_memory)
     for name in ("a/0.bmp", "b/1.bmp"):
@@ -36,6 +36,14 @@ def test_copies_in_a_folder_are_told(tmp_path, in_memory):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_dataset(f"folder:{tmp_path}", in_memory=in_memory)
+
+
+def test_copies_that_a_name_held_out_can_be_kept_together(tmp_path):
+    for place in range(20):
+        write(tmp_path / "a" / f"{place}.bmp")
+        write(tmp_path / "b" / f"{place}.bmp", seed=1 + place)
+    with pytest.warns(DataWarning, match=r"or keep them in one part with data\.groups\.$"):
+        load_dataset(f"folder:{tmp_path}")
 
 
 def test_only_files_of_sizes_in_both_parts_are_read(tmp_path, monkeypatch):

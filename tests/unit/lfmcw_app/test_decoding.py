@@ -321,7 +321,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypat
     refused(r"a\.png cannot be read .it is not an image")
     content = (write(path, (40, 40)), path.read_bytes())[1]
     path.write_bytes(content[: len(content) // 2])
-    refused(r"a\.png cannot be read .*truncated.*data\.on_damaged=skip")
+    refused(r"a\.png cannot be read .*truncated.*Give another one\.$")
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
     refused(r"a\.png cannot be read .it has more than 1,400 pixels")
@@ -337,6 +337,8 @@ def test_damaged_files_are_named_together():
     assert f"{NAMED - 1}.png" in text
     assert f"{NAMED}.png" not in text
     assert "and 3 more. Replace them" in text
+    assert text.endswith("data.on_damaged=skip.")
+    assert str(damaged_images(damaged[:1])).endswith("data.on_damaged=skip.")  # of a data set
 
 
 # ------------------------------ as data
