@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +21,14 @@ from torch import Tensor
 
 from lfmcw_app.augmentation import crop_box
 from lfmcw_app.bounded_files import check_regular
-from lfmcw_app.deep_pixels import Depth, Values, deep_values, depth_of
+from lfmcw_app.deep_pixels import (
+    Depth,
+    Values,
+    deep_values,
+    depth_of,
+    loses_when_loaded,
+    may_have_lost,
+)
 from lfmcw_app.errors import InputError, listed, shown
 from lfmcw_app.recipe import Channels
 
@@ -136,6 +145,9 @@ class Decoding:
 
     def _read(self, source: Source, view: Callable[[Image.Image], Image.Image]) -> Tensor:
         with opened(source) as image:
+            if 0 in image.size:
+                raise ValueError("it has no pixels")
+            self._check_whole(image)
             depth = depth_of(image)
             self._check(depth, source)
             planes = self._planes(image) if depth == "8 bits" else self._scaled(deep_values(image))
@@ -144,6 +156,19 @@ class Decoding:
             planes = [plane.transpose(method) for plane in planes]
         pixels = torch.cat([_pixels(view(plane)) for plane in planes])
         return pixels.expand(self.channels, -1, -1).contiguous()
+
+    def _check_whole(self, image: Image.Image) -> None:
+        """Refuses an image of Pillow that was loaded and of which values were lost by that."""
+        if not may_have_lost(image):
+            return
+        path = getattr(image, "filename", "")
+        lost = image.format == "TIFF" or _lost(path)
+        if lost or (lost is None and self.low is not None):
+            raise InputError(
+                f"The image {'had' if lost else 'may have had'} more than 8 bits, of which Pillow "
+                "has dropped some when it was loaded. Give the path of the file"
+                f"{f' ({os.fsdecode(path)})' if path else ''}, or the image before it is loaded."
+            )
 
     def _check(self, depth: Depth, source: Source) -> None:
         name = "The image" if isinstance(source, Image.Image) else f"The image {source}"
@@ -258,22 +283,52 @@ class DamagedImage(InputError):
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(_damage([(name, reason)]))
+        super().__init__(f"The image {name} cannot be read ({reason}). Give another one.")
         self.name, self.reason = name, reason
 
 
 def damaged_images(damaged: Sequence[DamagedImage]) -> InputError:
-    """One error for all of them; the first ones are named."""
-    return InputError(_damage([(image.name, image.reason) for image in damaged]))
-
-
-def _damage(damaged: Sequence[tuple[str, str]]) -> str:
+    """One error for all of them, in a data set; the first ones are named."""
     skip = "or leave such files out with --set data.on_damaged=skip."
     if len(damaged) == 1:
-        name, reason = damaged[0]
-        return f"The image {name} cannot be read ({reason}). Replace it, remove it, {skip}"
-    named = listed([f"{name} ({reason})" for name, reason in damaged], most=NAMED)
-    return f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
+        (image,) = damaged
+        return InputError(
+            f"The image {image.name} cannot be read ({image.reason}). Replace it, remove it, {skip}"
+        )
+    named = listed([f"{image.name} ({image.reason})" for image in damaged], most=NAMED)
+    return InputError(
+        f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
+    )
+
+
+def _lost(path: str | bytes) -> bool | None:
+    """Whether a file has values that a loaded image of it lacks; None if it cannot be read."""
+    if not path:
+        return None
+    try:
+        with opened(os.fsdecode(path)) as file:
+            return loses_when_loaded(file)
+    except DamagedImage:
+        return None
+
+
+@contextmanager
+def _not_to_be_loaded(image: Image.Image) -> Iterator[Image.Image]:
+    """An image of Pillow, or the same opened anew where loading it would lose values.
+
+    Otherwise a second call with the same image would find other values.
+    """
+    file = getattr(image, "fp", None)
+    if file is None or file.closed or not loses_when_loaded(image):
+        yield image
+        return
+    place, number = file.tell(), image.tell()
+    file.seek(0)
+    content = io.BytesIO(file.read())
+    file.seek(place)
+    with Image.open(content) as again:
+        again.seek(number)
+        yield again
 
 
 @contextmanager
@@ -281,7 +336,8 @@ def opened(source: Source) -> Iterator[Image.Image]:
     """Opens an image; errors of its format or file become a `DamagedImage`."""
     try:
         if isinstance(source, Image.Image):
-            yield source
+            with _not_to_be_loaded(source) as image:
+                yield image
             return
         # Pillow maps files that it opens by name into memory. For an uncompressed TIFF that lies on
         # its side, it then confuses height and width. So files are opened here.

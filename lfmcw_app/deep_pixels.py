@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-__all__ = ["Depth", "Values", "deep_values", "depth_of", "is_grey"]
+__all__ = [
+    "Depth", "Values", "deep_values", "depth_of", "is_grey", "loses_when_loaded", "may_have_lost",
+]  # fmt: skip
 
 Depth = Literal["8 bits", "integers", "floating-point numbers"]
 """What the pixels of a file are; integers have more than 8 bits."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339
 """Tags of TIFF 6.0 (Adobe, 1992)."""
-WHITE_IS_ZERO, IN_PLANES, UNSIGNED = 0, 2, 1
+WHITE_IS_ZERO, IN_PLANES, UNSIGNED, SIGNED = 0, 2, 1, 2
 """Values of the last three."""
 
 SGI = "SGI16"
@@ -27,6 +29,15 @@ SGI = "SGI16"
 
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes of Pillow without colours."""
+
+
+UNSURE = {
+    "FITS": ("L", "I", "F", "I;16"),
+    "PNG": ("LA", "RGB", "RGBA"),
+    "PPM": ("I", "RGB"),
+    "SGI": ("L", "RGB", "RGBA"),
+}
+"""Format → modes of a loaded image that do not tell whether its file had other values."""
 
 
 class Values(NamedTuple):
@@ -42,10 +53,19 @@ class Values(NamedTuple):
 
 
 def depth_of(image: Image.Image) -> Depth:
-    """What the pixels of an opened file are. It is not to have been loaded."""
+    """What the pixels of an opened file are. It is not to have been loaded.
+
+    Raises:
+        ValueError: if they mean something that is not supported.
+    """
+    if image.format == "FITS" and _tiles(image):
+        _check_fits(image)
     if image.mode == "F":
         return "floating-point numbers"
-    bits = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(BITS_PER_SAMPLE, (8,)))
+    if bits <= 8 and SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        raise ValueError("its values of 8 bits have a sign; save it with 16 bits, or from 0 to 255")
     deep = (
         image.mode == "I"
         or image.mode.startswith("I;16")
@@ -60,6 +80,23 @@ def depth_of(image: Image.Image) -> Depth:
 def is_grey(image: Image.Image) -> bool:
     """Whether an opened file has no colours. A palette counts as colours."""
     return image.mode in GREY or _layout(image).startswith("LA;16")
+
+
+def loses_when_loaded(image: Image.Image) -> bool:
+    """Whether an opened file has values that Pillow does not keep once it has loaded the image."""
+    if depth_of(image) != "integers":
+        return False
+    kept = image.mode in GREY and not _layout(image).startswith("LA;16")
+    return not kept or (_largest_of_ppm(image) or 65535) < 65535 or SGI in _codecs(image)
+
+
+def may_have_lost(image: Image.Image) -> bool:
+    """Whether a loaded image could be the rest of a file that `loses_when_loaded`."""
+    if not isinstance(image, ImageFile.ImageFile) or _tiles(image):
+        return False
+    if image.format == "TIFF":  # it keeps its tags
+        return depth_of(image) == "integers" and image.mode not in GREY
+    return image.mode in UNSURE.get(image.format or "", ())
 
 
 def deep_values(image: Image.Image) -> Values:
@@ -108,6 +145,45 @@ def _parted(values: NDArray[np.float64], image: Image.Image) -> Values:
         return Values(colours, None)
     seen = (colours != np.asarray(transparent, dtype=np.float64)).any(axis=2, keepdims=True)
     return Values(colours, seen.astype(np.float64))
+
+
+def _check_fits(image: Image.Image) -> None:
+    """Refuses a FITS file whose pixels are not what its head makes of them; Pillow does not tell.
+
+    The value is BZERO + BSCALE · pixel, and integers of 16 bits have a sign (FITS Standard 4.0,
+    sections 4.4.1 and 4.4.2.5), which Pillow drops.
+
+    Raises:
+        ValueError: if it must be saved otherwise.
+    """
+    (tile,) = _tiles(image)
+    assert isinstance(image, ImageFile.ImageFile)
+    assert image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(tile.offset)
+    image.fp.seek(place)
+    # A later unit's cards count where the first unit has no pixels.
+    cards = {
+        head[start : start + 8].rstrip(): head[start + 10 : start + 80].split(b"/")[0].strip()
+        for start in range(0, len(head), 80)
+        if head[start + 8 : start + 10] == b"= "
+    }
+
+    def number(name: bytes, default: bytes) -> float:
+        return float(cards.get(name, default).replace(b"D", b"E"))
+
+    if (
+        tile.codec_name != "raw"
+        or image.mode.startswith("I;16")
+        or number(b"BSCALE", b"1") != 1
+        or number(b"BZERO", b"0") != 0
+        or number(b"NAXIS3", b"1") != 1
+    ):
+        raise ValueError(
+            "FITS files with integers of 16 bits, scaled values (BSCALE, BZERO), several planes or "
+            "compression are not supported; save it as TIFF of floating-point numbers"
+        )
 
 
 def _tiles(image: Image.Image) -> list[Any]:

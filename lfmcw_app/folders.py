@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,14 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, listed
 from lfmcw_app.near_paths import near_paths
 from lfmcw_app.printing import printable
 
 __all__ = [
-    "FolderListing", "Listing", "image_suffixes", "images_below", "list_folder", "list_parts",
+    "FolderListing", "Listing", "identity_of", "image_suffixes", "images_below", "list_folder",
+    "list_parts",
 ]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -30,7 +33,19 @@ PARTS = {
     "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "dev": VALIDATION,
     "test": TEST, "testing": TEST,
 }  # fmt: skip
-"""Name of a part's folder, in lower case → the part."""
+"""Name of a part's folder, as `_plain` has it → the part."""
+
+LIKE_PARTS = {
+    **PARTS,
+    "trainval": TRAIN,
+    "eval": TEST, "evaluation": TEST, "holdout": TEST, "heldout": TEST,
+}  # fmt: skip
+"""Word in the name of a folder that may be a part → what it may be."""
+
+CLASSES_FILE = "classes.txt"
+"""Lists the class folders where they could be taken for parts, one on each line."""
+LONGEST_CLASSES = 2**24
+"""Bytes of that file."""
 
 SYSTEM_FOLDERS = {
     "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
@@ -138,7 +153,9 @@ def list_folder(folder: Path) -> FolderListing:
 
     They are in folder/CLASS/…, or in folder/PART/CLASS/… where the folder holds parts and nothing
     else. A part is called train or training; val, valid, validation or dev; test or testing, in any
-    case. Folders within a class belong to it. Links are followed.
+    case, also with "set" after it (train_set). Folders within a class belong to it. Links are
+    followed. What could be parts under other names is refused, unless a file classes.txt in the
+    folder lists all of its folders as classes.
 
     Without a test part the validation part is the test part, as ImageNet has it.
 
@@ -147,7 +164,9 @@ def list_folder(folder: Path) -> FolderListing:
             folder cannot be understood.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.{near_paths(folder, os.path.isdir)}")
+        raise InputError(
+            f"There is no folder {folder}.{_unexpanded(folder)}{near_paths(folder, os.path.isdir)}"
+        )
     found = _Skipped()
     children = _folders(folder, found)
     parts = _find_parts(folder, children)
@@ -157,6 +176,15 @@ def list_folder(folder: Path) -> FolderListing:
     found.beside(folder)
     listing = _list_classes({TRAIN: folder}, {TRAIN: children}, found)[TRAIN]
     return found.added_to({TRAIN: listing}, {}, ())
+
+
+def _unexpanded(folder: Path) -> str:
+    """Advice on a path that is written as in a browser or a shell; "" for others."""
+    if str(folder).startswith("file:"):
+        return " Write the path alone, without file://."
+    if "$" in str(folder):
+        return " Variables are not replaced here: write the path itself."
+    return ""
 
 
 def list_parts(
@@ -194,10 +222,13 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
     Raises:
         InputError: if there are parts, but not those that can be used.
     """
-    named = [path for path in children if path.name.lower() in PARTS]
+    if _listed_as_classes(folder, children):
+        return {}
+    named = [path for path in children if _plain(path.name) in PARTS]
     split = [path for path in named if _folders(path)]
     others = [path for path in children if path not in named and (not split or _has_image(path))]
     if not named or (others and len(split) < 2) or len(children) == len(named) == 1 > len(split):
+        _check_no_parts(folder, children)
         return {}  # a class may be called train
 
     if others:
@@ -215,7 +246,7 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
         )
     parts: dict[str, Path] = {}
     for path in named:
-        part = PARTS[path.name.lower()]
+        part = PARTS[_plain(path.name)]
         if part in parts:
             raise InputError(
                 f"{folder} holds two folders for one part: {parts[part].name} and {path.name}. "
@@ -235,6 +266,73 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
             f"name the training folder itself (folder:{parts[TRAIN]}), to have a fifth held out."
         )
     return {part: parts[part] for part in (TRAIN, VALIDATION, TEST) if part in parts}
+
+
+def _plain(name: str) -> str:
+    """The name of a folder without what does not matter for a part: "Train_set " → "train"."""
+    return re.sub(r"[ _-]?set$", "", name.strip().lower())
+
+
+def _listed_as_classes(folder: Path, children: Sequence[Path]) -> bool:
+    """Whether the file of classes says that all of the folders are classes."""
+    try:
+        text = text_of(folder / CLASSES_FILE, LONGEST_CLASSES, encoding="utf-8-sig")
+    except (OSError, ValueError):  # most folders have none; another file of this name is no list
+        return False
+    names = {_text(path.name).strip() for path in children}
+    return names <= {_text(line).strip() for line in text.splitlines()}
+
+
+def _check_no_parts(folder: Path, children: Sequence[Path]) -> None:
+    """Refuses folders that are taken for classes although they may be parts of other names.
+
+    A network would learn to tell the parts from each other.
+
+    Raises:
+        InputError: if all names are like those of parts, if all folders hold the same folders and
+            nothing else, or if one that has the name of a part holds folders and nothing else.
+    """
+    if len(children) < 2:
+        return
+    kinds = [_likeness(path.name) for path in children]
+    whole = [path for path in children if _plain(path.name) in PARTS and len(_inner(path)) > 1]
+    if shared := _shared(children):
+        why = f"each holds folders of the same names ({listed(shared)})"
+    elif None not in kinds and len(set(kinds)) > 1:
+        why = "their names are like those of parts"
+    elif whole:
+        why = f"{whole[0].name} holds only folders ({listed(_inner(whole[0]))})"
+    else:
+        return
+    raise InputError(
+        f"{folder} holds {listed([path.name for path in children])}, which may be parts instead of "
+        f"classes: {why}. If they are parts, each with one folder per class, rename them to train, "
+        f"val and test, or name only one of them (folder:{children[0]}) to have a fifth of it held "
+        "out. If they are the classes, list their names in a file "
+        f"{folder / CLASSES_FILE}, one on each line."
+    )
+
+
+def _shared(folders: Sequence[Path]) -> list[str]:
+    """The names of the folders in folders, sorted, if most are the same in all; see `_inner`."""
+    shared = every = set(_inner(folders[0]))
+    for folder in folders[1:]:
+        inner = set(_inner(folder)) if len(shared) > 1 else set()
+        shared, every = shared & inner, every | inner
+    return sorted(shared) if len(shared) > 1 and 2 * len(shared) > len(every) else []
+
+
+def _inner(folder: Path) -> list[str]:
+    """The names of the folders in a folder that has no image beside them; otherwise none."""
+    if any(not _leads(entry.is_dir) and _is_image(entry) for entry in _entries(folder)):
+        return []
+    return [_text(path.name) for path in _folders(folder)]
+
+
+def _likeness(name: str) -> str | None:
+    """The part that a word of a folder's name stands for; None if there is none."""
+    words = (_plain(word) for word in re.split(r"[^a-z]+", name.lower()))
+    return next((LIKE_PARTS[word] for word in words if word in LIKE_PARTS), None)
 
 
 def _check_classes(
@@ -387,17 +485,17 @@ def images_below(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         InputError: if a folder cannot be read.
     """
     found = _Skipped()
-    images = [(name, path) for name, path, _ in _files(folder, {_identity(folder)}, found)]
+    images = [(name, path) for name, path, _ in _files(folder, {identity_of(folder)}, found)]
     return images, dict(found.kinds)
 
 
 def _has_image(folder: Path) -> bool:
     """Whether there is an image below a folder."""
-    return next(_files(folder, {_identity(folder)}, _Skipped()), None) is not None
+    return next(_files(folder, {identity_of(folder)}, _Skipped()), None) is not None
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
-    """What is equal for all names of one folder."""
+def identity_of(path: str | Path) -> tuple[int, int]:
+    """What is equal for all names of one file or folder."""
     state = os.stat(path)
     return state.st_dev, state.st_ino
 
@@ -422,10 +520,10 @@ def _files(
         if entry is None:
             reading.pop()
         elif _leads(entry.is_dir):
-            if _is_ignored(entry.name) or _identity(entry.path) in seen:
+            if _is_ignored(entry.name) or identity_of(entry.path) in seen:
                 found.folders.append(_text(entry.name))
                 continue
-            seen.add(_identity(entry.path))
+            seen.add(identity_of(entry.path))
             reading.append((f"{prefix}{_text(entry.name)}/", iter(_entries(entry.path))))
         elif _is_image(entry):
             yield f"{prefix}{_text(entry.name)}", entry.path, entry.stat().st_size
@@ -447,7 +545,7 @@ def _list_classes(
     folders = [path for paths in classes.values() for path in paths]
     places: dict[tuple[int, int], Path] = {}
     for path in folders:
-        same = places.setdefault(_identity(path), path)
+        same = places.setdefault(identity_of(path), path)
         if same is not path:
             raise InputError(
                 f"The class folders {same} and {path} are one folder under two names. Remove one "
@@ -456,7 +554,7 @@ def _list_classes(
     _check_names(classes)
     # A link may lead to another class, or to what holds this folder: neither is in the class.
     above = {place for root in roots.values() for place in (root, *root.resolve().parents)}
-    outside = {*places, *map(_identity, above)}
+    outside = {*places, *map(identity_of, above)}
 
     def read(path: Path) -> tuple[list[tuple[str, str, int]], _Skipped]:
         left_out = _Skipped()

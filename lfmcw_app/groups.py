@@ -18,6 +18,10 @@ from lfmcw_app.near_paths import near_paths
 __all__ = ["read_groups"]
 
 COLUMNS = ("file", "group")
+SEPARATORS = ",;\t"
+"""A spreadsheet takes the semicolon where the comma is the decimal point."""
+BEYOND = "\n"
+"""Key of the fields of a row that are in no column; no column has this name."""
 LONGEST = 2**28
 """Bytes of the file: some millions of images."""
 
@@ -26,7 +30,8 @@ def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, l
     """Reads the group of every image of a folder.
 
     Args:
-        file: CSV, UTF-8, with the columns file and group. The files are relative to the folder:
+        file: CSV, UTF-8, with the columns file and group, separated by commas, semicolons or tabs.
+            The files are relative to the folder:
             CLASS/NAME or PART/CLASS/NAME. It is looked for in the working directory, then in the
             folder.
         folder: holds the images.
@@ -82,8 +87,11 @@ def _names(listing: FolderListing) -> dict[str, list[str]]:
 def _read(path: Path) -> dict[str, str]:
     """File → group."""
     try:
-        lines = io.StringIO(text_of(path, LONGEST, encoding="utf-8-sig", pipes=True), newline="")
-        rows = list(_rows(path, csv.DictReader(lines)))
+        text = text_of(path, LONGEST, encoding="utf-8-sig", pipes=True)
+        head = text.partition("\n")[0]
+        separator = max(SEPARATORS, key=head.count)
+        lines = io.StringIO(text, newline="")
+        rows = list(_rows(path, csv.DictReader(lines, restkey=BEYOND, delimiter=separator)))
     except InputError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -107,10 +115,19 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, str, s
     if not set(COLUMNS) <= set(columns):
         raise InputError(
             f"data.groups: {path} needs the columns file and group in its first line, separated by "
-            f"a comma, and has {listed([name[:80] for name in columns]) or 'none'}."
+            f"commas, and has {listed([name[:80] for name in columns]) or 'none'}."
         )
+    if twice := [column for column in COLUMNS if columns.count(column) > 1]:
+        raise InputError(f"data.groups: line 1 of {path} names the column {twice[0]} twice.")
     reader.fieldnames = columns
     for row in reader:
+        beyond = row.get(BEYOND, [])
+        if any(map(str.strip, beyond)):
+            raise InputError(
+                f"data.groups: line {reader.line_num} of {path} has {len(columns) + len(beyond)} "
+                f"fields, and the first line {len(columns)}. Put a name with "
+                f"{shown(reader.reader.dialect.delimiter)} in it between double quotes."
+            )
         name, group = ((row[column] or "").strip() for column in COLUMNS)
         if not name or not group:
             raise InputError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from lfmcw_app.classifier import Classifier, Preprocess
 from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
-from lfmcw_app.folders import images_below
+from lfmcw_app.folders import identity_of, images_below
 from lfmcw_app.near_paths import near_paths
 
 __all__ = [
@@ -126,19 +126,23 @@ class FoundImages:
     """The images of some files and folders.
 
     Attributes:
-        images: each once.
+        images: each once, whatever its names.
         skipped: kind of file → how many files in the folders are not images.
+        ambiguous: paths of images that are in the folders of several classes under several names;
+            these have no label.
     """
 
     images: tuple[ImageFile, ...]
     skipped: dict[str, int]
+    ambiguous: tuple[Path, ...] = ()
 
 
 def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundImages:
     """Finds the named images, and those in the named folders.
 
     An image in a folder belongs to the class that the outermost folder above it is named after. A
-    file that is named directly may have any ending.
+    file that is named directly may have any ending. A file under several names is one image; its
+    class is that which any of them tells, and unknown if they tell several.
 
     Args:
         sources: files, and folders with everything below them.
@@ -152,20 +156,32 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundIma
         named = listed(list(map(str, missing)))
         raise InputError(f"There is no file or folder {named}.{near_paths(missing[0])}")
     labels = {name: label for label, name in enumerate(class_names)}
-    found: dict[Path, ImageFile] = {}
+    # A file may be named twice, by links or by folders that overlap; not each name tells a class.
+    paths: dict[tuple[int, int], Path] = {}
+    found: dict[tuple[int, int], set[int]] = {}
     skipped: Counter[str] = Counter()
     for source in sources:
         if not source.is_dir():
-            found.setdefault(source, ImageFile(path=source))
+            paths.setdefault(identity_of(source), source)
             continue
         images, others = images_below(source)
         skipped += Counter(others)
         for name, path in images:
+            image = identity_of(path)
+            paths.setdefault(image, Path(path))
             known = (labels[folder] for folder in name.split("/")[:-1] if folder in labels)
-            found.setdefault(Path(path), ImageFile(path=Path(path), label=next(known, None)))
-    if not found:
+            if (label := next(known, None)) is not None:
+                found.setdefault(image, set()).add(label)
+    if not paths:
         raise InputError(f"There are no images in {listed(list(map(str, sources)))}.")
-    return FoundImages(images=tuple(found.values()), skipped=dict(skipped))
+    certain = {image: min(of_image) for image, of_image in found.items() if len(of_image) == 1}
+    return FoundImages(
+        images=tuple(
+            ImageFile(path=path, label=certain.get(image)) for image, path in paths.items()
+        ),
+        skipped=dict(skipped),
+        ambiguous=tuple(paths[image] for image in found if image not in certain),
+    )
 
 
 @torch.no_grad()

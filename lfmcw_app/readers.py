@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.cifar import read_cifar
+from lfmcw_app.copies import copies_in_files, copies_in_memory, tell_copies
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
@@ -224,6 +225,13 @@ def read_folder(
         part: Images(pixels=held, labels=images.labels, source=str(folder))
         for held, (part, images) in zip(pixels, listing.parts.items(), strict=True)
     }
+    train, test = read[TRAIN].pixels, read[TEST].pixels
+    if isinstance(train, Tensor) and isinstance(test, Tensor):
+        copies = copies_in_memory(train, test)
+    else:
+        copies = copies_in_files(listing.parts[TRAIN], listing.parts[TEST])
+    paths = listing.parts[TEST].paths
+    tell_copies(str(folder), copies, len(paths), paths, split=TEST in listing.folders)
     if of_group is not None:
         _, numbers = np.unique(of_group[TRAIN], return_inverse=True)
         read[TRAIN] = replace(read[TRAIN], groups=torch.from_numpy(numbers))
@@ -271,6 +279,13 @@ def _with_test_part(
     held_out = held_out_by_name(
         images.names, images.labels, None if groups is None else groups[TRAIN]
     )
+    if not held_out.any():
+        kind = "image" if groups is None else "group"
+        raise InputError(
+            f"No image is left for testing: each class has only one {kind}, which is for training. "
+            f"{'Add images' if groups is None else 'Divide the groups of data.groups'}, or make "
+            "folders train and test."
+        )
     masks = {TRAIN: ~held_out, TEST: held_out}
     where = {part: mask.nonzero()[:, 0] for part, mask in masks.items()}
     parts = {part: images.select(indices) for part, indices in where.items()}

@@ -99,6 +99,8 @@ def reported_errors(console: Console) -> Iterator[None]:
     shown as one paragraph too.
     """
     # This imports torch, which `--help` does not need.
+    from PIL import Image
+
     import mlo as core
     from lfmcw_app.processes import check_launch
 
@@ -131,6 +133,8 @@ def reported_errors(console: Console) -> Iterator[None]:
         # Each of these is a new event, even if its words are the same.
         for category in (core.CheckpointWarning, NumbersWarning):
             warnings.simplefilter("always", category)
+        # Pillow's own limit, twice as high, refuses the file; below it the file is read.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.showwarning = shown
         begins = f"[bold red]Error{f' in process {number}' if number else ''}:[/]"
         try:

@@ -100,6 +100,13 @@ def predict(
         if not sources:
             sources = [_own_pictures(trained)]
         found = prediction.find_images(sources, class_names)
+        if found.ambiguous:
+            names = listed(list(map(str, found.ambiguous)))
+            say(
+                errors,
+                f"Images in the folders of several classes, under several names: {names}. They do "
+                "not count in the error.",
+            )
         chosen = found.images if trained is None else trained.marked(found.images)
         if held_out:
             chosen = _held_out(chosen)

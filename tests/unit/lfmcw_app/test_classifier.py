@@ -76,8 +76,16 @@ def test_what_is_no_image_is_refused(wrong, trained):
 def test_a_file_that_is_no_image_is_refused(trained, tmp_path):
     (tmp_path / "notes.png").write_text("notes")
     _, preprocess, _ = load_network(trained.path)
-    with pytest.raises(InputError, match=r"notes\.png"):
-        preprocess(tmp_path / "notes.png")
+    for name in ("notes.png", "missing.png"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read .*\. Give another one\.$"):
+            preprocess(tmp_path / name)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (0, 0)])
+def test_an_array_without_pixels_is_refused(shape, trained):
+    _, preprocess, _ = load_network(trained.path)
+    with pytest.raises(InputError, match="it has no pixels"):
+        preprocess(np.zeros(shape, np.uint8))
 
 
 def test_the_network_returns_logits_alone_and_can_be_trained(trained):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
 import numpy as np
 import pytest
 import torch
-from deep_pictures import write_png
+from deep_pictures import write_png, write_tiff
 from PIL import Image
 from small_pictures import write
 from torchvision.transforms import functional as TF
@@ -245,6 +246,63 @@ def test_a_random_window_is_cut_out_of_the_original(tmp_path):
         assert int((deep.int() - plain.int()).abs().max()) <= 1
 
 
+def deep_files(folder):
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, 4), dtype=np.uint16)
+    for channels in (1, 2, 3, 4):
+        write_png(folder / f"{channels}.png", values[..., :channels])
+    write_tiff(folder / "3.tif", values[..., :3])
+    head = b"P5 8 8 4095\n"
+    (folder / "1.pgm").write_bytes(head + values[..., 0].astype(">u2").tobytes())
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("takes_8_bits", [True, False])
+def test_an_image_of_pillow_is_the_same_at_each_call(tmp_path, takes_8_bits):
+    how = Decoding(size=8, low=0, high=4095, takes_8_bits=takes_8_bits)
+    for path in deep_files(tmp_path):
+        expected = how.decode(path)
+        for source in (path, io.BytesIO(path.read_bytes())):
+            with Image.open(source) as image:
+                assert all(torch.equal(how.decode(image), expected) for _ in range(3))
+                image.load()  # it was left as it was
+        with Image.open(path) as image, pytest.raises(InputError, match="the training images have"):
+            Decoding(size=8).decode(image)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_image_that_has_lost_values_is_refused(tmp_path, in_memory):
+    how = Decoding(size=8, low=0, high=4095)
+    for path in deep_files(tmp_path):
+        with Image.open(io.BytesIO(path.read_bytes()) if in_memory else path) as image:
+            image.load()
+            if path.name == "1.png":  # all of it is there
+                assert torch.equal(how.decode(image), how.decode(path))
+                continue
+            with pytest.raises(InputError, match=r"more than 8 bits, of which .*path of the file"):
+                how.decode(image)
+            if not in_memory:
+                with pytest.raises(InputError, match="had more than 8 bits"):
+                    Decoding(size=8).decode(image)
+
+
+def test_an_image_of_8_bits_may_be_loaded_and_changed(tmp_path):
+    path = tmp_path / "a.png"
+    write(path)
+    how = Decoding(size=8, low=0, high=4095)
+    with Image.open(path) as image:
+        image.load()
+        image.putpixel((0, 0), (1, 2, 3))
+        assert how.decode(image)[:, 0, 0].tolist() == [1, 2, 3]
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        image.load()
+        assert torch.equal(Decoding(size=8).decode(image), how.decode(path))
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(InputError, match="no pixels"):
+        Decoding(size=8).decode(Image.new("RGB", (0, 5)))
+
+
 # ------------------------------ files that cannot be read
 
 
@@ -263,7 +321,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypat
     refused(r"a\.png cannot be read .it is not an image")
     content = (write(path, (40, 40)), path.read_bytes())[1]
     path.write_bytes(content[: len(content) // 2])
-    refused(r"a\.png cannot be read .*truncated.*data\.on_damaged=skip")
+    refused(r"a\.png cannot be read .*truncated.*Give another one\.$")
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
     refused(r"a\.png cannot be read .it has more than 1,400 pixels")
@@ -279,6 +337,8 @@ def test_damaged_files_are_named_together():
     assert f"{NAMED - 1}.png" in text
     assert f"{NAMED}.png" not in text
     assert "and 3 more. Replace them" in text
+    assert text.endswith("data.on_damaged=skip.")
+    assert str(damaged_images(damaged[:1])).endswith("data.on_damaged=skip.")  # of a data set
 
 
 # ------------------------------ as data

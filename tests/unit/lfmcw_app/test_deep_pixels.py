@@ -130,3 +130,44 @@ def test_other_files_have_8_bits(tmp_path, mode):
     with opened(tmp_path / name) as image:
         assert depth_of(image) == "8 bits"
         assert is_grey(image) == (mode in ("1", "L", "LA"))
+
+
+def write_fits(path, values, **cards):
+    """A FITS file of values [H, W], with their type; FITS begins at the bottom."""
+    bits = 8 * values.dtype.itemsize * (-1 if values.dtype.kind == "f" else 1)
+    head = {"SIMPLE": "T", "BITPIX": bits, "NAXIS": 2, "NAXIS1": values.shape[1]}
+    head |= {"NAXIS2": values.shape[0], **cards}
+    text = "".join(f"{name:8}= {value:>20} / comment".ljust(80) for name, value in head.items())
+    text += "END".ljust(80)
+    data = values[::-1].astype(values.dtype.newbyteorder(">")).tobytes()
+    path.write_bytes(text.ljust(2880).encode() + data.ljust(-(-len(data) // 2880) * 2880, b"\0"))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32, np.float64])
+def test_fits_files_without_a_scale_are_read(tmp_path, kind):
+    values = RANDOM[..., 0].astype(kind) - 30000
+    write_fits(tmp_path / "a.fits", values, BSCALE=1.0, BZERO=0)
+    assert np.array_equal(read(tmp_path / "a.fits")[1][..., 0], values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cards"),
+    [
+        (np.int16, {}),
+        (np.int16, {"BZERO": 32768}),
+        (np.int32, {"BSCALE": "1.0D-2"}),
+        (np.float32, {"BZERO": 5}),
+        (np.uint8, {"BZERO": -128}),
+        (np.int32, {"NAXIS": 3, "NAXIS3": 3}),
+    ],
+)
+def test_fits_files_that_pillow_misreads_are_refused(tmp_path, kind, cards):
+    write_fits(tmp_path / "a.fits", RANDOM[..., 0].astype(kind), **cards)
+    with pytest.raises(DamagedImage, match=r"FITS files with .* not supported; save it as TIFF"):
+        read(tmp_path / "a.fits")
+
+
+def test_values_of_8_bits_with_a_sign_are_refused(tmp_path):
+    write_tiff(tmp_path / "a.tif", RANDOM[..., :1].astype(np.int8), t_339=[2])
+    with pytest.raises(DamagedImage, match="values of 8 bits have a sign"):
+        read(tmp_path / "a.tif")

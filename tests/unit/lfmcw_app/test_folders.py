@@ -226,6 +226,77 @@ def test_parts_that_cannot_be_understood_are_refused(tmp_path):
     refused(r"parts \(test, train\) beside other .*\(more\)", "train", "test", flat=["more"])
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("seg_train", "seg_test"),
+        ("train", "eval"),
+        ("train", "holdout"),
+        ("trainval", "test"),
+        ("fold1", "fold2", "fold3"),
+        ("images", "masks"),
+        ("train", "test1"),
+    ],
+    ids=" ".join,
+)
+def test_parts_of_other_names_are_not_taken_for_classes(tmp_path, names):
+    write_parts(tmp_path, *names, classes=("cat", "dog"), count=3)
+    shutil.rmtree(tmp_path / names[-1] / "dog")  # one has a class less, and one more
+    write_classes(tmp_path / names[-1], {"cow": 2, "dog": 2})
+    with pytest.raises(InputError, match=r"may be parts .*\(cat, dog\).*list their names in a fi"):
+        list_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("\ufeff" + "\r\n".join(names[::-1]))
+    assert list_folder(tmp_path).parts["train"].class_names == tuple(sorted(names))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(InputError, match="may be parts"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "test1"), ("Train images", "val_images"), ("seg_train/seg_train", "seg_test/1")],
+    ids=" ".join,
+)
+def test_parts_without_class_folders_are_not_classes(tmp_path, names):
+    write_classes(tmp_path, dict.fromkeys(names, 3))
+    with pytest.raises(InputError, match="their names are like those of parts"):
+        list_folder(tmp_path)
+
+
+def test_one_part_beside_pictures_without_classes_is_refused(tmp_path):
+    write_parts(tmp_path, "train")
+    write_classes(tmp_path, {"unlabelled": 3})
+    with pytest.raises(InputError, match=r"train holds only folders \(a, b\)"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("training_set", "test_set"), ("train ", "test"), ("TrainSet", "val-set")]
+)
+def test_parts_may_be_called_sets_and_end_in_a_blank(tmp_path, train, test):
+    write_parts(tmp_path, train, test)
+    found = list_folder(tmp_path)
+    assert found.folders == {"train": train, "test": test}
+    assert found.parts["train"].class_names == ("a", "b")
+
+
+def test_folders_within_classes_may_share_some_names(tmp_path):
+    for name, inner in {"cat": "2023 2024 2025", "dog": "2023 2026", "train": "2024 2026"}.items():
+        write_parts(tmp_path, name, classes=inner.split())
+        write(tmp_path / name / "1.png")
+    assert len(list_folder(tmp_path).parts["train"].class_names) == 3
+    (tmp_path / "cat" / "1.png").unlink()
+    (tmp_path / "dog" / "1.png").unlink()
+    assert len(list_folder(tmp_path).parts["train"].class_names) == 3
+
+
+def test_a_path_as_in_a_browser_or_a_shell_gets_advice(tmp_path):
+    with pytest.raises(InputError, match="without file://"):
+        load_dataset(f"folder:file://{tmp_path}")
+    with pytest.raises(InputError, match=r"\$PWD/x.*Variables are not replaced"):
+        load_dataset("folder:$PWD/x")
+
+
 def test_folders_without_images_beside_the_parts_are_left_out(tmp_path):
     write_parts(tmp_path, "train", "test")
     (tmp_path / "annotations").mkdir()

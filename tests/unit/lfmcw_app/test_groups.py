@@ -94,7 +94,10 @@ def test_a_group_in_two_parts_is_refused_by_name(tmp_path):
     [
         ("", "has none"),
         ("name,patient\n", "has name, patient"),
-        ("file;group\na/000.png;1\n", "separated by a comma, and has file;group"),
+        ("file|group\na/000.png|1\n", r"separated by commas, and has file\|group"),
+        ("file,group,group\na/000.png,1,2\n", "names the column group twice"),
+        ("file,group\na/000.png,Smith, 3\n", "line 2 of .* has 3 fields, and the first line 2"),
+        ("file;group\na/000.png;Smith; 3\n", "Put a name with ';' in it between double quotes"),
         ("file,group\na/000.png,\n", "line 2 of .* lacks a file or a group"),
         ("file,group\na/000.png\n", "line 2 of .* lacks a file or a group"),
         ("file,group\na/000.png,1\na/000.png,2\n", "line 3 .* the group '2'; an earlier .* '1'"),
@@ -104,6 +107,35 @@ def test_a_file_that_is_no_list_of_groups_is_refused(tmp_path, text, words):
     write_classes(tmp_path, {"a": 2, "bb": 2})
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(InputError, match=words):
+        load_dataset(f"folder:{tmp_path}", groups="groups.csv")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_groups_may_be_separated_by_other_signs(tmp_path, separator):
+    write_classes(tmp_path, {"a": 20, "bb": 20})
+    path = write_groups(tmp_path)
+    expected = load_dataset(f"folder:{tmp_path}", groups=str(path))
+    path.write_text(path.read_text().replace(",", separator))
+    found = load_dataset(f"folder:{tmp_path}", groups=str(path))
+    assert found.fingerprint == expected.fingerprint
+
+
+def test_empty_fields_at_the_end_of_a_line_are_none(tmp_path):
+    write_classes(tmp_path, {"a": 20, "bb": 20})
+    path = write_groups(tmp_path)
+    expected = load_dataset(f"folder:{tmp_path}", groups=str(path))
+    path.write_text(path.read_text().replace("t 1\n", "t 1,,\n"))
+    assert load_dataset(f"folder:{tmp_path}", groups=str(path)).fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_groups_that_leave_none_for_testing_are_refused(tmp_path, by_class):
+    write_classes(tmp_path, {"a": 5, "bb": 5})
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.png"))]
+    groups = [name.split("/")[0] if by_class else "all" for name in names]
+    rows = [f"{name},{group}\n" for name, group in zip(names, groups, strict=True)]
+    (tmp_path / "groups.csv").write_text("file,group\n" + "".join(rows))
+    with pytest.raises(InputError, match="No image is left for testing: each class has only one g"):
         load_dataset(f"folder:{tmp_path}", groups="groups.csv")
 
 

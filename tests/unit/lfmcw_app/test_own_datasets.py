@@ -11,7 +11,7 @@ import torch
 import lfmcw_app
 from lfmcw_app import own_datasets
 from lfmcw_app.data import check_dataset, load_dataset
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import DataWarning, InputError
 from lfmcw_app.readers import DATASETS, Images
 
 NAMES = ("round", "square")
@@ -51,6 +51,67 @@ def test_arrays_and_images_will_do():
     assert one.train.labels.dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"dog": 1, "cat": 0},
+        {1: "dog", 0: "cat"},
+        {"cat": None, "dog": None}.keys(),
+        np.array(["cat", "dog"]),
+        (name for name in ("cat", "dog")),
+    ],
+    ids=lambda names: type(names).__name__,
+)
+def test_class_names_are_in_the_order_of_the_labels(names):
+    assert loaded((images(20), None, names)).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("names", [range(2), [0, np.int64(1)], torch.arange(2), np.arange(2)])
+def test_integers_are_class_names(names):
+    assert loaded((images(20), None, names)).class_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "ab", b"ab", [b"a", b"b"], {"a", "b"}, frozenset("ab"), None, 2, [None, "a"], [0.5, 1.5],
+        [False, True], {"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": 1, "b": 2}, {1: 0, 0: 1},
+        {0: "a", 2: "b"}, {"a": "b", "c": "d"}, {"a": [0], "b": [1]}, torch.tensor([0.5, 1.5]),
+    ],
+)  # fmt: skip
+def test_class_names_without_an_order_are_refused(names):
+    with pytest.raises(InputError, match="needs a list of class names, texts or integers"):
+        loaded((images(20), None, names))
+
+
+def test_arrays_of_any_layout_are_taken_with_their_values():
+    pixels, labels = images(10)
+    expected = loaded(((pixels, labels), None, NAMES)).train
+    array, numbers = pixels.numpy(), labels.numpy()
+    flipped = np.ascontiguousarray(array[::-1])[::-1]
+    held = np.empty(len(array), dtype=object)
+    held[:] = list(array)
+    for given in (
+        (flipped, np.ascontiguousarray(numbers[::-1])[::-1]),
+        (list(array), list(numbers)),
+        (list(pixels), list(labels)),
+        (pixels.to_sparse(), numbers.astype(">i8")),
+        (np.asfortranarray(array), numbers.astype(np.uint64)),
+        (held, numbers.astype(object)),
+        (array, numbers.tolist()),
+    ):
+        found = loaded((given, None, NAMES)).train
+        assert torch.equal(found.pixels, expected.pixels)
+        assert torch.equal(found.labels, expected.labels)
+        assert found.labels.dtype == torch.int64
+
+
+def test_pixels_of_zeros_and_ones_are_told():
+    pixels, labels = images(10)
+    with pytest.warns(DataWarning, match="training images .* no value above 1.*multiply them"):
+        loaded((((pixels > 128).byte(), labels), None, NAMES))
+
+
 def test_a_fifth_is_held_out_without_test_images():
     data = loaded((images(50), None, NAMES))
     assert data.train.labels.bincount().tolist() == [20, 20]
@@ -85,6 +146,9 @@ FLOATS = (torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
         (((images(4)[0], torch.arange(3)), None, NAMES), r"each of the 4 images; got int64 \[3\]"),
         (((images(4)[0], torch.arange(4)), None, NAMES), "0 to 1, since .* got 0 to 3"),
         (("ab", None, NAMES), "training images of the data set mine: expected"),
+        (((images(2)[0], ["a", "b"]), None, NAMES), r"expected .* got .*\(can't convert .*str"),
+        ((([images(2)[0][0], torch.zeros(1, 4, 4)], [0, 1]), None, NAMES), "stack expects each"),
+        (((images(2)[0].to("meta"), [0, 1]), None, NAMES), "[Cc]annot copy out of meta"),
         ((images(8), images(8, size=12), NAMES), r"\(1, 8, 8\) and test images of shape \(1, 12"),
         ((images(8), images(0), NAMES), "test set of mine has 0 images"),
     ],
@@ -94,14 +158,14 @@ def test_what_is_no_data_set_is_refused(returned, words):
         loaded(returned)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "folder:x", "a/b"])
+@pytest.mark.parametrize("name", ["", "a b", "folder:x", "a/b", ".", "..", "-x", "a" * 101])
 def test_a_name_that_commands_cannot_take_is_refused(name):
     with pytest.raises(InputError, match="letters, digits"):
         lfmcw_app.register_dataset(name, lambda root: None)
 
 
 def test_the_names_of_the_application_are_taken():
-    for name in DATASETS:
+    for name in (*DATASETS, "DIGITS", "folder", "Random"):
         with pytest.raises(InputError, match="a data set of the application"):
             lfmcw_app.register_dataset(name, lambda root: None)
 

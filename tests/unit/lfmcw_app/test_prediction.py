@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from small_pictures import write
@@ -35,6 +38,29 @@ def test_an_image_that_is_named_twice_counts_once(tmp_path):
     (tmp_path / "b.data").write_bytes((tmp_path / "cat" / "a.png").read_bytes())
     found = find_images([tmp_path / "b.data", tmp_path / "cat" / "a.png", tmp_path], NAMES)
     assert [image.path.name for image in found.images] == ["b.data", "a.png"]
+
+
+def test_an_image_has_the_class_that_any_of_its_names_tells(tmp_path, monkeypatch):
+    for name in ("cat/a.png", "cat/b.png", "dog/a.png"):
+        write(tmp_path / "data" / name)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    os.link(tmp_path / "data" / "dog" / "a.png", tmp_path / "hard.png")
+    monkeypatch.chdir(tmp_path)
+    names = ["hard.png", "data/cat", "data/cat/a.png", "data", "link", str(tmp_path / "data")]
+    for sources in (names, names[::-1]):
+        found = find_images(list(map(Path, sources)), NAMES)
+        assert sorted(image.label for image in found.images) == [0, 0, 1]
+        assert found.ambiguous == ()
+
+
+def test_an_image_in_two_classes_has_none_and_is_named(tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        write(tmp_path / name)
+    (tmp_path / "dog" / "a.png").symlink_to(tmp_path / "cat" / "a.png")
+    found = find_images([tmp_path, tmp_path], NAMES)
+    labels = {image.path.name: image.label for image in found.images}
+    assert labels == {"a.png": None, "b.png": 1}
+    assert [path.name for path in found.ambiguous] == ["a.png"]
 
 
 def test_what_is_missing_is_named_at_once(tmp_path):

@@ -41,6 +41,24 @@ def test_the_error_on_a_test_folder_is_the_runs(trained):
     assert result.stderr == ""
 
 
+def test_a_large_image_is_read_without_a_warning(trained, tmp_path, monkeypatch):
+    Image.new("RGB", (20, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    result = invoke(trained.path, tmp_path)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+
+
+def test_an_image_in_the_folders_of_two_classes_is_told(trained, tmp_path):
+    shutil.copytree(trained.pictures / "test", tmp_path, dirs_exist_ok=True)
+    image = next((tmp_path / "cat").iterdir())
+    other = next(path for path in tmp_path.iterdir() if path.name != "cat")
+    (other / "same.png").symlink_to(image)
+    result = invoke(trained.path, tmp_path, tmp_path / "cat")
+    assert "on 11 images" in words(result.stdout)
+    assert f"several classes, under several names: {tmp_path}" in words(result.stderr)
+
+
 def test_images_that_were_trained_on_are_told(trained, tmp_path):
     """Under whatever name, and only by their contents."""
     copies = tmp_path / "cat"
