@@ -18,10 +18,12 @@ from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, saved, stop_signals
+from lfmcw_app.usual_torch import usual_torch
 
 __all__ = ["run_search"]
 
 
+@usual_torch()
 def run_search(
     dataset: str,
     folder: str | Path,
@@ -34,6 +36,9 @@ def run_search(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Searches a cell, trains its network and writes a report, or resumes the run in the folder.
+
+    The run depends on its recipe and data alone. The random states, default dtype, default device
+    and autocast of the calling program have no effect on it, and are as before when it returns.
 
     Args:
         dataset: name of a data set; your own has the name that it was registered by

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import ExitStack
 
 import pytest
 import torch
+from callers_torch import CALLERS, caller
 
 import lfmcw_app
 from lfmcw_app import own_datasets
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.runs import Run
 
 SETTINGS = {
     "search.steps": 2,
@@ -51,9 +54,25 @@ def searched(folder, **options):
     )
 
 
+def learned(folder):
+    """What the rounds of a run have computed."""
+    kept = ("phase", "round", "losses", "metrics", "alpha")
+    return [{key: entry.get(key) for key in kept} for entry in Run(folder).metrics]
+
+
 def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
-    """Stopped after a round by SIGTERM, it resumes from there, to the result of a run in one go."""
-    whole = searched(tmp_path / "whole", quiet=True)
+    """Stopped after a round by SIGTERM, it resumes from there, to the result of a run in one go.
+
+    The latter's program has set all that it can of torch, and gets it back.
+    """
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with ExitStack() as stack:
+        for name in CALLERS:
+            stack.enter_context(caller(name))
+        whole = searched(tmp_path / "whole", quiet=True)
+        assert torch.get_default_dtype() == torch.float64
+    assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
     assert (tmp_path / "whole" / "report.html").exists()
     assert whole == json.loads((tmp_path / "whole" / "result.json").read_text())
@@ -81,6 +100,7 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
         searched(tmp_path / "run")
     lfmcw_app.register_dataset("squares", lambda root: squares())
     assert searched(tmp_path / "run") == whole
+    assert learned(tmp_path / "run") == learned(tmp_path / "whole")
 
 
 def test_settings_that_cannot_change_are_refused(tmp_path):
