@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -1025,28 +1028,31 @@ def validate_recipe(tree: Any) -> Recipe:
     Raises:
         InputError: naming the first key that is wrong.
     """
-    _check_plain(tree, ())
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(_plain(tree, ()))
     except ValidationError as error:
         raise InputError(explain(error, Recipe)) from None
 
 
-def _check_plain(value: Any, path: tuple[str, ...]) -> None:
-    """Refuses what no file of text can hold.
+def _plain(value: Any, path: tuple[str, ...]) -> Any:
+    """The value as text, numbers, truth values, lists and mappings alone, as YAML has them.
 
-    This is half a character, or the name of a file with one; or an object of a script, which would
-    be another one when the recipe is read back.
+    Numbers of NumPy and paths are turned into these. Refused is what no file of text can hold: half
+    a character, or the name of a file with one; or another object of a script, which would be
+    another one when the recipe is read back.
 
     Raises:
         InputError: naming the key.
     """
-    if isinstance(value, (dict, list, tuple)):
-        entries = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, entry in entries:
-            _check_plain(key, path)
-            _check_plain(entry, (*path, str(key)))
-    elif isinstance(value, str):
+    if isinstance(value, np.generic):
+        value = value.item()
+    elif isinstance(value, PathLike):
+        value = os.fspath(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, path): _plain(entry, (*path, str(key))) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, (*path, str(place))) for place, entry in enumerate(value)]
+    if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -1054,11 +1060,17 @@ def _check_plain(value: Any, path: tuple[str, ...]) -> None:
                 f"Configuration key {'.'.join(path)!r}: {shown(value)} is no text in UTF-8, which "
                 "a recipe must be. If it is the name of a file or a folder, rename that."
             ) from None
-    elif not isinstance(value, (bool, int, float, type(None))):
-        raise InputError(
-            f"Configuration key {'.'.join(path)!r}: {shown(value)} is a {type(value).__name__}. A "
-            "recipe holds text, numbers, true, false, null, and lists and mappings of these."
-        )
+        return str(value)
+    if isinstance(value, bool | None):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise InputError(
+        f"Configuration key {'.'.join(path)!r}: {shown(value)} is a {type(value).__name__}. A "
+        "recipe holds text, numbers, true, false, null, and lists and mappings of these."
+    )
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from lfmcw_app.errors import InputError
@@ -265,14 +267,37 @@ def test_lists_sections_and_null_can_be_values():
     ("key", "value"),
     [
         ("search.hypergradient", engine_from("neumann")),
-        ("search.hypergradient", {"w1": {"name": "neumann", "steps": np.int64(3)}}),
-        ("search.init.run", Path("runs/one")),
+        ("search.hypergradient", {"w1": {"name": "neumann", "num_terms": {3}}}),
+        ("search.weights.lr", torch.tensor(0.1)),
+        ("search.generator.betas", np.array([0.5, 0.9])),
     ],
 )
 def test_objects_of_a_script_are_no_settings(key, value):
     """They would be written as something else than what is read back."""
     with pytest.raises(InputError, match=rf"'{key}.* A recipe holds text, numbers, true"):
         load_recipe("smoke", overrides={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "plain"),
+    [
+        ("seed", np.int64(3), 3),
+        ("search.steps", np.uint8(3), 3),
+        ("search.weights.lr", np.float32(0.5), 0.5),
+        ("search.weights.lr", np.float64(0.5), 0.5),
+        ("search.weights.lr", Fraction(1, 2), 0.5),
+        ("search.tf32", np.bool_(True), True),
+        ("search.generator.betas", (np.float32(0.5), np.float32(0.25)), [0.5, 0.25]),
+        ("search.generator.init.run", Path("runs/one"), "runs/one"),
+        ("search.hypergradient", {"w1": {"name": "neumann", "num_terms": np.int64(3)}},
+         {"w1": {"name": "neumann", "num_terms": 3}}),
+        ("data.class_shares", {np.int64(2): np.float32(0.5)}, {2: 0.5}),
+        ("data.groups", np.str_("groups.csv"), "groups.csv"),
+    ],
+)  # fmt: skip
+def test_numbers_and_paths_of_a_script_are_settings(key, value, plain):
+    recipe = load_recipe("smoke", overrides={key: value})
+    assert recipe.to_yaml() == load_recipe("smoke", overrides={key: plain}).to_yaml()
 
 
 def test_the_last_of_several_settings_of_a_key_counts():
