@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, Search, merged_settings, parsed_settings, preset_recipe
+from lfmcw_app.recipe import (
+    Recipe,
+    Search,
+    merged_settings,
+    parsed_settings,
+    preset_recipe,
+    with_options,
+)
 from lfmcw_app.resolving import resolve_recipe
 
 __all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]
@@ -112,10 +119,10 @@ def arm_recipe(
         seed: of the run.
         space: of --space.
         order: of --order.
-        settings: dotted key → value, taken as they are.
+        settings: dotted key → value of other options, taken as they are.
     """
     of_seed = parsed_settings(text.replace("{seed}", str(seed)) for text in assign)
-    given = merged_settings(of_seed, settings or {}, arm.settings)
+    given = merged_settings(with_options(of_seed, settings or {}), arm.settings)
     recipe = resolve_recipe(dataset, preset, config, given, seed, space=space, order=order)
     if arm.length == 1.0:
         return _without_what_is_unused(recipe)
@@ -171,8 +178,7 @@ def check_settings(name: str, assign: Sequence[str]) -> None:
     """Refuses settings of what a table varies."""
     owned = {"seed", *(key for arm in TABLES[name].values() for key in arm.settings)}
     for assignment in assign:
-        key = assignment.partition("=")[0].strip()
-        if key in owned or key == "search":  # the latter replaces the whole section
+        if not owned.isdisjoint(parsed_settings([assignment.replace("{seed}", "0")])):
             raise InputError(
                 f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}."
             )

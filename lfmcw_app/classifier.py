@@ -20,6 +20,7 @@ from lfmcw_app.network_file import NetworkFile
 from lfmcw_app.run_files import CONFIG, EVALUATED, NETWORK, RESULT
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.network import ImageNetwork
+from lfmcw_app.usual_torch import usual_torch
 
 __all__ = ["Classifier", "Preprocess", "load_network", "network_path"]
 
@@ -102,12 +103,13 @@ class Preprocess:
     def normalised(self, pixels: Tensor) -> Tensor:
         """Maps pixels [..., C, S, S] of 0 to 255 to zero mean and unit variance, float32."""
         mean, std = (
-            torch.tensor(values, device=pixels.device).view(-1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
         return (pixels.float() / 255.0 - mean) / std
 
 
+@usual_torch()
 def load_network(
     run: str | PathLike[str], *, device: torch.device | str = "cpu"
 ) -> tuple[Classifier, Preprocess, tuple[str, ...]]:

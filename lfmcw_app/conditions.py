@@ -8,6 +8,8 @@ network too, if the conditions apply to it.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,9 @@ from lfmcw_app.recipe import Data, Recipe
 from mlo.errors import nearest
 
 __all__ = ["Conditioned", "conditioned", "describe_conditions"]
+
+NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+"""Names of classes that a number could mean: 1, 01, 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,8 +55,9 @@ def conditioned(recipe: Recipe, dataset: Dataset, images: Images) -> Conditioned
     how, labels = recipe.data, images.labels
     kept = _kept(how, dataset, labels, recipe.seed)
     given, validating = labels.clone(), labels.clone()
-    for wrong in how.wrong_labels:
-        of, others = _label(dataset, wrong.of), [_label(dataset, name) for name in wrong.as_]
+    mislabelled = _labels(dataset, [wrong.of for wrong in how.wrong_labels], "data.wrong_labels")
+    for wrong, of in zip(how.wrong_labels, mislabelled, strict=True):
+        others = _labels(dataset, wrong.as_, "`as` in data.wrong_labels")
         if of in others:
             raise InputError(
                 f"data.wrong_labels labels {wrong.of} as itself. Name other classes in `as`."
@@ -91,13 +97,37 @@ def _shares(how: Data, dataset: Dataset) -> list[float]:
     classes = dataset.num_classes
     factor = how.imbalance or 1.0
     shares = [factor ** (label / max(1, classes - 1)) for label in range(classes)]
-    for name, share in how.class_shares.items():
-        shares[_label(dataset, name)] = share
+    reduced = _labels(dataset, list(how.class_shares), "data.class_shares")
+    for label, share in zip(reduced, how.class_shares.values(), strict=True):
+        shares[label] = share
     return shares
 
 
+def _labels(dataset: Dataset, names: Sequence[str], key: str) -> list[int]:
+    """The classes of names, or of numbers; no class twice.
+
+    Args:
+        dataset: gives the names of the classes.
+        names: what the recipe calls the classes.
+        key: where it does.
+
+    Raises:
+        InputError: if there is no such class, or one has several names.
+    """
+    called: dict[int, str] = {}
+    for name in names:
+        label = _label(dataset, name)
+        if label in called:
+            raise InputError(
+                f"{key} names the class {dataset.class_names[label]} twice, as {called[label]} and "
+                f"as {name}. Name it once."
+            )
+        called[label] = name
+    return list(called)
+
+
 def _label(dataset: Dataset, name: str) -> int:
-    """The class of a name, or of a number if no class has it as its name.
+    """The class of a name, or of a number if the names of the classes are no numbers.
 
     Raises:
         InputError: if there is none.
@@ -106,7 +136,14 @@ def _label(dataset: Dataset, name: str) -> int:
     if name in names:
         return names.index(name)
     if name.isdecimal() and int(name) < len(names):
-        return int(name)
+        numbers = [of for of in names if NUMBER.fullmatch(of)]
+        if not numbers:
+            return int(name)
+        raise InputError(
+            f"The conditions in data name the class {name}, but no class of {dataset.name} has "
+            f"this name. As classes are called by numbers ({listed(numbers)}), it cannot be the "
+            f'place of a class either. Write the name in quotes, as "{numbers[0]}".'
+        )
     raise InputError(
         f"The conditions in data name the class {shown(name)}, which {dataset.name} does not have. "
         f"{nearest(name, names)}"

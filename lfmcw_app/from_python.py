@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from lfmcw_app.commands.execution import conclude
@@ -13,38 +15,45 @@ from lfmcw_app.commands.options import check_outside, pick_device
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_and_tell
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.names import FOLDER
 from lfmcw_app.printing import say
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, saved, stop_signals
+from lfmcw_app.usual_torch import usual_torch
 
 __all__ = ["run_search"]
 
 
+@usual_torch()
 def run_search(
-    dataset: str,
-    folder: str | Path,
+    dataset: str | PathLike[str],
+    folder: str | PathLike[str],
     *,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
-    data: str | Path = "data",
-    device: str = "auto",
+    data: str | PathLike[str] = "data",
+    device: str | torch.device = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Searches a cell, trains its network and writes a report, or resumes the run in the folder.
 
+    The run depends on its recipe and data alone. The random states, default dtype, default device
+    and autocast of the calling program have no effect on it, and are as before when it returns.
+
     Args:
         dataset: name of a data set; your own has the name that it was registered by
-            (`register_dataset`).
+            (`register_dataset`). A `Path` is a folder of images: Path("pets") is "folder:pets".
         folder: of the run. If it holds a run, that run is resumed, so after an interruption you can
             run the same script again.
         preset: the recipe; by default the one for the data set.
         settings: dotted key of the recipe → value, for example {"search.epochs": 10}.
         seed: of the run; by default the recipe's.
         data: folder of data files.
-        device: "cpu", "cuda", or "auto".
+        device: "cpu", "cuda", or "auto"; or a `torch.device`.
         quiet: whether nothing is printed.
 
     Returns:
@@ -54,7 +63,13 @@ def run_search(
         InputError: if something cannot be used, or the data are not those that the run began with.
         SystemExit: after SIGTERM or Ctrl-C, when the state is saved.
     """
-    path, target = Path(folder), pick_device(device)
+    for name, given in {"dataset": dataset, "folder": folder, "data": data}.items():
+        if not isinstance(given, str | PathLike):
+            raise InputError(f"{name} is a name or a path, got {shown(given)}.")
+    if not isinstance(settings, Mapping | None):
+        raise InputError(f"settings is a mapping of keys to values, got {shown(settings)}.")
+    dataset = dataset if isinstance(dataset, str) else f"{FOLDER}{Path(dataset)}"
+    path, target = Path(folder), pick_device(str(device))
     console = Console(quiet=quiet)
     opened = None
     if (path / CONFIG).exists():

@@ -7,6 +7,8 @@ of its recipe. The file may move, but not change.
 from __future__ import annotations
 
 import hashlib
+import statistics
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 
 from lfmcw_app.cell_table import CellTable
 from lfmcw_app.cell_table_file import read_cell_table
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import DataWarning, InputError
 from lfmcw_app.nats_bench import is_nats_bench, read_nats_bench
 from lfmcw_app.near_paths import near_paths
 from lfmcw_app.provenance import made_by
@@ -23,6 +25,7 @@ from lfmcw_app.recipe import Recipe
 from lfmcw_app.result import as_json, of_run
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.search_space.nasbench201 import SumCell, sum_edges
 from lfmcw_app.spaces import space_named
 
 __all__ = ["look_up", "open_table", "table_of", "with_table_digest"]
@@ -106,8 +109,8 @@ def table_of(recipe: Recipe) -> CellTable | None:
     """The table of a recipe, checked against its search; None if the recipe trains instead.
 
     Raises:
-        InputError: if it cannot be read, has been changed, is not complete, or is of another
-            space, number of nodes or data set.
+        InputError: if it cannot be read, has been changed, is not complete, has fractions for
+            percentages, or is of another space, number of nodes or data set.
     """
     how = with_table_digest(recipe).lookup
     if how.file is None or how.digest is None:
@@ -127,6 +130,7 @@ def table_of(recipe: Recipe) -> CellTable | None:
             f"{table.expected:,} cells. Regret and rank need all of them. Let its writer finish."
         )
     _check_cells(table, how.file)
+    _check_errors(table, how.file)
     return table
 
 
@@ -151,6 +155,35 @@ def _check_cells(table: CellTable, file: str) -> None:
         raise InputError(
             f"The table {file} has {len(table.cells):,} cells, but the space {table.space} with "
             f"{table.nodes} nodes has {count:,}. Remove the rows of other cells."
+        )
+
+
+def _check_errors(table: CellTable, file: str) -> None:
+    """Refuses fractions in the place of percentages, and doubts accuracies in that of errors.
+
+    The cell without an operation passes nothing on, so its network guesses, and a table that holds
+    errors has most other cells below it.
+
+    Raises:
+        InputError: if no error is above 1%.
+    """
+    means = {notation: cell.mean for notation, cell in table.cells.items()}
+    highest = max(means.values())
+    if highest <= 1.0:
+        raise InputError(
+            f"The table {file} has no error above {highest:g}%, though some of its cells learn "
+            "nothing: these are fractions. Multiply its errors by 100: test_error_percent is a "
+            "percentage."
+        )
+    median = statistics.median(means.values())
+    guessed = means.get(SumCell(("none",) * len(sum_edges(table.nodes))).notation(), median)
+    if guessed < median:
+        warnings.warn(
+            f"In the table {file}, the cell without an operation, which can only guess, has an "
+            f"error of {guessed:g}%, and half of the cells have at least {median:g}%. If these are "
+            "accuracies, replace them by 100 minus the accuracy: regret and rank are wrong.",
+            DataWarning,
+            stacklevel=2,
         )
 
 

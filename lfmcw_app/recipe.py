@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -40,7 +43,7 @@ __all__ = [
     "Channels",
     "Recipe",
     "changed_recipe",
-    "dotted",
+    "contradiction",
     "is_imagenet",
     "key_value",
     "load_recipe",
@@ -50,6 +53,7 @@ __all__ = [
     "read_config",
     "trial",
     "validate_recipe",
+    "with_options",
 ]
 
 ADAPTED: dict[str, tuple[str, Any]] = {
@@ -61,8 +65,20 @@ ADAPTED: dict[str, tuple[str, Any]] = {
 """Setting that presets adapt to the data → the key that enables this, and its value if the setting
 is given.
 """
-MOST_SECTIONS = 3
-"""Depth of nested sections: search.generator.init."""
+
+OPTIONS = {
+    "dataset": "the argument DATASET",
+    "preset": "--preset",
+    "seed": "--seed",
+    "detect_collapse": "--detect-collapse",
+    "search.space": "--space",
+    "search.order": "--order",
+    "search.method": "--method",
+    "search.init.run": "--init",
+    "evaluation.init.run": "--init",
+    "lookup.file": "--lookup",
+}
+"""Setting → the option of a command that gives it too."""
 
 OVERLAYS = {"original": ("paper", "original")}
 """Presets that build on another one; the others are complete."""
@@ -162,7 +178,7 @@ def _as_text(value: Any) -> Any:
 
 
 ClassName = Annotated[str, BeforeValidator(_as_text)]
-"""The name of a class, or its number if no class has it as its name."""
+"""The name of a class, or its number if the names are no numbers."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -271,6 +287,16 @@ class Data(_Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"wrong_labels needs one entry per class; {twice[0]} has several")
+        return value
+
+    @field_validator("class_shares", mode="before")
+    @classmethod
+    def _one_share_a_class(cls, value: Any) -> Any:
+        # 3 and "3" are two keys of YAML, and one class.
+        names = [str(name) for name in value] if isinstance(value, Mapping) else []
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"class_shares needs one share per class; {twice[0]} has several")
         return value
 
     @field_validator("search_fractions")
@@ -838,15 +864,15 @@ def load_recipe(
         space: a name in `lfmcw_app.spaces.SPACES`; by default that of the settings or the file, or
             else darts.
         config: any part of a recipe, or a YAML file with it.
-        overrides: dotted key → value; of a section and a key of it the later one counts.
+        overrides: dotted key → value; see `merged_settings` for sections.
 
     Raises:
         InputError: for an unknown preset or key, or a value of the wrong type or range.
     """
     over = read_config(config) if isinstance(config, Path) else config or {}
-    given = {**dotted(over), **dotted(overrides or {})}
+    given = merged_settings(over, overrides or {})
     space = space or given.get("search.space") or "darts"
-    return _over(_preset_tree(preset, space, given.get("dataset")), over, overrides or {})
+    return _over(_preset_tree(preset, space, given.get("dataset")), given)
 
 
 def _preset_tree(preset: str, space: Any, dataset: Any) -> dict[str, Any]:
@@ -871,8 +897,8 @@ def _preset_tree(preset: str, space: Any, dataset: Any) -> dict[str, Any]:
         for name in OVERLAYS.get(preset, (preset,)):
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
-                tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
-    return _assigned(tree, "search.space", space)
+                tree = _assigned(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
+    return _assigned(tree, {"search.space": space})
 
 
 def preset_recipe(recipe: Recipe) -> Recipe | None:
@@ -901,33 +927,71 @@ def changed_recipe(
         InputError: for an unknown key, or a value of the wrong type or range.
     """
     tree = recipe.model_dump(mode="json", by_alias=True)
-    return _over(tree, {} if config is None else read_config(config), overrides)
+    return _over(tree, merged_settings({} if config is None else read_config(config), overrides))
 
 
-def _over(tree: dict[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
-    tree = _merged(tree, config)
-    for key, value in overrides.items():
-        tree = _assigned(tree, key, value)
-
-    given = {**dotted(config), **overrides}
-    for key, (adapter, off) in ADAPTED.items():
+def _over(tree: dict[str, Any], given: Mapping[str, Any]) -> Recipe:
+    """A tree with settings of `merged_settings`, as a recipe."""
+    off = {}
+    for key, (adapter, value) in ADAPTED.items():
         no_run = key.endswith(".run") and given.get(key) is None
         if key in given and adapter not in given and not no_run:
-            tree = _assigned(tree, adapter, off)
-    return validate_recipe(tree)
+            off[adapter] = value
+    return validate_recipe(_assigned(tree, {**given, **off}))
+
+
+@lru_cache
+def _sections(model: type[BaseModel] = Recipe, above: str = "") -> frozenset[str]:
+    """The dotted names of all sections of a recipe: search, search.generator, ..."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            found |= {f"{above}{name}"} | _sections(field.annotation, f"{above}{name}.")
+    return frozenset(found)
 
 
 def merged_settings(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key → value of several mappings; later ones override earlier ones.
 
-    A key's place is its last one, because what was given before may be a section that holds it.
+    A section that is given as a mapping, in a file or as one setting, sets the keys that it has and
+    leaves the others of the section as they are. Mappings that are values (an engine with its
+    options, `class_shares`, `primitives`) replace what was there as a whole.
     """
     found: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
-            found.pop(key, None)
-            found[key] = value
+            if key in _sections() and isinstance(value, Mapping):
+                inner = {f"{key}.{name}": entry for name, entry in value.items()}
+                found |= merged_settings(inner)
+            else:
+                found[key] = value
     return found
+
+
+def with_options(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of single settings and of options, which must not contradict them.
+
+    Args:
+        settings: dotted key → value.
+        options: key of `OPTIONS` → the option's value; None if it was not given.
+
+    Raises:
+        InputError: naming an option and a setting that differ.
+    """
+    given = merged_settings(settings)
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key, value in chosen.items():
+        if key in given and given[key] != value:
+            raise contradiction(OPTIONS[key], value, f"--set {key}", given[key])
+    return {**chosen, **given}
+
+
+def contradiction(place: str, value: Any, other: str, differing: Any) -> InputError:
+    """The error on two places that give different values for one setting."""
+    return InputError(
+        f"{place} is {shown(value)}, and {other} is {shown(differing)}. They contradict each "
+        "other; drop one."
+    )
 
 
 def parsed_settings(assign: Iterable[str]) -> dict[str, Any]:
@@ -938,19 +1002,6 @@ def parsed_settings(assign: Iterable[str]) -> dict[str, Any]:
     """
     example = "search.channels=8"
     return merged_settings(*(dict([key_value(text, "--set", example)]) for text in assign))
-
-
-def dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted key → value, of a tree's sections and their contents.
-
-    The depth is bounded, because a YAML file can contain itself.
-    """
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found[f"{above}{name}"] = value
-        if isinstance(value, Mapping) and above.count(".") < MOST_SECTIONS:
-            found |= dotted(value, f"{above}{name}.")
-    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -977,28 +1028,31 @@ def validate_recipe(tree: Any) -> Recipe:
     Raises:
         InputError: naming the first key that is wrong.
     """
-    _check_plain(tree, ())
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(_plain(tree, ()))
     except ValidationError as error:
         raise InputError(explain(error, Recipe)) from None
 
 
-def _check_plain(value: Any, path: tuple[str, ...]) -> None:
-    """Refuses what no file of text can hold.
+def _plain(value: Any, path: tuple[str, ...]) -> Any:
+    """The value as text, numbers, truth values, lists and mappings alone, as YAML has them.
 
-    This is half a character, or the name of a file with one; or an object of a script, which would
-    be another one when the recipe is read back.
+    Numbers of NumPy and paths are turned into these. Refused is what no file of text can hold: half
+    a character, or the name of a file with one; or another object of a script, which would be
+    another one when the recipe is read back.
 
     Raises:
         InputError: naming the key.
     """
-    if isinstance(value, (dict, list, tuple)):
-        entries = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, entry in entries:
-            _check_plain(key, path)
-            _check_plain(entry, (*path, str(key)))
-    elif isinstance(value, str):
+    if isinstance(value, np.generic):
+        value = value.item()
+    elif isinstance(value, PathLike):
+        value = os.fspath(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, path): _plain(entry, (*path, str(key))) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, (*path, str(place))) for place, entry in enumerate(value)]
+    if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -1006,11 +1060,17 @@ def _check_plain(value: Any, path: tuple[str, ...]) -> None:
                 f"Configuration key {'.'.join(path)!r}: {shown(value)} is no text in UTF-8, which "
                 "a recipe must be. If it is the name of a file or a folder, rename that."
             ) from None
-    elif not isinstance(value, (bool, int, float, type(None))):
-        raise InputError(
-            f"Configuration key {'.'.join(path)!r}: {shown(value)} is a {type(value).__name__}. A "
-            "recipe holds text, numbers, true, false, null, and lists and mappings of these."
-        )
+        return str(value)
+    if isinstance(value, bool | None):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise InputError(
+        f"Configuration key {'.'.join(path)!r}: {shown(value)} is a {type(value).__name__}. A "
+        "recipe holds text, numbers, true, false, null, and lists and mappings of these."
+    )
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:
@@ -1066,31 +1126,25 @@ def is_imagenet(dataset: str) -> bool:
     return dataset.removeprefix("random:") == "imagenet"
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`; sections are merged, engines replaced as a whole."""
-    result = dict(base)
-    for key, value in over.items():
-        sections = isinstance(value, dict) and isinstance(result.get(key), dict)
-        merges = sections and key != "hypergradient"
-        result[key] = _merged(result[key], value) if merges else value
-    return result
-
-
-def _assigned(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a tree with another value of a dotted key.
+def _assigned(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree with other values of some keys, as `merged_settings` takes them.
 
     Raises:
-        InputError: if the key is no text, or leads through a value that is no section.
+        InputError: if a key is no text, or leads through a value that is no section.
     """
-    if not isinstance(key, str):
-        raise InputError(f"A key of a recipe is text, such as search.channels; got {shown(key)}.")
-
-    def within(section: Mapping[str, Any], name: str, *further: str) -> dict[str, Any]:
-        if not further:
-            return {**section, name: value}
-        inner = section.get(name, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"Configuration key {key!r}: {name!r} is a value, not a section.")
-        return {**section, name: within(inner, *further)}
-
-    return within(tree, *key.split("."))
+    result = dict(tree)
+    for key, value in merged_settings(settings).items():
+        if not isinstance(key, str):
+            raise InputError(
+                f"A key of a recipe is text, such as search.channels; got {shown(key)}."
+            )
+        *above, last = key.split(".")
+        section = result
+        for name in above:
+            inner = section.get(name, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"Configuration key {key!r}: {name!r} is a value, not a section.")
+            section[name] = dict(inner)
+            section = section[name]
+        section[last] = value
+    return result

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 from lfmcw_app.data import check_dataset
-from lfmcw_app.errors import InputError, shown
+from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.names import FOLDER
 from lfmcw_app.recipe import (
     Recipe,
-    dotted,
+    contradiction,
     is_imagenet,
     load_recipe,
     merged_settings,
     read_config,
+    with_options,
 )
 from lfmcw_app.starting_weights import with_digests
 
@@ -71,7 +72,7 @@ def resolve_recipe(
         dataset: its name.
         preset: of the option --preset; None if not given, as with the other options.
         config: of --config.
-        settings: dotted key → value; they override the file and the options.
+        settings: dotted key → value; they override the file.
         seed: of --seed.
         space: of --space.
         order: of --order.
@@ -83,41 +84,33 @@ def resolve_recipe(
             options that contradict each other or the configuration file.
     """
     check_dataset(dataset)
-    tree = {} if config is None else read_config(config)
-    chosen = dotted(settings or {})
+    in_file = merged_settings({} if config is None else read_config(config))
+    options = {"seed": seed, "search.order": order, "search.method": method}
+    chosen = with_options(settings or {}, options)
 
     # Preset and space decide which files are read, the data set what is: each is given once. A
     # recipe that was made without a preset is called custom.
     presets = {
         "--preset": preset,
         "--set preset": chosen.get("preset"),
-        f"preset in {config}": tree.get("preset"),
+        f"preset in {config}": in_file.get("preset"),
     }
     preset = _agreed({place: name for place, name in presets.items() if name != "custom"})
-    section = tree.get("search")
-    in_file = section.get("space") if isinstance(section, dict) else None
     space = _agreed(
         {
             "--space": space,
             "--set search.space": chosen.get("search.space"),
-            f"search.space in {config}": in_file,
+            f"search.space in {config}": in_file.get("search.space"),
         }
     )
-    _agreed({"the argument DATASET": dataset, f"dataset in {config}": tree.get("dataset")})
+    _agreed({"the argument DATASET": dataset, f"dataset in {config}": in_file.get("dataset")})
     if "dataset" in chosen:
         raise InputError("The data set is the argument DATASET; drop the setting dataset=….")
-    options: dict[str, Any] = {
-        "dataset": dataset,
-        "search.order": order,
-        "search.method": method,
-        "seed": seed,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
     recipe = load_recipe(
         preset or default_preset(dataset, cuda=cuda),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
-        config=tree,
-        overrides=merged_settings(given, settings or {}),
+        config=in_file,
+        overrides={"dataset": dataset, **chosen},
     )
     return with_table_digest(with_digests(recipe))
 
@@ -135,8 +128,5 @@ def _agreed(given: dict[str, Any]) -> Any:
     for place, value in found[1:]:
         first, before = found[0]
         if value != before:
-            raise InputError(
-                f"{first} is {shown(before)}, and {place} is {shown(value)}. They contradict each "
-                "other; drop one."
-            )
+            raise contradiction(first, before, place, value)
     return found[0][1] if found else None

@@ -23,6 +23,7 @@ from lfmcw_app.result_file import read_result, worst_classes
 from lfmcw_app.run_files import EVALUATED, METRICS, RESULT
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
+from lfmcw_app.usual_torch import usual_torch
 
 __all__ = ["Run"]
 
@@ -125,6 +126,7 @@ class Run:
         """
         return load_network(self.path, device=device)
 
+    @usual_torch()
     def predict(self, *images: Any) -> Tensor:
         """Returns the probabilities of the classes, [images, classes], on the CPU.
 

@@ -190,12 +190,12 @@ def given_settings(
         paths: key → the path of its option; None if it was not given.
 
     Raises:
-        InputError: naming an assignment that is none.
+        InputError: naming an assignment that is none, or that contradicts one of the options.
     """
-    from lfmcw_app.recipe import merged_settings, parsed_settings
+    from lfmcw_app.recipe import parsed_settings, with_options
 
-    of_options = {key: str(path) for key, path in paths.items() if path is not None}
-    return merged_settings(parsed_settings(assign or ()), of_options)
+    of_options = {key: None if path is None else str(path) for key, path in paths.items()}
+    return with_options(parsed_settings(assign or ()), of_options)
 
 
 def check_no_trial(max_steps: int | None) -> None:

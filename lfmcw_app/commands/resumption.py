@@ -13,7 +13,7 @@ from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.names import FOLDER
-from lfmcw_app.recipe import changed_recipe, merged_settings
+from lfmcw_app.recipe import changed_recipe, with_options
 from lfmcw_app.run_files import DATASET, EVALUATED
 from lfmcw_app.run_folder import RunFolder
 
@@ -41,11 +41,12 @@ def resumed_folder(
         dataset: the argument DATASET.
         config: the option --config.
         options: dotted key → value of other options that set a key; None if not given.
-        settings: dotted key → value of single settings; they override the options.
+        settings: dotted key → value of single settings.
         out: the option --out.
 
     Raises:
-        InputError: if there is no such run in the folder, or if a fixed setting would change.
+        InputError: if there is no such run in the folder, if a fixed setting would change, or if
+            options contradict each other.
     """
     folder = RunFolder.open(path)
     evaluated = (path / EVALUATED).exists()
@@ -63,11 +64,10 @@ def resumed_folder(
         raise InputError(f"--resume {path} resumes in its own folder; drop --out {out}.")
     if dataset is not None:
         check_dataset(dataset)
-    given = {**options, "dataset": dataset or _place(folder)}
-    of_options = {key: value for key, value in given.items() if value is not None}
-    wanted = changed_recipe(
-        folder.recipe, config=config, overrides=merged_settings(of_options, settings)
-    )
+    given = with_options(settings, {**options, "dataset": dataset})
+    if "dataset" not in given and (place := _place(folder)) is not None:
+        given["dataset"] = place
+    wanted = changed_recipe(folder.recipe, config=config, overrides=given)
     folder.change(with_table_digest(wanted), searches=searches)
     return folder
 

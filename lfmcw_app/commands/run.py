@@ -69,6 +69,7 @@ def run(
     from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
     from lfmcw_app.projection import after_projection, print_choice, project
+    from lfmcw_app.recipe import with_options
     from lfmcw_app.resolving import resolve_recipe
     from lfmcw_app.run_folder import RunFolder
     from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
@@ -81,8 +82,7 @@ def run(
             check_tensorboard()
         options.check_keep(keep)
         settings = options.given_settings(assign, {"search.init.run": init, "lookup.file": lookup})
-        if detect_collapse:
-            settings["detect_collapse"] = True
+        settings = with_options(settings, {"detect_collapse": detect_collapse or None})
 
         # The recipe comes from the options, or from the folder that is resumed.
         folder = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lfmcw_app.arms import TABLES, arm_recipe, check_arms, contrasts
+import pytest
+
+from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings, contrasts
+from lfmcw_app.errors import InputError
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import validate_recipe
 
@@ -134,3 +137,28 @@ def test_random_cells_of_progressive_stages_have_a_valid_recipe():
     found = ablation(*few, "search.space=pdarts")["random cells"]
     assert len(found.search.primitives) == 4
     assert validate_recipe(parse_yaml(found.to_yaml())) == found
+
+
+@pytest.mark.parametrize(
+    ("table", "setting"),
+    [
+        ("fig3", "search.lambda=2"),
+        ("fig3", "search={lambda: 2}"),
+        ("table5", "search.generator={name: dcgan, lr: 1e-3}"),
+        ("table2", "seed=3"),
+    ],
+)
+def test_what_a_table_varies_cannot_be_set(table, setting):
+    with pytest.raises(InputError, match=r"sets .* itself; drop --set"):
+        check_settings(table, [setting])
+
+
+def test_other_keys_of_a_section_go_to_every_arm():
+    settings = ["search={steps: 7}", "search.generator={lr: 0.5}", "data.groups={seed}.csv"]
+    check_settings("table5", settings)
+    for arm in TABLES["table5"].values():
+        made = arm_recipe(arm, "digits", "smoke", None, settings, 2, space=None, order=None)
+        plain = arm_recipe(arm, "digits", "smoke", None, [], 2, space=None, order=None)
+        assert (made.search.steps, made.search.generator.lr) == (7, 0.5)
+        assert made.search.channels == plain.search.channels
+        assert made.search.generator.name == arm.settings["search.generator.name"]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from callers_torch import CALLERS, caller
 from PIL import Image
 from trained_runs import copied
 
@@ -17,6 +18,7 @@ from lfmcw_app.classifier import load_network, network_path
 from lfmcw_app.data import in_order
 from lfmcw_app.errors import InputError
 from lfmcw_app.run_files import NETWORK
+from lfmcw_app.runs import Run
 
 
 @torch.no_grad()
@@ -86,6 +88,20 @@ def test_an_array_without_pixels_is_refused(shape, trained):
     _, preprocess, _ = load_network(trained.path)
     with pytest.raises(InputError, match="it has no pixels"):
         preprocess(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_a_network_does_not_depend_on_the_callers_torch(name, trained):
+    image = sorted((trained.pictures / "test").rglob("*.png"))[0]
+    usual, preprocess, _ = load_network(trained.path)
+    expected = Run(trained.path).predict(image)
+    with caller(name):
+        network, preprocess, _ = load_network(trained.path)
+        pixels, predicted = preprocess(image), Run(trained.path).predict(image)
+    assert pixels.dtype == torch.float32 and torch.equal(predicted, expected)
+    wanted, found = usual.state_dict(), network.state_dict()
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    network(pixels[None].clone()).sum().backward()
 
 
 def test_the_network_returns_logits_alone_and_can_be_trained(trained):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from small_pictures import write_classes
@@ -161,6 +163,7 @@ def test_test_images_stay(digits, tmp_path):
         ({"wrong_labels": [{"of": "cat", "as": ["3"]}]}, r"the class 'cat'"),
         ({"wrong_labels": [{"of": "3", "as": ["cat"]}]}, r"the class 'cat'"),
         ({"wrong_labels": [{"of": "3", "as": ["3"]}]}, r"labels 3 as itself"),
+        ({"wrong_labels": [{"of": "3", "as": ["5", "5"]}]}, r"names the class 5 twice"),
         ({"class_shares": {"3": 0.001}}, r"no image keeps the label 3"),
         ({"wrong_labels": [HALF[0] | {"share": 1.0}]}, r"no image keeps the label 3"),
     ],
@@ -175,6 +178,7 @@ def test_what_does_not_fit_the_classes_is_refused(data, words, tmp_path):
     [
         ({"class_shares": {"3": 1.5}}, r"data\.class_shares\.3.*at most 1"),
         ({"class_shares": {"3": 0.0}}, r"data\.class_shares\.3.*more than 0"),
+        ({"class_shares": {"3": 0.5, 3: 0.2}}, r"one share per class; 3 has several"),
         ({"imbalance": -0.1}, r"data\.imbalance.*more than 0"),
         ({"wrong_labels": [HALF[0] | {"share": 2.0}]}, r"share.*at most 1"),
         ({"wrong_labels": [HALF[0] | {"as": []}]}, r"at least 1 item"),
@@ -204,6 +208,41 @@ def test_a_number_names_the_class_that_is_called_so_first(tmp_path):
     numbered = load_dataset(f"folder:{tmp_path}")
     part = training_part(recipe(class_shares={1: 0.5}), numbered)
     assert part.labels.bincount().tolist() == [2, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "words"),
+    [
+        (
+            {"wrong_labels": [{"of": "class 0", "as": ["class 1"]}, {"of": 0, "as": ["class 2"]}]},
+            r"data\.wrong_labels names the class class 0 twice, as class 0 and as 0",
+        ),
+        (
+            {"wrong_labels": [{"of": "class 0", "as": ["class 1", 1]}]},
+            r"`as` in data\.wrong_labels names the class class 1 twice, as class 1 and as 1",
+        ),
+        (
+            {"class_shares": {"class 0": 0.2, 0: 0.9}},
+            r"data\.class_shares names the class class 0 twice",
+        ),
+        ({"class_shares": {"0": 0.2, "00": 0.9}}, r"class 0 twice, as 0 and as 00"),
+    ],
+)
+def test_a_class_by_name_and_by_number_is_one_class(conditions, words):
+    with pytest.raises(InputError, match=words):
+        training_part(recipe(**conditions), noise_dataset())
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [(("01", "02", "03"), 1), (("1", "10", "2"), 0), (("0.5", "1.5"), 1), (("5", "cat"), 1)],
+)
+def test_a_number_is_no_place_among_classes_called_by_numbers(names, number):
+    data = dataclasses.replace(noise_dataset(classes=len(names)), class_names=names)
+    with pytest.raises(InputError, match=f'the class {number}, but no .* as "{names[0]}"'):
+        training_part(recipe(class_shares={number: 0.5}), data)
+    part = training_part(recipe(class_shares={names[1]: 0.5}), data)
+    assert part.labels.bincount().tolist() == [8, 4, 8][: len(names)]
 
 
 def test_conditions_are_said_with_their_numbers(digits, tmp_path):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
+from callers_torch import CALLERS, caller
 
 import lfmcw_app
 from lfmcw_app import own_datasets
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.runs import Run
 
 SETTINGS = {
     "search.steps": 2,
@@ -51,9 +55,25 @@ def searched(folder, **options):
     )
 
 
+def learned(folder):
+    """What the rounds of a run have computed."""
+    kept = ("phase", "round", "losses", "metrics", "alpha")
+    return [{key: entry.get(key) for key in kept} for entry in Run(folder).metrics]
+
+
 def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
-    """Stopped after a round by SIGTERM, it resumes from there, to the result of a run in one go."""
-    whole = searched(tmp_path / "whole", quiet=True)
+    """Stopped after a round by SIGTERM, it resumes from there, to the result of a run in one go.
+
+    The latter's program has set all that it can of torch, and gets it back.
+    """
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with ExitStack() as stack:
+        for name in CALLERS:
+            stack.enter_context(caller(name))
+        whole = searched(tmp_path / "whole", quiet=True)
+        assert torch.get_default_dtype() == torch.float64
+    assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
     assert (tmp_path / "whole" / "report.html").exists()
     assert whole == json.loads((tmp_path / "whole" / "result.json").read_text())
@@ -81,6 +101,7 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
         searched(tmp_path / "run")
     lfmcw_app.register_dataset("squares", lambda root: squares())
     assert searched(tmp_path / "run") == whole
+    assert learned(tmp_path / "run") == learned(tmp_path / "whole")
 
 
 def test_settings_that_cannot_change_are_refused(tmp_path):
@@ -104,6 +125,39 @@ def test_settings_of_a_script_are_taken_as_values(tmp_path, monkeypatch):
     (recipe,) = found.value.args
     assert recipe == load_recipe("smoke", overrides={"dataset": "squares", **settings})
     assert recipe.search == load_recipe("smoke", space="pcdarts", overrides=settings).search
+
+
+def test_paths_numbers_and_devices_of_a_script_are_taken(tmp_path, monkeypatch):
+    def told(console, recipe, data, *, device):
+        raise RuntimeError(recipe, data, device)
+
+    monkeypatch.setattr("lfmcw_app.from_python.read_and_tell", told)
+    with pytest.raises(RuntimeError) as found:
+        lfmcw_app.run_search(
+            tmp_path / "pets", tmp_path / "run", preset="smoke", seed=np.int64(3),
+            settings={"search.steps": np.int64(2)}, data=tmp_path, device=torch.device("cpu"),
+        )  # fmt: skip
+    recipe, data, device = found.value.args
+    wanted = {"dataset": f"folder:{tmp_path}/pets", "seed": 3, "search.steps": 2}
+    assert recipe == load_recipe("smoke", overrides=wanted)
+    assert (data, device) == (tmp_path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"dataset": None}, "dataset is a name or a path, got None"),
+        ({"folder": 3}, "folder is a name or a path, got 3"),
+        ({"data": None}, "data is a name or a path, got None"),
+        ({"settings": "search.steps=2"}, "settings is a mapping of keys to values, got 'search"),
+        ({"device": torch.device("meta")}, "--device meta has shapes but no numbers"),
+        ({"device": None}, "--device must be cpu, cuda or auto, got 'None'"),
+        ({"seed": 4, "settings": {"seed": 3}}, "--seed is 4, and --set seed is 3"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(wrong, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        lfmcw_app.run_search(**{"dataset": "squares", "folder": tmp_path / "run", **wrong})
 
 
 def test_names_of_the_package_are_found():

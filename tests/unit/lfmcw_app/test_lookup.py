@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from made_cell_tables import (
     made_error,
+    rows_of,
     write_csv,
     write_nats_file,
     write_nats_folder,
@@ -18,11 +20,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lfmcw_app import lookup
+from lfmcw_app.cell_table_file import CellTableFile
 from lfmcw_app.classifier import network_path
 from lfmcw_app.commands.execution import reported_errors
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import look_up_genotype
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import DataWarning, InputError
 from lfmcw_app.lookup import look_up, open_table, table_of
 from lfmcw_app.recipe import load_recipe, parsed_settings
 from lfmcw_app.report.page import write_report
@@ -30,7 +33,7 @@ from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.result import print_result
 from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.nasbench201 import SumCell
+from lfmcw_app.search_space.nasbench201 import SumCell, all_cells
 from lfmcw_app.stages import phases_of
 
 CELL = SumCell(("nor_conv_3x3", "none", "nor_conv_3x3"))
@@ -103,6 +106,29 @@ def test_a_table_that_does_not_fit_is_refused(table_file, settings, words):
         },
     )
     with pytest.raises(InputError, match=words):
+        table_of(recipe)
+
+
+def with_errors(path, change):
+    """A table with other errors."""
+    cells = list(all_cells(3))
+    file = CellTableFile.open(
+        path, space="nasbench201", nodes=3, cells=len(cells), seeds=2, dataset="digits", about={}
+    )
+    rows = rows_of(cells, 2)
+    file.append(*(replace(row, test_error_percent=change(row.test_error_percent)) for row in rows))
+    return path
+
+
+def test_a_table_of_fractions_is_refused(tmp_path):
+    recipe = recipe_of(with_errors(tmp_path / "cells.csv", lambda error: error / 100))
+    with pytest.raises(InputError, match=r"no error above 0\.60.*Multiply its errors by 100"):
+        table_of(recipe)
+
+
+def test_a_table_of_accuracies_is_doubted(tmp_path):
+    recipe = recipe_of(with_errors(tmp_path / "cells.csv", lambda error: 100 - error))
+    with pytest.warns(DataWarning, match=r"can only guess, has an error of 39.*100 minus"):
         table_of(recipe)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
 from lfmcw_app.names import PRESETS
-from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from lfmcw_app.plugins import Table
 from lfmcw_app.recipe import (
     Recipe,
     _preset_recipe,
+    changed_recipe,
     load_recipe,
     parsed_settings,
     preset_recipe,
@@ -264,8 +267,9 @@ def test_lists_sections_and_null_can_be_values():
     ("key", "value"),
     [
         ("search.hypergradient", engine_from("neumann")),
-        ("search.hypergradient", {"w1": {"name": "neumann", "steps": np.int64(3)}}),
-        ("search.init.run", Path("runs/one")),
+        ("search.hypergradient", {"w1": {"name": "neumann", "num_terms": {3}}}),
+        ("search.weights.lr", torch.tensor(0.1)),
+        ("search.generator.betas", np.array([0.5, 0.9])),
     ],
 )
 def test_objects_of_a_script_are_no_settings(key, value):
@@ -274,11 +278,91 @@ def test_objects_of_a_script_are_no_settings(key, value):
         load_recipe("smoke", overrides={key: value})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "plain"),
+    [
+        ("seed", np.int64(3), 3),
+        ("search.steps", np.uint8(3), 3),
+        ("search.weights.lr", np.float32(0.5), 0.5),
+        ("search.weights.lr", np.float64(0.5), 0.5),
+        ("search.weights.lr", Fraction(1, 2), 0.5),
+        ("search.tf32", np.bool_(True), True),
+        ("search.generator.betas", (np.float32(0.5), np.float32(0.25)), [0.5, 0.25]),
+        ("search.generator.init.run", Path("runs/one"), "runs/one"),
+        ("search.hypergradient", {"w1": {"name": "neumann", "num_terms": np.int64(3)}},
+         {"w1": {"name": "neumann", "num_terms": 3}}),
+        ("data.class_shares", {np.int64(2): np.float32(0.5)}, {2: 0.5}),
+        ("data.groups", np.str_("groups.csv"), "groups.csv"),
+    ],
+)  # fmt: skip
+def test_numbers_and_paths_of_a_script_are_settings(key, value, plain):
+    recipe = load_recipe("smoke", overrides={key: value})
+    assert recipe.to_yaml() == load_recipe("smoke", overrides={key: plain}).to_yaml()
+
+
 def test_the_last_of_several_settings_of_a_key_counts():
     assert parsed_settings(["seed=1", "seed=2"]) == {"seed": 2}
     section = ["data.test_images=3", "data={train_images: 8}", "data.test_images=5"]
     data = load_recipe("smoke", overrides=parsed_settings(section)).data
     assert (data.train_images, data.test_images) == (8, 5)
+
+
+def as_file(section, path):
+    path.write_text(f"search: {section}\n")
+    return load_recipe("smoke", config=path)
+
+
+def as_settings(section):
+    return load_recipe("smoke", overrides={"search": parse_yaml(section)})
+
+
+@pytest.mark.parametrize(
+    ("section", "single"),
+    [
+        ("{steps: 2}", {"search.steps": 2}),
+        ("{generator: {init: {run: a}, lr: 1e-3}}",
+         {"search.generator.init.run": "a", "search.generator.lr": 1e-3}),
+        ("{}", {}),
+        ("{hypergradient: {name: neumann, num_terms: 3}}",
+         {"search.hypergradient": {"name": "neumann", "num_terms": 3}}),
+    ],
+)  # fmt: skip
+def test_a_section_sets_its_keys_by_every_way_that_it_is_given(section, single, tmp_path):
+    wanted = load_recipe("smoke", overrides=single)
+    assert as_file(section, tmp_path / "c.yaml") == wanted
+    assert as_settings(section) == wanted
+    assert load_recipe("smoke", overrides=parsed_settings([f"search={section}"])) == wanted
+    changed = changed_recipe(load_recipe("smoke"), overrides=parsed_settings([f"search={section}"]))
+    assert changed == wanted
+
+
+def test_sections_that_are_given_twice_are_joined():
+    twice = parsed_settings(["search={steps: 2, layers: 4}", "search={channels: 6, layers: 5}"])
+    assert twice == {"search.steps": 2, "search.layers": 5, "search.channels": 6}
+
+
+@pytest.mark.parametrize(
+    ("key", "first", "second"),
+    [
+        ("search.hypergradient", {"name": "neumann", "num_terms": 3}, {"name": "cg"}),
+        ("search.hypergradient", {"w1": "neumann"}, {"w2": "cg"}),
+        ("data.class_shares", {"cat": 0.5}, {"dog": 0.25}),
+    ],
+)
+def test_mappings_that_are_values_are_replaced_as_a_whole(key, first, second, tmp_path):
+    section, name = key.split(".")
+    wanted = load_recipe("smoke", overrides={key: second})
+    file = tmp_path / "c.yaml"
+    file.write_text(dump_yaml({section: {name: first}}))
+    assert load_recipe("smoke", config=file, overrides={key: second}) == wanted
+    assert load_recipe("smoke", config=file, overrides={section: {name: second}}) == wanted
+    assert changed_recipe(load_recipe("smoke", config=file), overrides={key: second}) == wanted
+
+
+@pytest.mark.parametrize("setting", ["search=5", "search=null", "search.weights=[]"])
+def test_a_value_in_the_place_of_a_section_is_refused(setting):
+    with pytest.raises(InputError, match="is a section of keys, got"):
+        load_recipe("smoke", overrides={"search.order": "first", **parsed_settings([setting])})
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "random:imagenet"])

@@ -37,6 +37,35 @@ def test_settings_that_contradict_are_refused(settings, space, words):
         resolve_recipe("digits", None, None, settings, None, space=space)
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "value", "other"),
+    [
+        ("seed", "seed", 4, 3),
+        ("order", "search.order", "first", "second"),
+        ("method", "search.method", "darts", "lfmcw"),
+    ],
+)
+def test_options_and_settings_must_agree(option, key, value, other):
+    def made(**more):
+        given = {"seed": None, **more}
+        return resolve_recipe("digits", "smoke", None, **given)
+
+    alone = made(settings=None, **{option: value})
+    assert made(settings={key: value}, **{option: value}) == alone
+    section, _, name = key.rpartition(".")
+    for settings in ({key: other}, {section: {name: other}} if section else {key: None}):
+        with pytest.raises(InputError, match=f"--{option} is {value!r}, and --set {key} is"):
+            made(settings=settings, **{option: value})
+
+
+def test_options_go_over_a_file_that_has_every_setting(tmp_path):
+    """As --print-config writes it: it serves for other seeds too."""
+    path = tmp_path / "c.yaml"
+    path.write_text(resolve_recipe("digits", None, None, None, None).to_yaml())
+    recipe = resolve_recipe("digits", None, path, None, 4, order="first", method="darts")
+    assert (recipe.seed, recipe.search.order, recipe.search.method) == (4, "first", "darts")
+
+
 def test_a_space_by_set_has_the_presets_settings_for_it():
     by_option = resolve_recipe("digits", None, None, None, None, space="pdarts")
     by_set = resolve_recipe("digits", None, None, {"search.space": "pdarts"}, None)

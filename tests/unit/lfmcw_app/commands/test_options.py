@@ -22,10 +22,20 @@ from lfmcw_app.spaces import SPACES
 @pytest.mark.parametrize("name", ["😀/t.csv", "{seed}.csv", 'a "b" #c: d.csv', "1e-3"])
 def test_an_option_that_names_a_path_takes_any_name(name):
     paths = {"lookup.file": Path(name), "search.init.run": None}
-    settings = options.given_settings(["seed=3", "lookup.file=other"], paths)
+    settings = options.given_settings(["seed=3"], paths)
     assert settings == {"seed": 3, "lookup.file": name}
     recipe = load_recipe("smoke", overrides=settings)
     assert validate_recipe(parse_yaml(recipe.to_yaml())).lookup.file == name
+
+
+def test_an_option_that_names_a_path_agrees_with_settings():
+    def given(setting):
+        return options.given_settings([setting], {"lookup.file": Path("t.csv")})
+
+    assert given("lookup.file=t.csv") == {"lookup.file": "t.csv"}
+    for other in ("lookup.file=other.csv", "lookup={file: other.csv}"):
+        with pytest.raises(InputError, match=r"--lookup is 't\.csv', and --set lookup\.file is"):
+            given(other)
 
 
 def test_a_path_that_is_no_text_is_named():

@@ -64,6 +64,8 @@ def test_options_beside_resume_change_the_recipe(path, tmp_path):
         ({"settings": {"search.chanels": 8}}, "Did you mean 'search.channels'"),
         ({"dataset": "cifar10"}, "dataset 'digits' → 'cifar10'"),
         ({"dataset": "cifar11"}, "Unknown data set"),
+        ({"seed": 1, "settings": {"seed": 0}}, "--seed is 1, and --set seed is 0"),
+        ({"dataset": "cifar10", "settings": {"dataset": "digits"}}, "argument DATASET is 'cifar10"),
         ({"searches": False}, "python -m lfmcw_app.run --resume"),
     ],
 )

@@ -36,6 +36,12 @@ def test_the_recipe_of_the_options_is_printed():
     assert tree["detect_collapse"] is True
 
 
+def test_a_flag_and_a_setting_must_agree():
+    code, printed = call("digits", "--detect-collapse", "--set=detect_collapse=false")
+    assert code == 2
+    assert "--detect-collapse is True, and --set detect_collapse is False" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
