@@ -14,6 +14,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -249,6 +250,29 @@ class Endless(IterableDataset):
         return iter(EXAMPLES)
 
 
+class Wrapped:
+    """A loader's length where it has one, as a prefetcher around it has."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return iter(self.inner)
+
+    def __len__(self):
+        return len(self.inner)
+
+
+class WrappedPass(Wrapped):
+    def __next__(self):
+        raise StopIteration
+
+
+class Lengthless(Sampler):
+    def __iter__(self):
+        return iter(range(100))
+
+
 def loader(batch_size=64, **options):
     return DataLoader(EXAMPLES, batch_size=batch_size, **options)
 
@@ -275,6 +299,10 @@ def loader(batch_size=64, **options):
         (DataLoader(EXAMPLES, batch_sampler=[[0, 1], [2, 3]]), None),
         (DataLoader(Endless(), batch_size=100), None),
         (iter([EXAMPLES]), None),
+        (loader(64, sampler=Lengthless(), drop_last=True), None),
+        (Wrapped(loader()), 2),
+        (Wrapped(DataLoader(Endless(), batch_size=100)), None),
+        (WrappedPass([EXAMPLES]), None),  # what is left of an iterator's only pass
     ],
 )
 def test_a_solve_sees_all_where_a_pass_has_the_same_examples(data, count):
