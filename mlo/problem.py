@@ -27,6 +27,7 @@ from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
 from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
+from mlo.tensors import sharing_memory
 
 __all__ = ["Problem", "Tensors"]
 
@@ -489,6 +490,14 @@ class Problem:
             raise ProblemError(
                 f"Problem {self.name!r}: its optimizer also holds {len(foreign)} parameters that "
                 "are not in its module. Each problem optimizes its own module only."
+            )
+        alike = sharing_memory(self.parameters)
+        if alike is not None:
+            one, other = alike
+            raise ProblemError(
+                f"Problem {self.name!r}: its parameters {one!r} and {other!r} share memory (one's "
+                ".data is the other's), so that a step of one moves both. Tie the parameter itself "
+                "(decoder.weight = encoder.weight), or give each its own memory (.data.clone())."
             )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:

@@ -29,6 +29,15 @@ def test_a_parameter_missing_from_its_optimizer_is_refused():
         problem("w", module=module, optimizer=torch.optim.SGD([module.weight], lr=0.1))
 
 
+def test_weights_tied_by_their_data_are_refused():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight.data = net[0].weight.data
+    with pytest.raises(mlo.ProblemError, match=r"'0\.weight' and '1\.weight' share memory"):
+        problem("w", module=net)
+    net[1].weight = net[0].weight
+    assert len(problem("w", module=net).parameters) == 3
+
+
 def test_a_frozen_parameter_needs_no_optimizer():
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
