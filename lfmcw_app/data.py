@@ -317,7 +317,8 @@ def search_split(
             nothing to split.
     """
     first, second = search_places(dataset, limit, seed, fractions)
-    return dataset.train[first], (dataset.validation or dataset.train)[second]
+    whole = dataset.train if dataset.validation is None else dataset.validation
+    return dataset.train[first], whole[second]
 
 
 def search_places(

@@ -52,7 +52,8 @@ def search_parts(recipe: Recipe, dataset: Dataset) -> SearchParts:
     unused = None
     if recipe.search.draws_real:
         unused = dataset.train[_unused(dataset, first, second, train_labels)]
-    train, validation = dataset.train[first], (dataset.validation or dataset.train)[second]
+    whole = dataset.train if dataset.validation is None else dataset.validation
+    train, validation = dataset.train[first], whole[second]
     return SearchParts(
         train=replace(train, labels=train_labels),
         validation=replace(validation, labels=validation_labels),

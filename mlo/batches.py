@@ -122,8 +122,11 @@ class BatchStream:
         before = self._data.state_dict() if self._keeps_position else None  # type: ignore[union-attr]
         # Twice: at the end of a pass, once more from the start. A pass without a batch is an error.
         for _ in range(2):
+            # (Compared with None: the truth value of a user's iterator may be its length, which may
+            # be zero before the last batch, or an error.)
+            iterator = self._begin_pass() if self._iterator is None else self._iterator
             try:
-                batch = next(self._iterator or self._begin_pass())
+                batch = next(iterator)
             except StopIteration:
                 self._iterator = None
                 continue

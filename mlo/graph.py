@@ -9,6 +9,7 @@ from typing import Literal
 
 from mlo.errors import GraphError, nearest
 from mlo.problem import Problem
+from mlo.tensors import sharing_memory
 
 __all__ = ["DependencyGraph", "Order"]
 
@@ -302,6 +303,15 @@ class DependencyGraph:
                         "the loss read the other problem instead, or freeze what is shared "
                         "(requires_grad_(False)) before the problems are declared."
                     )
+        alike = sharing_memory(
+            {f"{n}.{k}": t for n, p in self.problems.items() for k, t in p.parameters.items()}
+        )
+        if alike is not None:
+            raise GraphError(
+                f"The parameters {alike[0]} and {alike[1]} share memory (one's .data is the "
+                "other's), so that a step of one problem moves the other's. Let the loss read the "
+                "other problem instead, or give each its own memory (.data.clone())."
+            )
 
 
 def _as_list(problems: Sequence[Problem] | Mapping[str, Problem]) -> list[Problem]:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from operator import is_
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlo.check_schedule import is_power_of_two
@@ -36,11 +35,12 @@ from mlo.response import (
     Stationary,
     StepEngine,
     Stepped,
+    restore_buffers,
 )
 from mlo.tensors import copies, tensors_of, versions_of
 from mlo.total_gradient import Flow, TotalGradient, total_gradient
 
-__all__ = ["Levels", "restore_buffers"]
+__all__ = ["Levels"]
 
 
 class Levels:
@@ -497,30 +497,6 @@ def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> No
     """Takes the hooks off some parameters."""
     for key in hooks:
         problem.parameters[key]._backward_hooks = None
-
-
-@torch.no_grad()
-def restore_buffers(evaluation: Evaluation) -> None:
-    """Restores the problem's buffers to their values before an evaluation.
-
-    A buffer that the evaluation has made itself (a cached mask) stays. Frozen parameters are
-    restored where they were recorded.
-    """
-    problem = evaluation.loss.problem
-    recorded = evaluation.buffers[problem.name]
-    for prefix, module in problem.module.named_modules():
-        for key, buffer in module._buffers.items():
-            before = recorded.get(f"{prefix}.{key}" if prefix else key)
-            if before is None:
-                continue
-            # A buffer may be exchanged for another one (a queue that grows).
-            if buffer is not None and buffer.shape == before.shape:
-                buffer.copy_(before)
-            else:
-                module._buffers[key] = before.clone()
-    for key, parameter in problem.module.named_parameters():
-        if key in recorded:
-            parameter.copy_(recorded[key])
 
 
 def _learning_rates(problem: Problem) -> tuple[float, ...]:

@@ -55,6 +55,15 @@ MetricKinds = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 TRAINING = attrgetter("training")
 
+WANTS_GRADIENT = (
+    "does not require grad",  # torch.autograd.grad, of or in such a tensor
+    "has requires_grad=False",  # Tensor.retain_grad
+    "doesn't require gradient",  # Tensor.register_hook
+)
+"""What PyTorch says where a tensor must require a gradient and does not."""
+
+RAISED_IN = "It was raised in the loss of problem"
+
 
 @dataclass(kw_only=True, eq=False)
 class LossValue:
@@ -78,6 +87,8 @@ class LossFunction:
     Attributes:
         in_common: problem that it reads → names of what that problem's module shares with
             the own one: buffers and frozen parameters of a module that is in both.
+        lends: whether constants that stand for parameters require gradients while it is evaluated
+            (see `lends_after`).
     """
 
     def __init__(
@@ -103,6 +114,7 @@ class LossFunction:
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
+        self.lends = False
         self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
         self.advice = EngineAdvice()  # on engines of its solution
         self.metric_kinds: MetricKinds = {}  # those that processes average
@@ -186,6 +198,29 @@ class LossFunction:
                 where.append((self._places[problem], named))
         placed = _Placed(where, self._modules, modes)
         return _placed_without_fsdp_hooks(placed, self._modules) if self.sharded else placed
+
+    def lends_after(self, error: RuntimeError) -> bool:
+        """Whether the loss is to be evaluated once more after an error, and lends from now on.
+
+        A loss may take gradients itself, by torch.autograd.grad or hooks of tensors: in its own
+        parameters (SAM, MAML), in what it reads (gradient matching), in activations. It then needs
+        parameters that require gradients, also where constants stand for them: values of problems
+        whose derivative nobody asks for, displaced parameters. No gradient is computed in these,
+        but the graphs of what is computed from them are kept. So only losses that need it get them.
+        """
+        if self.lends or not any(text in str(error) for text in WANTS_GRADIENT):
+            return False
+        self.lends = True
+        return True
+
+    def lent(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors that stand for parameters; if the loss lends, constants among them are leaves."""
+        if not self.lends:
+            return tensors
+        return {
+            key: tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+            for key, tensor in tensors.items()
+        }
 
     def value(
         self,
@@ -383,6 +418,11 @@ class LossFunction:
                 # A game's players may share a graph, which the last one releases.
                 retain = create_graph or remaining > 0
                 found.add(player, loss, own, retain_graph=retain, create_graph=create_graph)
+        if self.lends:  # what is lent makes every loss require a gradient
+            found.has_derivative = all(
+                any(entry is not None for entry in (*direct, *found.cotangents[player]))
+                for player, direct in found.direct.items()
+            )
         return found
 
 
@@ -827,7 +867,7 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, _PlacesByName]:
 
 def _say_whose(error: Exception, problem: str) -> None:
     """Adds to an error whose loss it came from: all losses may share one function."""
-    note = f"It was raised in the loss of problem {problem!r}."
+    note = f"{RAISED_IN} {problem!r}."
     if note not in getattr(error, "__notes__", ()) and repr(problem) not in str(error):
         error.add_note(note)
 
@@ -842,6 +882,9 @@ def explain_frozen(error: BaseException, problems: Sequence[str]) -> None:
     Raises:
         ProblemError: naming them.
     """
+    notes = getattr(error, "__notes__", ())
+    if any(note.startswith(RAISED_IN) for note in notes):
+        return  # where the loss itself takes a gradient
     if "differentiated Tensors does not require grad" not in str(error):
         return
     whose = " or ".join(map(repr, problems))

@@ -112,7 +112,7 @@ class SharedResults:
         self._problem = problem
         self._generators = generators
         self._results: list[_Result] = []
-        self._next = 0
+        self._next = self._before = 0
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -121,6 +121,11 @@ class SharedResults:
 
     def begin(self) -> None:
         """Begins another evaluation."""
+        self._next, self._before = 0, len(self._results)
+
+    def begin_again(self) -> None:
+        """Begins an evaluation that failed anew, without what it added."""
+        del self._results[self._before :]
         self._next = 0
 
     def call(self, function: Callable[[], R]) -> R:

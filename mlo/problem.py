@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from operator import length_hint
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
 from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
+from mlo.tensors import sharing_memory
 
 __all__ = ["Problem", "Tensors"]
 
@@ -489,6 +491,14 @@ class Problem:
                 f"Problem {self.name!r}: its optimizer also holds {len(foreign)} parameters that "
                 "are not in its module. Each problem optimizes its own module only."
             )
+        alike = sharing_memory(self.parameters)
+        if alike is not None:
+            one, other = alike
+            raise ProblemError(
+                f"Problem {self.name!r}: its parameters {one!r} and {other!r} share memory (one's "
+                ".data is the other's), so that a step of one moves both. Tie the parameter itself "
+                "(decoder.weight = encoder.weight), or give each its own memory (.data.clone())."
+            )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
         # The players' submodules must divide all trainable parameters among themselves.
@@ -539,24 +549,27 @@ def _fixed_pass(data: Iterable[Any]) -> int | None:
     """The number of batches in a pass, if every pass has the same examples; None otherwise.
 
     A list's passes have, and those of anything else that has a length. (Only of a DataLoader it is
-    known how it draws.)
+    known how it draws.) An iterator's length, if it has one, is what is left of its only pass.
     """
     if not isinstance(data, DataLoader):
-        return len(data) or None if isinstance(data, Sized) else None
+        if isinstance(data, Iterator) or not isinstance(data, Sized):
+            return None
+        return length_hint(data) or None  # 0 where a wrapped loader has no length (TypeError)
     if isinstance(data.dataset, IterableDataset):
         return None
     sampler: Any = data.sampler
-    if data.batch_sampler is not None:
-        if type(data.batch_sampler) is not BatchSampler:
+    batches = data.batch_sampler
+    if batches is not None:
+        if type(batches) is not BatchSampler:
             return None
-        sampler = data.batch_sampler.sampler
-        if data.batch_sampler.drop_last and len(sampler) % data.batch_sampler.batch_size:
-            return None  # other examples are dropped in each shuffled pass
+        sampler = batches.sampler
     if isinstance(sampler, RandomSampler):
         if sampler.replacement or sampler.num_samples != len(sampler.data_source):
             return None
     elif not isinstance(sampler, SequentialSampler | SubsetRandomSampler):
-        return None
+        return None  # it need not even have a length
+    if batches is not None and batches.drop_last and len(sampler) % batches.batch_size:
+        return None  # other examples are dropped in each shuffled pass
     return len(data) or None
 
 

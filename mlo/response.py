@@ -71,6 +71,7 @@ __all__ = [
     "Stepped",
     "alias",
     "pulled_back",
+    "restore_buffers",
 ]
 
 Cotangent = Sequence[Tensor | None]
@@ -345,6 +346,8 @@ class Evaluation:
         tensors: dict[str, Mapping[str, Tensor]] = {**reads, name: parameters}
         if self.loss.sharded:
             tensors = {other: gathered(named) for other, named in tensors.items()}
+        if self.loss.lends:
+            tensors = {other: self.loss.lent(named) for other, named in tensors.items()}
         if any(self.buffers.values()):
             tensors = self._with_buffers(tensors, but=name if is_update else "")
         return self.loss.placed(tensors, self.modes)
@@ -425,6 +428,30 @@ class Evaluation:
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
 
 
+@torch.no_grad()
+def restore_buffers(evaluation: Evaluation) -> None:
+    """Restores the problem's buffers to their values before an evaluation.
+
+    A buffer that the evaluation has made itself (a cached mask) stays. Frozen parameters are
+    restored where they were recorded.
+    """
+    problem = evaluation.loss.problem
+    recorded = evaluation.buffers[problem.name]
+    for prefix, module in problem.module.named_modules():
+        for key, buffer in module._buffers.items():
+            before = recorded.get(f"{prefix}.{key}" if prefix else key)
+            if before is None:
+                continue
+            # A buffer may be exchanged for another one (a queue that grows).
+            if buffer is not None and buffer.shape == before.shape:
+                buffer.copy_(before)
+            else:
+                module._buffers[key] = before.clone()
+    for key, parameter in problem.module.named_parameters():
+        if key in recorded:
+            parameter.copy_(recorded[key])
+
+
 class _Losses:
     """The context of `Evaluation.losses` in one process.
 
@@ -437,7 +464,7 @@ class _Losses:
         self,
         evaluation: Evaluation,
         parameters: Mapping[str, Tensor],
-        reads: Mapping[str, Tensors],
+        reads: Mapping[str, Mapping[str, Tensor]],
         *,
         players: Collection[str] | None,
         shared: SharedResults | None,
@@ -446,12 +473,27 @@ class _Losses:
         self._players, self._shared = players, shared
 
     def __enter__(self) -> dict[str, Tensor]:
+        try:
+            return self._entered()
+        except RuntimeError as error:
+            if not self._evaluation.loss.lends_after(error):
+                raise
+        if self._shared is not None:
+            self._shared.begin_again()
+        return self._entered()  # with the same noise, on new copies of the buffers
+
+    def _entered(self) -> dict[str, Tensor]:
         evaluation, shared = self._evaluation, self._shared
         evaluation.check_batches()
         if shared is not None:
             shared.begin()
+        parameters, reads = self._parameters, self._reads
+        if evaluation.loss.lends:
+            lent = evaluation.loss.lent
+            parameters = lent(parameters)
+            reads = {name: lent(tensors) for name, tensors in reads.items()}
         # It stays open while the caller differentiates: checkpoints run modules again.
-        self._placed = evaluation.replayed_at(self._parameters, self._reads)
+        self._placed = evaluation.replayed_at(parameters, reads)
         self._placed.__enter__()
         try:
             return self._total(evaluation, shared)

@@ -6,7 +6,7 @@ import copy
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from operator import is_
 from types import FunctionType, ModuleType
@@ -34,6 +34,7 @@ __all__ = [
     "numbers",
     "real_inner",
     "scaled",
+    "sharing_memory",
     "tensors_of",
     "versions_of",
     "zeros_for_none",
@@ -394,3 +395,33 @@ def add_all(totals: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> 
     for (place, *_), value in zip(both, sums, strict=True):
         found[place] = value
     return found
+
+
+def sharing_memory(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The names of two tensors that surely have memory in common; None if no two have.
+
+    Parts of one flat tensor, side by side, have none. Interleaved views (columns) may overlap in
+    their ranges only, so ranges are compared of contiguous tensors alone.
+    """
+    spans: list[tuple[str, int, int, bool, str]] = []
+    for name, tensor in tensors.items():
+        plain = tensor.data
+        # (Sharded, fake and meta tensors have no memory to compare.)
+        if type(plain) is not Tensor or plain.layout != torch.strided or plain.is_meta:
+            continue
+        start, dense = plain.data_ptr(), plain.is_contiguous()
+        if start and plain.numel():
+            end = start + plain.numel() * plain.element_size()
+            spans.append((str(plain.device), start, end, dense, name))
+    spans.sort()
+    reach = last = None  # the contiguous one that reaches furthest, and the one before
+    for span in spans:
+        device, start, end, dense, name = span
+        if last is not None and last[:2] == (device, start):
+            return last[4], name
+        if dense:
+            if reach is not None and reach[0] == device and start < reach[2]:
+                return reach[4], name
+            reach = span
+        last = span
+    return None

@@ -33,6 +33,7 @@ from mlo.response import (
     Stationary,
     Stepped,
     pulled_back,
+    restore_buffers,
 )
 from mlo.tensors import add, add_all, zeros_for_none
 
@@ -163,18 +164,31 @@ def total_gradient(
         # What the loss does to them in place, it does to the live ones.
         own = parameters = {key: p.detach().requires_grad_() for key, p in live.items()}
     parallel = loss.parallel
-    placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
-    with placed if ACTIVE[-1] is parallel else loss.among_processes(parallel, placed):
-        found = loss.differentiate(
-            evaluation.batches,
-            parameters,
-            cut.leaves,
-            players=players,
-            create_graph=keep_graph,
-            examine=examine,
-            versions=evaluation.versions,
-            begun=begun,
-        )
+    begun = begun or RandomState.capture(problem.generators)
+
+    def differentiated() -> GradientSums:
+        placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
+        with placed if ACTIVE[-1] is parallel else loss.among_processes(parallel, placed):
+            return loss.differentiate(
+                evaluation.batches,
+                parameters,
+                cut.leaves,
+                players=players,
+                create_graph=keep_graph,
+                examine=examine,
+                versions=evaluation.versions,
+                begun=begun,
+            )
+
+    try:
+        found = differentiated()
+    except RuntimeError as error:
+        if not loss.lends_after(error):
+            raise
+        begun.restore(problem.generators)
+        if is_update:
+            restore_buffers(evaluation)
+        found = differentiated()
 
     evaluation.random_states, evaluation.value = tuple(found.random_states), dict(found.losses)
 

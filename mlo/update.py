@@ -19,7 +19,7 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
 from mlo.history import History
-from mlo.levels import Levels, restore_buffers
+from mlo.levels import Levels
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
     OptimizerStep,
@@ -32,7 +32,7 @@ from mlo.optimizer_step import (
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
-from mlo.response import Evaluation, StepEngine
+from mlo.response import Evaluation, StepEngine, restore_buffers
 from mlo.solve_sums import SolveSums
 from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers

@@ -48,7 +48,10 @@ class WrongSecondDerivative:
 WRONG_SECOND_DERIVATIVES = {
     "WeightNormInterfaceBackward0": WrongSecondDerivative(
         operation="torch._weight_norm (of torch.nn.utils' weight_norm)",
-        instead="Compute v * (g / v.norm(dim=..., keepdim=True)) with plain operations.",
+        instead=(
+            "Replace it by a parametrization of your own (torch.nn.utils.parametrize) whose "
+            "forward computes g * v / ‖v‖ with plain operations; docs/troubleshooting.md has it."
+        ),
     ),
     "NativeLayerNormBackward0": WrongSecondDerivative(
         operation="layer_norm with a bias and without a weight",

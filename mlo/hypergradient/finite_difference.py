@@ -342,14 +342,14 @@ class FiniteDifferenceSystem(LinearSystem):
                 losses = stack.enter_context(
                     self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
-                like = [*(of if in_inputs else theta.values()), *shared.leaves]
+                like = [*of, *shared.leaves] if in_inputs else list(theta.values())
                 loss = losses[player]
                 terms: Sequence[Tensor | None] = [None] * len(like)
                 if loss.requires_grad:
                     terms = grad([loss], like)
                 scaled = [None if term is None else term * weight for term in terms]
                 total = list(map(add, total, scaled)) if total else scaled
-            if not shared.leaves:
+            if not in_inputs or not shared.leaves:
                 return total
 
             # L = f(θ, s(x), x): what flows through the shared s joins the rest (see `mlo.once`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import mlo
 from mlo.batches import BatchStream
@@ -54,6 +54,53 @@ def test_no_data_are_batches_of_none():
 def test_data_without_batches_are_refused():
     with pytest.raises(mlo.ProblemError, match="'w': its data yielded no batch"):
         BatchStream([], "w").next()
+
+
+class Streamed(IterableDataset):
+    def __iter__(self):
+        return iter(range(4))
+
+
+@pytest.mark.parametrize("size", [2, None])
+def test_loaders_of_iterable_data_sets_are_drawn_from(size):
+    # Their iterator has no truth value: its `__len__` raises a TypeError.
+    loader = DataLoader(Streamed(), batch_size=size)
+    stream = BatchStream(loader, "w")
+    expected = [batch.tolist() if size else batch for batch in [*loader, *loader]]
+    ahead = stream.peek(2)
+    drawn = [stream.next() for _ in expected]
+    assert [batch.tolist() if size else batch for batch in drawn] == expected
+    assert [torch.as_tensor(batch).tolist() for batch in ahead] == expected[:2]
+
+
+class Prefetched:
+    """An iterator that holds one batch; its length is what is left to fetch."""
+
+    def __init__(self, batches):
+        self.left = list(batches)
+        self.held = self.left.pop(0)
+
+    def __iter__(self):
+        return self
+
+    def __len__(self):
+        return len(self.left)
+
+    def __next__(self):
+        if self.held is None:
+            raise StopIteration
+        batch, self.held = self.held, self.left.pop(0) if self.left else None
+        return batch
+
+
+class PrefetchedData:
+    def __iter__(self):
+        return Prefetched([1, 2, 3])
+
+
+def test_the_last_batch_of_a_prefetching_iterator_is_drawn():
+    stream = BatchStream(PrefetchedData(), "w")
+    assert [stream.next() for _ in range(5)] == [1, 2, 3, 1, 2]
 
 
 class Numbers:

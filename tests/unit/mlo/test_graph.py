@@ -107,6 +107,13 @@ def test_a_parameter_in_two_problems_is_refused():
         graph(problem("w", module=shared), problem("x", module=shared))
 
 
+def test_parameters_that_share_memory_across_problems_are_refused():
+    one, other = Vector(torch.zeros(2)), Vector(torch.zeros(2))
+    other.v.data = one.v.data
+    with pytest.raises(mlo.GraphError, match=r"a\.v and b\.v share memory"):
+        graph(problem("a", module=one), problem("b", module=other))
+
+
 def test_a_frozen_parameter_may_be_in_two_problems():
     frozen = Vector(torch.ones(2)).requires_grad_(False)
     heads = [torch.nn.Sequential(frozen, torch.nn.Linear(2, 1)) for _ in range(2)]

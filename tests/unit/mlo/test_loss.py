@@ -277,6 +277,21 @@ def test_a_loss_that_freezes_what_it_reads_is_refused(who, engine):
         mlo.MultilevelOptimizer(problems, engine).step()
 
 
+def test_a_gradient_that_a_loss_takes_is_not_called_freezing():
+    batch = torch.ones(2)
+
+    def loss(w, batch):
+        return torch.autograd.grad(w["v"] @ batch, batch, create_graph=True)[0].sum()
+
+    w = nn.ParameterDict({"v": torch.ones(2)})
+    problem = mlo.Problem(
+        "w", module=w, loss=loss, data=[batch], optimizer=SGD(w.parameters(), lr=0.1)
+    )
+    with pytest.raises(RuntimeError, match="does not require grad") as caught:
+        mlo.MultilevelOptimizer([problem]).step()
+    assert caught.value.__notes__ == ["It was raised in the loss of problem 'w'."]
+
+
 class Cached(nn.Module):
     """A module that makes a buffer when it first runs, unless it is `made` at once."""
 

@@ -14,6 +14,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -26,6 +27,15 @@ def test_a_parameter_missing_from_its_optimizer_is_refused():
     module = nn.Linear(2, 2)
     with pytest.raises(mlo.ProblemError, match="lacks 1 of 2 parameters \\('bias'\\)"):
         problem("w", module=module, optimizer=torch.optim.SGD([module.weight], lr=0.1))
+
+
+def test_weights_tied_by_their_data_are_refused():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight.data = net[0].weight.data
+    with pytest.raises(mlo.ProblemError, match=r"'0\.weight' and '1\.weight' share memory"):
+        problem("w", module=net)
+    net[1].weight = net[0].weight
+    assert len(problem("w", module=net).parameters) == 3
 
 
 def test_a_frozen_parameter_needs_no_optimizer():
@@ -249,6 +259,29 @@ class Endless(IterableDataset):
         return iter(EXAMPLES)
 
 
+class Wrapped:
+    """A loader's length where it has one, as a prefetcher around it has."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return iter(self.inner)
+
+    def __len__(self):
+        return len(self.inner)
+
+
+class WrappedPass(Wrapped):
+    def __next__(self):
+        raise StopIteration
+
+
+class Lengthless(Sampler):
+    def __iter__(self):
+        return iter(range(100))
+
+
 def loader(batch_size=64, **options):
     return DataLoader(EXAMPLES, batch_size=batch_size, **options)
 
@@ -275,6 +308,10 @@ def loader(batch_size=64, **options):
         (DataLoader(EXAMPLES, batch_sampler=[[0, 1], [2, 3]]), None),
         (DataLoader(Endless(), batch_size=100), None),
         (iter([EXAMPLES]), None),
+        (loader(64, sampler=Lengthless(), drop_last=True), None),
+        (Wrapped(loader()), 2),
+        (Wrapped(DataLoader(Endless(), batch_size=100)), None),
+        (WrappedPass([EXAMPLES]), None),  # what is left of an iterator's only pass
     ],
 )
 def test_a_solve_sees_all_where_a_pass_has_the_same_examples(data, count):

@@ -20,6 +20,7 @@ from mlo.tensors import (
     map_tensors,
     norm_of,
     scaled,
+    sharing_memory,
     tensors_of,
     versions_of,
     zeros_for_none,
@@ -346,3 +347,25 @@ def test_a_norm_is_that_of_pytorch():
         tensor = torch.randn(100, dtype=dtype, requires_grad=True)
         assert norm_of(tensor) == float(tensor.norm())
     assert norm_of(torch.zeros(0)) == 0.0
+
+
+WHOLE = torch.zeros(12)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        (WHOLE[:6], WHOLE[6:], False),
+        (WHOLE[:7], WHOLE[6:], True),
+        (WHOLE, WHOLE[3:5], True),
+        (WHOLE.view(3, 4), WHOLE.view(3, 4).t(), True),
+        (WHOLE.view(3, 4)[:, 1], WHOLE.view(3, 4)[:, 2], False),  # interleaved
+        (WHOLE[:0], WHOLE[:0], False),
+        (torch.zeros(2, device="meta"), torch.zeros(2, device="meta"), False),
+    ],
+)
+def test_memory_is_shared_where_ranges_overlap(one, other, share):
+    between = {"one": one, "between": torch.zeros(3), "other": other}
+    found = sharing_memory(between)
+    assert (found is not None and set(found) == {"one", "other"}) == share
+    assert share or found is None

@@ -207,3 +207,154 @@ def test_two_responses_that_a_loss_reads_meet_in_autograd(lone):
     # d/dx Σ (w₁ w₂ + 2 x) with dwᵢ/dx = 2 · 0.1.
     found = optimizer.gradient("scale")["value"]
     assert torch.allclose(found, 2.0 + 0.2 * (one.value + two.value).detach())
+
+
+# ------------------------------ losses that take gradients themselves
+
+
+def values_of(**named):
+    made = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in named.items()}
+    return nn.ParameterDict({name: value.clone() for name, value in made.items()})
+
+
+def plain(name, module, loss, rate=0.1, **options):
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+    return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss, **options)
+
+
+def drawn(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+INPUT, TARGET = drawn(12, 4, seed=1), drawn(12, seed=2)
+
+
+def squares(net, x, y):
+    return (torch.tanh(x @ net["a"]) @ net["b"] - y).square().mean()
+
+
+def distance(syn, batch=None, *, net):
+    """How far the gradient on synthetic data is from that on real data (condensation)."""
+    own = list(net.values())
+    real = torch.autograd.grad(squares(net, INPUT, TARGET), own)
+    ours = torch.autograd.grad(squares(net, syn["x"], syn["y"]), own, create_graph=True)
+    return sum((one - other).square().sum() for one, other in zip(ours, real, strict=True))
+
+
+def on_synthetic(net, batch=None, *, syn):
+    return squares(net, syn["x"], syn["y"])
+
+
+@pytest.mark.parametrize("engine", ["first_order", "one_step", "darts", "unroll"])
+@pytest.mark.parametrize("lowest", ["net", "syn"])
+def test_gradients_are_matched_in_a_network_that_is_read(lowest, engine):
+    net = values_of(a=drawn(4, 3, seed=3), b=drawn(3, seed=4))
+    syn = values_of(x=drawn(5, 4, seed=5), y=drawn(5, seed=6))
+    leaves = {
+        name: {k: p.detach().clone().requires_grad_() for k, p in module.items()}
+        for name, module in (("net", net), ("syn", syn))
+    }
+    of_net, of_syn = leaves["net"], leaves["syn"]
+    if lowest == "net":
+        problems = [plain("net", net, on_synthetic), plain("syn", syn, distance)]
+        first, second = (on_synthetic, of_net, "syn", of_syn), (distance, of_syn, "net")
+    else:
+        problems = [plain("syn", syn, distance), plain("net", net, on_synthetic)]
+        first, second = (distance, of_syn, "net", of_net), (on_synthetic, of_net, "syn")
+    (record,) = mlo.MultilevelOptimizer(problems, engine).run(1)
+
+    # The same by hand: a step of the lower problem, and the gradient of the upper one through it.
+    loss, own, other, read = first
+    value = loss(own, **{other: read})
+    steps = torch.autograd.grad(value, list(own.values()), create_graph=True)
+    after = {k: p - 0.1 * g for (k, p), g in zip(own.items(), steps, strict=True)}
+    if engine == "first_order":
+        after = {k: p.detach().requires_grad_() for k, p in after.items()}
+    loss, own, other = second
+    upper = loss(own, **{other: after})
+    gradient = torch.autograd.grad(upper, list(own.values()))
+    assert record.losses[lowest] == pytest.approx(float(value.detach()))
+    moved = syn if lowest == "net" else net
+    for (key, before), g in zip(own.items(), gradient, strict=True):
+        step = (before.detach() - moved[key].detach()) / 0.1
+        assert relative_error(step, g) < (1e-7 if engine == "darts" else 1e-12), key
+
+
+class Noisy(nn.Module):
+    """Running statistics and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)).double()
+
+    def forward(self, x):
+        return self.layers(x)[:, 0]
+
+
+def sensitive(net, batch, *, scale):
+    loss = (scale["s"].exp() * (net(INPUT) - TARGET).square()).mean()
+    calls.append(scale["s"].requires_grad)
+    (slope,) = torch.autograd.grad(loss, scale["s"], create_graph=True)
+    return loss + slope.square().sum()
+
+
+calls: list[bool] = []
+
+
+def test_a_loss_that_is_begun_again_repeats_noise_and_buffers():
+    calls.clear()
+    torch.manual_seed(0)
+    net, by_hand = Noisy(), Noisy()
+    by_hand.load_state_dict(net.state_dict())
+    scale = values_of(s=[0.3])
+    problems = [
+        plain("net", net, sensitive, accumulate=2, data=[1, 2]),
+        plain("scale", scale, lambda scale, batch, *, net: scale["s"].square().sum()),
+    ]
+    torch.manual_seed(1)
+    optimizer = mlo.MultilevelOptimizer(problems, "first_order")
+    list(optimizer.run(3))
+    # Once without and once with a gradient in what is read, then always with it. (Rounds 1 and 2
+    # also look at whether the loss knows its tensors by identity.)
+    assert not calls[0] and all(calls[1:])
+
+    torch.manual_seed(1)
+    step = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    frozen = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    for _ in range(3):
+        total = sum(sensitive(by_hand, None, scale={"s": frozen}) for _ in range(2)) / 2
+        step.zero_grad()
+        total.backward()
+        step.step()
+        with torch.no_grad():
+            frozen -= 0.1 * 2.0 * frozen
+    ours, theirs = net.state_dict(), by_hand.state_dict()
+    for key, value in theirs.items():
+        assert torch.allclose(ours[key], value, rtol=1e-12), key
+
+
+def test_other_losses_read_constants():
+    seen = []
+
+    def loss(w, batch, *, x):
+        seen.append(x["s"].requires_grad)
+        return (w["s"] - x["s"]).square().sum()
+
+    w, x = values_of(s=[1.0]), values_of(s=[2.0])
+    upper = plain("x", x, lambda x, batch, *, w: (x["s"] * w["s"]).sum())
+    optimizer = mlo.MultilevelOptimizer([plain("w", w, loss), upper], "first_order")
+    next(optimizer.run(1))
+    assert seen[0] is False
+
+
+def test_what_only_depends_on_a_lent_constant_has_no_derivative():
+    def slope(x, batch, *, w):
+        return torch.autograd.grad(w["s"].square().sum(), w["s"], create_graph=True)[0].sum()
+
+    w, x = values_of(s=[1.0]), values_of(s=[2.0])
+    lower = plain("w", w, lambda w, batch, *, x: (w["s"] - x["s"]).square().sum())
+    optimizer = mlo.MultilevelOptimizer([lower, plain("x", x, slope)], "first_order")
+    with pytest.warns(UserWarning, match="depends only on the solutions"):
+        optimizer.step()
+    assert x["s"].item() == 2.0

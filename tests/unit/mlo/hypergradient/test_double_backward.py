@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from squares import Square, SquareOnce
+from torch import nn
 from torch.nn.functional import embedding_bag
 from torch.utils.checkpoint import checkpoint
 
@@ -98,3 +103,33 @@ def test_reentrant_checkpointing_is_refused(theta):
 )
 def test_only_missing_derivatives_count_as_such(message, expected):
     assert is_about_double_backward(RuntimeError(message)) is expected
+
+
+def test_the_weight_norm_of_the_documentation_is_exact():
+    page = Path(__file__).parents[4] / "docs" / "troubleshooting.md"
+    code = page.read_text().partition("### Weight norm")[2].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    torch.manual_seed(0)
+    for layer, x in (
+        (nn.Linear(4, 3).double(), torch.randn(2, 4).double()),
+        (nn.Conv1d(4, 3, 2).double(), torch.randn(2, 4, 5).double()),
+    ):
+        ours = copy.deepcopy(layer)
+        nn.utils.parametrize.register_parametrization(ours, "weight", names["WeightNorm"]())
+        theirs = nn.utils.parametrizations.weight_norm(layer)
+        with torch.no_grad():
+            for parameter, same in zip(ours.parameters(), theirs.parameters(), strict=True):
+                assert torch.allclose(parameter, same)
+                same.copy_(parameter.mul_(1.5))
+        assert torch.allclose(ours(x), theirs(x))
+        parameters = dict(ours.named_parameters())
+
+        def loss(*values, net=ours, x=x, keys=tuple(parameters)):
+            made = torch.func.functional_call(net, dict(zip(keys, values, strict=True)), (x,))
+            return made.square().sum()
+
+        assert torch.autograd.gradgradcheck(loss, tuple(parameters.values()))
+        check_double_backward("w", ours(x).square().sum(), list(ours.parameters()))
+        with pytest.raises(EngineError, match=r"parametrization of your own.*troubleshooting\.md"):
+            check_double_backward("w", theirs(x).square().sum(), list(theirs.parameters()))

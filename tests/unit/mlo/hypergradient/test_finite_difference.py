@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import mlo
 from mlo.testing import bilevel_quadratic, relative_error
@@ -52,3 +53,104 @@ def test_displaced_points_stay_in_their_memory():
     losses["w"].displaced = {key: tensor.double() for key, tensor in first.items()}
     optimizer.step()
     assert all(tensor.dtype == torch.float32 for tensor in losses["w"].displaced.values())
+
+
+# ------------------------------ losses that take gradients or hold on to them
+
+
+X, Y = torch.linspace(-1.0, 1.0, 12).double().view(6, 2), torch.linspace(0.0, 1.0, 6).double()
+
+
+def hidden(w, x=X):
+    return torch.tanh(x @ w["a"])
+
+
+def errors(w, h):
+    return (h["c"].sigmoid() * (hidden(w) @ w["b"] - Y).square()).mean()
+
+
+def sharpness_aware(w, batch, *, h):
+    slope = torch.autograd.grad(errors(w, h), list(w.values()))
+    return errors({k: p + 0.1 * g for (k, p), g in zip(w.items(), slope, strict=True)}, h)
+
+
+def adapted(w, batch, *, h):
+    slope = torch.autograd.grad(errors(w, h), list(w.values()), create_graph=True)
+    return errors({k: p - 0.3 * g for (k, p), g in zip(w.items(), slope, strict=True)}, h)
+
+
+def steep(w, batch, *, h):
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((hidden(w, x) @ w["b"]).sum(), x, create_graph=True)
+    return errors(w, h) + h["c"].exp().mean() * slope.square().mean()
+
+
+def slopes_in_read_values(w, batch, *, h):
+    loss = errors(w, h)
+    (slope,) = torch.autograd.grad(loss, h["c"], create_graph=True)
+    return loss + slope.square().sum()
+
+
+def shared_slopes(w, batch, *, h):
+    (slope,) = mlo.once(lambda: torch.autograd.grad(h["c"].exp().sum(), h["c"], create_graph=True))
+    return errors(w, {"c": slope})
+
+
+def retained(w, batch, *, h):
+    y = hidden(w)
+    y.retain_grad()
+    return (h["c"].sigmoid() * (y @ w["b"] - Y).square()).mean()
+
+
+def hooked(w, batch, *, h):
+    y = hidden(w)
+    y.register_hook(lambda g: None)
+    return (h["c"].sigmoid() * (y @ w["b"] - Y).square()).mean()
+
+
+def validation(h, batch, *, w):
+    return (hidden(w) @ w["b"] - Y.flip(0)).square().mean()
+
+
+def weights():
+    a = torch.linspace(-0.5, 1.0, 6).double().view(2, 3)
+    return {"a": a, "b": torch.ones(3).double()}
+
+
+def gradient(loss, engine):
+    w = nn.ParameterDict(weights())
+    h = nn.ParameterDict({"c": torch.linspace(-0.5, 0.5, 6).double()})
+    lower = mlo.Problem("w", module=w, loss=loss, optimizer=torch.optim.SGD(w.parameters(), lr=0.5))
+    upper = mlo.Problem(
+        "h", module=h, loss=validation, optimizer=torch.optim.SGD(h.parameters(), lr=0.1)
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], engine)
+    return optimizer.gradient("h")["c"]
+
+
+def through_a_step(loss):
+    """The same by hand."""
+    w = {key: value.requires_grad_() for key, value in weights().items()}
+    c = torch.linspace(-0.5, 0.5, 6).double().requires_grad_()
+    slope = torch.autograd.grad(loss(w, None, h={"c": c}), list(w.values()), create_graph=True)
+    after = {k: p - 0.5 * g for (k, p), g in zip(w.items(), slope, strict=True)}
+    return torch.autograd.grad(validation(None, None, w=after), c)[0]
+
+
+SLOPES = [adapted, steep, slopes_in_read_values, shared_slopes, retained, hooked]
+
+
+@pytest.mark.filterwarnings("ignore:Engine 'penalty' did not converge")
+@pytest.mark.parametrize("loss", SLOPES, ids=lambda loss: loss.__name__)
+def test_losses_that_take_gradients_are_differenced(loss):
+    exact = through_a_step(loss)
+    assert relative_error(gradient(loss, "one_step"), exact) < 1e-12
+    assert relative_error(gradient(loss, "darts"), exact) < 1e-6
+    assert gradient(loss, "penalty").norm() > 0.0
+
+
+def test_a_displacement_that_a_loss_detaches_is_warned_of():
+    exact = through_a_step(sharpness_aware)
+    assert relative_error(gradient(sharpness_aware, "one_step"), exact) < 1e-12
+    with pytest.warns(mlo.SolveWarning, match=r"see through \.detach"):
+        gradient(sharpness_aware, "darts")
