@@ -107,7 +107,7 @@ def test_a_parameter_in_two_problems_is_refused():
         graph(problem("w", module=shared), problem("x", module=shared))
 
 
-def test_parameters_that_share_memory_across_problems_are_refused():
+def test_memory_shared_by_two_problems_is_refused():
     one, other = Vector(torch.zeros(2)), Vector(torch.zeros(2))
     other.v.data = one.v.data
     with pytest.raises(mlo.GraphError, match=r"a\.v and b\.v share memory"):
