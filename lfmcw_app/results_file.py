@@ -75,6 +75,9 @@ class Row(BaseModel):
 LONGEST = 2**26
 """Bytes of a file: some 100,000 runs."""
 
+SPREADSHEET = ("\ufeff", ";", "\t")
+"""What a spreadsheet puts into the line of the columns."""
+
 COLUMNS = tuple(Row.model_fields)
 """Names of the columns, in the order of the file."""
 
@@ -125,6 +128,12 @@ def _rows(path: Path) -> Iterator[Row]:
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     if tuple(names) == COLUMNS:
         return
+    if any(mark in name for name in names for mark in SPREADSHEET):
+        raise InputError(
+            f"{path} was saved by a spreadsheet, with other separators or a byte-order mark. It "
+            "may have changed dates, decimal points and digests too, so it is not read. Take the "
+            "runs.csv that lfmcw_app.table wrote."
+        )
     missing = [name for name in COLUMNS if name not in names]
     others = [name for name in names if name not in COLUMNS]
     raise InputError(

@@ -64,6 +64,15 @@ def test_a_damaged_file_is_refused(old, new, words, tmp_path):
         read_results(tmp_path / "runs.csv")
 
 
+@pytest.mark.parametrize(("mark", "separator"), [("\ufeff", ","), ("", ";"), ("\ufeff", "\t")])
+def test_a_file_that_a_spreadsheet_saved_is_refused(mark, separator, tmp_path):
+    write_results(tmp_path / "runs.csv", [row()])
+    text = (tmp_path / "runs.csv").read_text("utf-8").replace(",", separator)
+    (tmp_path / "runs.csv").write_text(mark + text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"saved by a spreadsheet, .* that lfmcw_app\.table wrote"):
+        read_results(tmp_path / "runs.csv")
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_results(tmp_path / "runs.csv")
