@@ -33,7 +33,9 @@ def said(folder, **settings):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         read_data(recipe(folder, **settings), Path("data"))
-    return [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
+    told = [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
+    # (The small pictures of classes with names of one length are equal.)
+    return [each for each in told if "among the training images" not in each]
 
 
 def test_classes_that_lack_a_part_are_named_with_what_it_means(tmp_path):
