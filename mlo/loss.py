@@ -168,8 +168,9 @@ class LossFunction:
             held: Tensors = {}
             for name in of_problem:
                 registry, key, _ = self._places[problem][name][0]
-                if registry[key] is not None:
-                    held[name] = registry[key]
+                tensor = registry.get(key)
+                if tensor is not None:
+                    held[name] = tensor
             found[problem] = dict(zip(held, copies(held.values()), strict=True))
         return found
 

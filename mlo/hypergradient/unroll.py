@@ -210,8 +210,8 @@ def _pull_back(
     sources = [*theta.values(), *state.values(), *inputs]
     asked = [tensor for tensor, want in zip(sources, wanted, strict=True) if want]
     with explains_double_backward(loss.problem.name, loss.advice):
-        found = torch.autograd.grad(
+        entry_of = torch.autograd.grad(
             outputs, asked, grad_outputs=entries, create_graph=differentiate, allow_unused=True
         )
-    pulled = iter(found)
+    pulled = iter(entry_of)
     return [next(pulled) if want else None for want in wanted]
