@@ -470,8 +470,8 @@ def test_a_game_keeps_the_gradients_of_its_players():
 
     (kept, fewer), (again, more) = run(KEEPING), run(RECOMPUTING)
     assert relative_error(kept, again) < 1e-12
-    # Checks beside them: of the updates 1, 2 and 4, and of the pull-backs 1 and 2.
-    assert (fewer, more) == (6 + 3, 9 + 3 + 2)
+    # Checks beside them: of both moves of the rounds 1 and 2, and of the pull-backs 1 and 2.
+    assert (fewer, more) == (6 + 4, 9 + 4 + 2)
 
 
 def test_what_cannot_keep_a_graph_is_refused():
