@@ -23,8 +23,8 @@ from mlo.hypergradient.double_backward import (
 )
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.loss import Examine
-from mlo.problem import Tensors
-from mlo.response import Evaluation, Stationary, StepEngine, Stepped
+from mlo.problem import Problem, Tensors
+from mlo.response import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
 from mlo.sharding import is_sharded
 
 __all__ = ["LossChecks", "explain_third_derivative"]
@@ -63,7 +63,8 @@ class LossChecks:
         self._later: dict[str, Examine] = {}
         for name in graph.problems:
             strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
-            look = partial(_examine, name, strays, advice[name], name in self.twice)
+            mixed = _is_mixed(graph.problems[name], engines[name])
+            look = partial(_examine, name, strays, advice[name], name in self.twice, mixed)
             self.pending[name], self._later[name] = partial(look, True), partial(look, False)
         self._warned: set[str] = set()
 
@@ -221,19 +222,31 @@ def _examine(
     strays: Mapping[int, tuple[str, str, str]],
     advice: EngineAdvice,
     twice: bool,
+    mixed: bool,
     first: bool,
     loss: Tensor,
     leaves: Sequence[Tensor],
 ) -> None:
-    """Looks at a loss whose gradient in the leaves is differentiated `twice`, or once."""
+    """Looks at a loss that is differentiated `twice`, or once, first in the leaves.
+
+    The second derivative is `mixed` where it is taken in what the loss reads only.
+    """
     check_checkpointing(name, loss)
     for leaf in leaves_of(loss):
         if id(leaf) in strays:
             raise _stray_error(name, *strays[id(leaf)])
     if twice and first:
-        check_double_backward(name, loss, leaves, advice)
+        check_double_backward(name, loss, leaves, advice, mixed=mixed)
     elif twice:  # an operation that fails would say so itself
         check_silent_operations(name, loss, advice)
+
+
+def _is_mixed(problem: Problem, engine: AbstractEngine) -> bool:
+    """Whether an engine differentiates the lower gradient in what it reads, and never in θ."""
+    # A step from a constant θ does not need ∂F/∂θ; one from a value from above, or after another
+    # step, does. Engines that sweep have no product with A.
+    one = isinstance(engine, StepEngine) and engine.recorded_steps == 1
+    return (engine.sweeps or one) and problem.restart_from is None
 
 
 def _strays(

@@ -93,6 +93,8 @@ def check_double_backward(
     loss: Tensor,
     parameters: Sequence[Tensor],
     advice: EngineAdvice = ANY_ENGINE,
+    *,
+    mixed: bool = False,
 ) -> None:
     """Refuses a loss whose gradient cannot be differentiated, by differentiating it.
 
@@ -104,6 +106,8 @@ def check_double_backward(
         parameters: leaves whose gradient it is. It is differentiated in these, and in all others
             that it depends on.
         advice: names other engines.
+        mixed: whether it is differentiated in the others only. (A loss may have that derivative
+            alone, as if an embedding bag is fitted with a learned weight decay.)
 
     Raises:
         EngineError: naming the operation and what to do.
@@ -118,15 +122,15 @@ def check_double_backward(
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     # (Sparse gradients are refused where they are added.)
     gradient = [g for g in found if g is not None and g.requires_grad and not g.is_sparse]
-    if not gradient:
+    own = set(map(id, parameters)) if mixed else set()
+    inputs = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
+    if not gradient or not inputs:
         return
     along = list(map(torch.ones_like, gradient))
     try:
         with explains_double_backward(problem, advice):
             # (The gradient's graph contains the loss's, which the caller still needs.)
-            torch.autograd.grad(
-                gradient, leaves_of(loss), along, retain_graph=True, allow_unused=True
-            )
+            torch.autograd.grad(gradient, inputs, along, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         # A loss that takes a gradient itself may lack a third derivative that no engine needs.
         if not is_about_third_derivative(error):

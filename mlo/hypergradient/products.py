@@ -29,7 +29,7 @@ from mlo.errors import EngineError, nearest, warn_user
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.double_backward import (
-    check_double_backward,
+    check_silent_operations,
     check_third_derivative,
     explains_double_backward,
 )
@@ -336,15 +336,14 @@ class AutogradSystem(LinearSystem):
             found = gradients(loss, self.call.select(self._inputs), retain_graph=True)
         return float(total_norm([entry.detach() for entry in found])) if found else 0.0
 
-    def check_double_backward(self) -> None:
-        """Refuses a loss whose gradient cannot be differentiated.
+    def check_silent_operations(self) -> None:
+        """Refuses a loss whose second derivative exists and is wrong.
 
         Raises:
             EngineError: naming the operation.
         """
-        for player, members in self.players.items():
-            own = [self._theta[name] for name in members]
-            check_double_backward(self.problem, self._losses[player], own, self.advice)
+        for loss in self._losses.values():
+            check_silent_operations(self.problem, loss, self.advice)
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
         # With its graph, once: every product is a further backward pass through it.

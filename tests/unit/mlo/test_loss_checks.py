@@ -94,6 +94,42 @@ def test_an_operation_without_one_is_refused_before_a_move(engine, operation):
     assert torch.equal(net["v"], table()["v"])
 
 
+@pytest.mark.parametrize(
+    ("engine", "needed"),
+    [("one_step", False), ("identity", False), (ENGINES[1], True), ("neumann", True)],
+    ids=str,
+)
+def test_a_derivative_that_an_engine_does_not_take_may_lack(engine, needed):
+    """That of the gradient in the parameters themselves, under a learned weight decay."""
+    net = table()
+    optimizer = two_levels(
+        net,
+        lambda net, _, *, x: bag(net["v"]).square().sum() + x["v"].exp() * net["v"].square().sum(),
+        engine,
+    )
+    if needed:
+        with pytest.raises(mlo.EngineError, match="'net': an operation in its loss has no double"):
+            optimizer.step()
+        assert torch.equal(net["v"], table()["v"])
+        return
+    optimizer.step()
+    assert optimizer.gradient("x")["v"] != 0.0
+
+
+@pytest.mark.parametrize("engine", ["one_step", "identity", "darts"])
+def test_a_gradient_penalty_through_batch_norm_is_accepted(engine):
+    """Its gradient in the parameters cannot be differentiated in these, and need not be."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def loss(net, _, *, x):
+        points = X.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+        return slope.square().mean() + x["v"].exp() * net(X).square().mean()
+
+    two_levels(net, loss, engine).step()
+
+
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 def test_an_operation_that_comes_later_is_named(engine):
     rounds = []
@@ -115,7 +151,7 @@ def test_what_a_middle_loss_reads_of_a_response_counts():
     losses = {
         "low": lambda low, _, *, middle: (low["v"] - middle["v"]).square().sum(),
         "middle": lambda middle, _, *, low, top: (
-            bag(low["v"]).square().sum() + (middle["v"] - top["v"]).square().sum()
+            top["v"].sum() * bag(low["v"]).square().sum() + middle["v"].square().sum()
         ),
         "top": lambda top, _, *, middle: middle["v"].square().sum(),
     }
