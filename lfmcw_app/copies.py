@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from lfmcw_app.errors import DataWarning, listed
 from lfmcw_app.folders import Listing
 from lfmcw_app.image_survey import in_threads
 
-__all__ = ["copies_in_files", "copies_in_memory", "tell_copies"]
+__all__ = ["copies_in_files", "copies_in_memory", "digest_of_contents", "tell_copies"]
 
 MOST_FILES = 20_000
 """Files that are read to compare them; those of rare sizes come first."""
@@ -36,7 +37,7 @@ def copies_in_files(train: Listing, test: Listing) -> list[int]:
     sizes = sizes[order[files[order].cumsum(0) <= MOST_FILES]]
     chosen = [torch.isin(part.sizes, sizes).nonzero()[:, 0].tolist() for part in (train, test)]
     known, found = (
-        in_threads(_contents, [part.paths[place] for place in places])
+        in_threads(digest_of_contents, [part.paths[place] for place in places])
         for part, places in zip((train, test), chosen, strict=True)
     )
     contents = set(known) - {None}
@@ -73,7 +74,7 @@ def _digest(image: Tensor) -> bytes:
     return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()
 
 
-def _contents(path: str) -> bytes | None:
+def digest_of_contents(path: str | Path) -> bytes | None:
     """The digest of a file; None if it cannot be read, which whoever decodes it tells."""
     try:
         with open(path, "rb") as file:

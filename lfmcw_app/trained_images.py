@@ -7,7 +7,6 @@ pictures are still in their place; elsewhere the class and the name decide.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lfmcw_app.bounded_files import read_object
+from lfmcw_app.copies import digest_of_contents
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.folders import Listing
@@ -106,12 +106,7 @@ class TrainedImages:
     def _digest(self, path: Path) -> bytes:
         """Digest of a file's contents; of one that cannot be read, a digest that no file has."""
         if path not in self._digests:
-            try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").digest()
-            except OSError:
-                found = os.fsencode(path)
-            self._digests[path] = found
+            self._digests[path] = digest_of_contents(path) or os.fsencode(path)
         return self._digests[path]
 
 

@@ -9,6 +9,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from small_graphs import problem
 from torch import nn
 
 import mlo
@@ -33,21 +34,14 @@ class Net(nn.Module):
 def make(engine, factor):
     """The lower loss is a mean square, times `factor(net)`; x weights the examples."""
     net, upper = Net(), nn.ParameterDict({"x": torch.zeros(16).double()})
-    problems = [
-        mlo.Problem(
-            "net",
-            module=net,
-            optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
-            loss=lambda net, _, *, x: factor(net) * (x["x"].exp() * (net(X) - 1.0) ** 2).mean(),
-        ),
-        mlo.Problem(
-            "x",
-            module=upper,
-            optimizer=torch.optim.SGD(upper.parameters(), lr=0.1),
-            loss=lambda x, _, *, net: (net.head.weight**2).sum() + net(X).square().mean(),
-        ),
-    ]
-    return mlo.MultilevelOptimizer(problems, engine)
+
+    def lower(net, _, *, x):
+        return factor(net) * (x["x"].exp() * (net(X) - 1.0) ** 2).mean()
+
+    def outer(x, _, *, net):
+        return (net.head.weight**2).sum() + net(X).square().mean()
+
+    return mlo.MultilevelOptimizer([problem("net", lower, net), problem("x", outer, upper)], engine)
 
 
 def counting():
@@ -350,14 +344,9 @@ def test_state_of_a_loss_that_is_not_replayed_is_kept(kind, where, engine):
         "w": lambda w, _, *, x: (keeper() if where == "w" else 1.0) * below(w["v"], x["v"]),
         "x": lambda x, _, *, w: (keeper() if where == "x" else 1.0) * above(w["v"], x["v"]),
     }
+    hooks = {where: lambda _: keeper.updated()}
     problems = [
-        mlo.Problem(
-            name,
-            module=module,
-            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
-            loss=losses[name],
-            after_update=(lambda _: keeper.updated()) if name == where else None,
-        )
+        problem(name, losses[name], module, after_update=hooks.get(name))
         for name, module in modules.items()
     ]
     with warnings.catch_warnings(record=True) as seen:
@@ -383,16 +372,8 @@ def test_an_update_that_is_left_out_is_not_checked_again(left_out):
     x = nn.ParameterDict({"v": torch.ones(2, dtype=torch.float64)})
     w = nn.ParameterDict({"v": torch.ones(2, dtype=torch.float64)})
     problems = [
-        mlo.Problem(
-            name,
-            module=module,
-            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
-            loss=loss,
-        )
-        for name, module, loss in (
-            ("w", w, lambda w, _, *, x: below(w["v"], x["v"])),
-            ("x", x, lambda x, _, *, w: factor() * above(w["v"], x["v"])),
-        )
+        problem("w", lambda w, _, *, x: below(w["v"], x["v"]), w),
+        problem("x", lambda x, _, *, w: factor() * above(w["v"], x["v"]), x),
     ]
     optimizer = mlo.MultilevelOptimizer(problems, "one_step", on_nonfinite="skip")
     with warnings.catch_warnings():
@@ -414,19 +395,13 @@ def test_every_player_is_evaluated_once_more():
         return loss
 
     problems = [
-        mlo.Problem(
-            "w",
-            module=w,
-            optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
-            loss=lambda w, _, *, game: (w["v"] - game["a"].weight).square().sum(),
-        ),
-        mlo.Problem(
+        problem("w", lambda w, _, *, game: (w["v"] - game["a"].weight).square().sum(), w),
+        problem(
             "game",
-            module=game,
-            optimizer=torch.optim.SGD(game.parameters(), lr=0.1),
+            lambda game, _, *, w: {name: of(name, game, w) for name in calls},
+            game,
             players={name: name for name in calls},
             player_steps={"a": 3},
-            loss=lambda game, _, *, w: {name: of(name, game, w) for name in calls},
         ),
     ]
     list(mlo.MultilevelOptimizer(problems, "first_order").run(5))

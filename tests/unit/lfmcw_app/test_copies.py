@@ -52,8 +52,10 @@ def test_only_files_of_sizes_in_both_parts_are_read(tmp_path, monkeypatch):
     write(tmp_path / "train" / "a" / "larger.bmp", (24, 24))
     shutil.copy(tmp_path / "train" / "a" / "larger.bmp", tmp_path / "test" / "b" / "copy.bmp")
     parts = list_folder(tmp_path).parts
-    read, contents = [], copies._contents
-    monkeypatch.setattr(copies, "_contents", lambda path: (read.append(path), contents(path))[1])
+    read, contents = [], copies.digest_of_contents
+    monkeypatch.setattr(
+        copies, "digest_of_contents", lambda path: (read.append(path), contents(path))[1]
+    )
     assert copies_in_files(parts["train"], parts["test"]) == [0, 4, 5]
     assert len(read) == 10 + 4 + 2
     read.clear()

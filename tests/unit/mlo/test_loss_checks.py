@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from small_graphs import three_vectors
+from small_graphs import problem, three_vectors
 from torch import nn
 from torch.nn.functional import embedding_bag
 from torch.utils.checkpoint import checkpoint
@@ -20,18 +20,13 @@ ENGINES = ["one_step", {"name": "unroll", "steps": 2}, "identity"]
 def two_levels(net, loss, engine):
     """x is a scalar; `loss` is that of the network."""
     x = nn.ParameterDict({"v": torch.zeros((), dtype=torch.float64)})
-    problems = [
-        mlo.Problem(
-            "net", module=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1), loss=loss
-        ),
-        mlo.Problem(
-            "x",
-            module=x,
-            optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
-            loss=lambda x, _, *, net: sum(p.square().sum() for p in net.parameters()),
-        ),
-    ]
-    return mlo.MultilevelOptimizer(problems, engine)
+
+    def sum_of_squares(x, _, *, net):
+        return sum(p.square().sum() for p in net.parameters())
+
+    return mlo.MultilevelOptimizer(
+        [problem("net", loss, net), problem("x", sum_of_squares, x)], engine
+    )
 
 
 def test_a_problem_listed_too_late_is_named_through_others():
@@ -155,15 +150,7 @@ def test_what_a_middle_loss_reads_of_a_response_counts():
         ),
         "top": lambda top, _, *, middle: middle["v"].square().sum(),
     }
-    problems = [
-        mlo.Problem(
-            name,
-            module=module,
-            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
-            loss=losses[name],
-        )
-        for name, module in modules.items()
-    ]
+    problems = [problem(name, losses[name], module) for name, module in modules.items()]
     with pytest.raises(mlo.EngineError, match="'middle': an operation in its loss has no double"):
         mlo.MultilevelOptimizer(problems, "one_step").step()
     assert torch.equal(modules["middle"]["v"], table()["v"])
