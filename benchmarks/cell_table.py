@@ -32,7 +32,8 @@ from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.data import Dataset
 from lfmcw_app.data_checks import fitted, read_data
 from lfmcw_app.provenance import commit
-from lfmcw_app.recipe import Recipe, parsed_settings
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import parsed_settings
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.nasbench201 import all_cells

@@ -33,7 +33,7 @@ from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.parts import search_parts
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.report.class_figure import draw_class_weights
 from lfmcw_app.report.images import class_names, weights_of_rounds
 from lfmcw_app.report.reading import read_run

@@ -20,7 +20,7 @@ from torch import Tensor
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from mlo import MultilevelOptimizer
 from mlo.hypergradient import Cotangent, EngineChoice, LinearSystem, OneStep, Solve

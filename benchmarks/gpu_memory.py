@@ -22,7 +22,8 @@ import torch
 from lfmcw_app.data_checks import read_data
 from lfmcw_app.memory_projection import CARDS, META, ROOM, count_phase, fits, largest_batch
 from lfmcw_app.projection import planned_phases
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 DARTS, FIRST = {"search.method": "darts"}, {"search.order": "first"}
 SECOND = {"search.order": "second"}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.numerics import numerics_of
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from mlo import MultilevelOptimizer
 
 ROUNDS = 2

@@ -37,7 +37,8 @@ from lfmcw_app.comparison import (
 from lfmcw_app.errors import InputError
 from lfmcw_app.names import PRESETS
 from lfmcw_app.paired_tests import least_pairs
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.result_rows import describe_setting
 from lfmcw_app.results_file import Row, read_results
 

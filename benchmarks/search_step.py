@@ -45,7 +45,8 @@ from torch.nn import functional as F
 from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.data import Dataset, Images, search_split
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.candidates import as_candidates
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import (
-    Recipe,
-    Search,
-    merged_settings,
-    parsed_settings,
-    preset_recipe,
-    with_options,
-)
+from lfmcw_app.recipe import Recipe, Search
+from lfmcw_app.recipe_loading import merged_settings, parsed_settings, preset_recipe, with_options
 from lfmcw_app.resolving import resolve_recipe
 
 __all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]

@@ -26,13 +26,8 @@ from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
-from lfmcw_app.recipe import (
-    MOST_ROUNDS,
-    Augmentation,
-    Recipe,
-    preset_recipe,
-    validate_recipe,
-)
+from lfmcw_app.recipe import MOST_ROUNDS, Augmentation, Recipe
+from lfmcw_app.recipe_loading import preset_recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named

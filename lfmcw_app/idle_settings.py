@@ -12,7 +12,8 @@ from typing import Any
 
 from lfmcw_app.errors import listed
 from lfmcw_app.names import FOLDER
-from lfmcw_app.recipe import Recipe, preset_recipe, read_config
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import preset_recipe, read_config
 from lfmcw_app.resuming import leaves
 
 __all__ = ["RULES", "idle_settings"]

@@ -25,7 +25,8 @@ from lfmcw_app.numerics import numerics_of
 from lfmcw_app.parts import search_part_labels, search_parts, training_labels
 from lfmcw_app.printing import print_table, say
 from lfmcw_app.problems import build_search, search_rounds
-from lfmcw_app.recipe import Recipe, trial
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import trial
 from lfmcw_app.resolving import LARGE_FOLDER, default_preset
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Cells

@@ -13,8 +13,8 @@ from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.names import FOLDER
-from lfmcw_app.recipe import (
-    Recipe,
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import (
     contradiction,
     is_imagenet,
     load_recipe,

@@ -12,7 +12,8 @@ from typing import Any
 from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError, shown
-from lfmcw_app.recipe import Recipe, preset_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import preset_recipe
 from lfmcw_app.result_file import check_complete
 from lfmcw_app.results_file import DATE, Row
 from lfmcw_app.resuming import leaves

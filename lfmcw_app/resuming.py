@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.names import FOLDER
-from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import validate_recipe
 from lfmcw_app.run_files import CHANGES, ENVIRONMENT, RESULT
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 from mlo import MultilevelOptimizer

@@ -30,7 +30,8 @@ from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
-from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import validate_recipe
 from lfmcw_app.result_file import read_result
 from lfmcw_app.resuming import Change, change_lines, known_recipes, planned_changes, read_changes
 from lfmcw_app.run_files import (

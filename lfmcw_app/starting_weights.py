@@ -30,7 +30,8 @@ from lfmcw_app.generators.average import MovingAverage
 from lfmcw_app.near_paths import near_runs
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.plain_yaml import parse_yaml
-from lfmcw_app.recipe import Recipe, StartingWeights, validate_recipe
+from lfmcw_app.recipe import Recipe, StartingWeights
+from lfmcw_app.recipe_loading import validate_recipe
 from lfmcw_app.run_files import DATASET
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.network import ImageNetwork

@@ -19,7 +19,8 @@ from lfmcw_app.data import Dataset, Images
 from lfmcw_app.generators import GAMES
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import Recipe, load_recipe, validate_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe, validate_recipe
 from lfmcw_app.search_space.batched_operations import Bank, SharedMaps, make_gain_norm
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Edge, Genotype

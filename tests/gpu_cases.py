@@ -7,7 +7,7 @@ import torch
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 """Without ReLU and max pooling, where a rounding chooses another branch."""

@@ -6,7 +6,7 @@ import json
 
 from PIL import Image
 
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 

@@ -20,7 +20,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint, check_unchanged
 from lfmcw_app.groups import _read as read_groups_file
 from lfmcw_app.network_file import NetworkFile
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.result_rows import row_of
 from lfmcw_app.results_file import read_results

@@ -14,7 +14,7 @@ from lfmcw_app import training
 from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.data import Dataset, load_dataset
 from lfmcw_app.network_file import write_network
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import random_genotype

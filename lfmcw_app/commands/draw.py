@@ -13,7 +13,7 @@ from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
 from lfmcw_app.printing import say
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.named import NAMED_GENOTYPES

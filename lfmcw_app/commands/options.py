@@ -192,7 +192,7 @@ def given_settings(
     Raises:
         InputError: naming an assignment that is none, or that contradicts one of the options.
     """
-    from lfmcw_app.recipe import parsed_settings, with_options
+    from lfmcw_app.recipe_loading import parsed_settings, with_options
 
     of_options = {key: None if path is None else str(path) for key, path in paths.items()}
     return with_options(parsed_settings(assign or ()), of_options)

@@ -13,7 +13,7 @@ from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.names import FOLDER
-from lfmcw_app.recipe import changed_recipe, with_options
+from lfmcw_app.recipe_loading import changed_recipe, with_options
 from lfmcw_app.run_files import DATASET, EVALUATED
 from lfmcw_app.run_folder import RunFolder
 

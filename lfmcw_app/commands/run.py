@@ -69,7 +69,7 @@ def run(
     from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
     from lfmcw_app.projection import after_projection, print_choice, project
-    from lfmcw_app.recipe import with_options
+    from lfmcw_app.recipe_loading import with_options
     from lfmcw_app.resolving import resolve_recipe
     from lfmcw_app.run_folder import RunFolder
     from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit

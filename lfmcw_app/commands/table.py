@@ -38,7 +38,7 @@ from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
-from lfmcw_app.recipe import key_value
+from lfmcw_app.recipe_loading import key_value
 from lfmcw_app.run_files import RESULT
 from lfmcw_app.stopping import ENDS
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep

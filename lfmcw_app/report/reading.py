@@ -17,7 +17,8 @@ from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, parse_o
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.near_paths import near_runs
 from lfmcw_app.plain_yaml import parse_yaml
-from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import validate_recipe
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_files import (
     CONFIG,

@@ -31,7 +31,8 @@ MODULES = [
     "lfmcw_app.result_file", "lfmcw_app.results_file", "lfmcw_app.result_rows",
     "lfmcw_app.resuming", "lfmcw_app.search_space.genotype", "lfmcw_app.search_space.nasbench201",
     "lfmcw_app.search_space.darts_notation", "lfmcw_app.cell_table_file", "lfmcw_app.groups",
-    "lfmcw_app.network_file", "lfmcw_app.fingerprint", "lfmcw_app.runs", "lfmcw_app.recipe",
+    "lfmcw_app.network_file", "lfmcw_app.fingerprint", "lfmcw_app.runs",
+    "lfmcw_app.recipe_loading",
     "mlo.state_checks", "mlo.randomness", "mlo.checkpoint",
 ]  # fmt: skip
 """Modules whose branches lead atheris."""

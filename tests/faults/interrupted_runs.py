@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_data
-from lfmcw_app.recipe import changed_recipe, load_recipe
+from lfmcw_app.recipe_loading import changed_recipe, load_recipe
 from lfmcw_app.run_folder import RunFolder
 
 RECIPE = {

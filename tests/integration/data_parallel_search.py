@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 # Name → what differs from the smoke recipe, and how far two processes may be from one. A finite
 # difference divides the rounding of its gradients by its step.

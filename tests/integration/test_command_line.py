@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from lfmcw_app.commands import options
 from lfmcw_app.commands.run import run
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
 

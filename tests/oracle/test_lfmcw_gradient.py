@@ -15,7 +15,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_places
 from lfmcw_app.gradient_terms import PATHS, gradient_terms
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, load_recipe, parsed_settings, validate_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings, validate_recipe
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 

@@ -28,7 +28,7 @@ from lfmcw_app.commands.run import run as run_command
 from lfmcw_app.commands.sample import sample as sample_command
 from lfmcw_app.commands.table import table as table_command
 from lfmcw_app.generators import GAMES
-from lfmcw_app.recipe import parsed_settings
+from lfmcw_app.recipe_loading import parsed_settings
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.spaces import SPACES

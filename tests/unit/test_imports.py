@@ -42,3 +42,4 @@ def test_help_imports_neither_torch_nor_recipes():
     assert "lfmcw_app.commands.run" in found
     assert set(HEAVY) & found == set()
     assert "lfmcw_app.recipe" not in found
+    assert "lfmcw_app.recipe_loading" not in found

@@ -10,7 +10,7 @@ from torch import nn
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 
 def test_the_spectral_discriminator_divides_head_and_trunk():

@@ -7,7 +7,7 @@ import pytest
 from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings, contrasts
 from lfmcw_app.errors import InputError
 from lfmcw_app.plain_yaml import parse_yaml
-from lfmcw_app.recipe import validate_recipe
+from lfmcw_app.recipe_loading import validate_recipe
 
 
 def test_the_arms_are_those_of_the_paper_and_its_controls():

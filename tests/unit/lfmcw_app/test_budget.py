@@ -17,7 +17,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.cost import Cost
 from lfmcw_app.search_space.expected_cost import (
     CellCosts,

@@ -12,7 +12,7 @@ from small_pictures import load, write_classes
 from lfmcw_app.class_checks import check_classes
 from lfmcw_app.data_checks import read_data
 from lfmcw_app.errors import DataWarning, InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 SMALL = {
     "data.image_size": 8,

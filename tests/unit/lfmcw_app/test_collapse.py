@@ -24,7 +24,7 @@ from lfmcw_app.collapse import (
 from lfmcw_app.data import search_split
 from lfmcw_app.generator_quality import Judge, Quality, QualityByClass
 from lfmcw_app.generators import GAMES, REAL
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.genotype import Edge, Genotype
 from mlo import Record
 from mlo.testing import evaluated

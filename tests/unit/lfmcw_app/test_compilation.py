@@ -12,7 +12,7 @@ from lfmcw_app.compilation import compile_discriminator, compile_options
 from lfmcw_app.data import search_split
 from lfmcw_app.errors import InputError
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.cell import Cell
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.testing import noise_dataset

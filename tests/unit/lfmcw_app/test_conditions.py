@@ -14,7 +14,7 @@ from lfmcw_app.data_checks import adaptations, read_data
 from lfmcw_app.errors import InputError
 from lfmcw_app.parts import search_parts, training_part
 from lfmcw_app.plain_yaml import parse_yaml
-from lfmcw_app.recipe import load_recipe, validate_recipe
+from lfmcw_app.recipe_loading import load_recipe, validate_recipe
 from lfmcw_app.testing import noise_dataset
 
 HALF = [{"of": "3", "as": ["5", "8"], "share": 0.5}]

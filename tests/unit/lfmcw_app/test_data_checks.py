@@ -11,7 +11,7 @@ import torch
 from lfmcw_app.data import Dataset, Images
 from lfmcw_app.data_checks import adaptations, describe_parts, fitted, read_data
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 
 
 @pytest.mark.parametrize(

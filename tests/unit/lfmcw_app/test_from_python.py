@@ -15,7 +15,7 @@ from callers_torch import CALLERS, caller
 import lfmcw_app
 from lfmcw_app import own_datasets
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.runs import Run
 
 SETTINGS = {

@@ -21,7 +21,7 @@ from made_generators import (
 from lfmcw_app.data import search_split
 from lfmcw_app.generator_quality import LARGEST_SIZE, Judge, Quality
 from lfmcw_app.generators import GAMES
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.testing import noise_dataset
 
 UNEQUAL = (40, 8, 6, 6)

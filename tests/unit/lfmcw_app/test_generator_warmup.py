@@ -16,7 +16,7 @@ from lfmcw_app.generator_warmup import build_warmup, warm_up
 from lfmcw_app.generators import GAMES
 from lfmcw_app.parts import search_parts
 from lfmcw_app.pictures import describe_dataset
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.starting_weights import averaged_generator, with_digests

@@ -7,7 +7,7 @@ import pytest
 from lfmcw_app import run_files
 from lfmcw_app.errors import InputError
 from lfmcw_app.genotype_argument import read_genotype
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
 from lfmcw_app.search_space.nasbench201 import SumCell

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.idle_settings import RULES, idle_settings
-from lfmcw_app.recipe import Recipe, load_recipe, parsed_settings
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.resuming import leaves
 
 KEYS = [key for key, _ in leaves(Recipe().model_dump(mode="json", by_alias=True))]

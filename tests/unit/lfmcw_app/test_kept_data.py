@@ -7,7 +7,7 @@ from pathlib import Path
 from lfmcw_app.data import load_dataset
 from lfmcw_app.data_checks import read_data
 from lfmcw_app.kept_data import keeping_data, reader
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 
 def read(**overrides):

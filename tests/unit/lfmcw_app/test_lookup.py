@@ -27,7 +27,7 @@ from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import look_up_genotype
 from lfmcw_app.errors import DataWarning, InputError
 from lfmcw_app.lookup import look_up, open_table, table_of
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.report.page import write_report
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.result import print_result

@@ -11,7 +11,7 @@ import torch
 from lfmcw_app import memory
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import enough_memory, memory_of, out_of_memory
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from lfmcw_app.memory_projection import (
     print_memory,
 )
 from lfmcw_app.projection import planned_phases
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.testing import noise_dataset
 
 SMALL = {

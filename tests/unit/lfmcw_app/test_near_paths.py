@@ -16,7 +16,7 @@ from lfmcw_app.groups import read_groups
 from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.near_paths import near_paths, near_runs
 from lfmcw_app.prediction import find_images
-from lfmcw_app.recipe import load_recipe, read_config
+from lfmcw_app.recipe_loading import load_recipe, read_config
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.sampling import load_generator

@@ -9,7 +9,7 @@ import torch
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.numerics import WORKSPACE, described_numerics, numerics_of
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 
 def settings():

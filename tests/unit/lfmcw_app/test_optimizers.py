@@ -9,7 +9,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import search_split
 from lfmcw_app.optimizers import step_options
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.testing import noise_dataset
 
 

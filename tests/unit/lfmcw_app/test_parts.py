@@ -18,7 +18,7 @@ from lfmcw_app.data_checks import read_data
 from lfmcw_app.errors import InputError
 from lfmcw_app.parts import search_part_labels, search_parts, training_labels, training_part
 from lfmcw_app.problems import build_search, make_w2_loss
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 TINY = {
     "search.generator.name": "real",

@@ -14,7 +14,7 @@ import mlo
 from lfmcw_app import stopping
 from lfmcw_app.errors import InputError
 from lfmcw_app.phase import Phase, PhaseState, entry_of
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import TIMINGS
 from lfmcw_app.run_folder import RunFolder
 from mlo.testing import bilevel_quadratic, identical, snapshot

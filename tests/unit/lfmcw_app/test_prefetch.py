@@ -15,7 +15,7 @@ from lfmcw_app.data import Batches, PairedBatches, in_order, load_dataset, searc
 from lfmcw_app.errors import InputError
 from lfmcw_app.prefetch import Prefetcher
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 
 
 def workers():

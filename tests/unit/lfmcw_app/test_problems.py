@@ -10,7 +10,8 @@ import torch
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_search, learning_rate_schedule, make_gan_loss, make_w2_loss
-from lfmcw_app.recipe import WeightOptimizer, load_recipe
+from lfmcw_app.recipe import WeightOptimizer
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.testing import noise_dataset
 from mlo.testing import evaluated, relative_error
 

@@ -25,7 +25,7 @@ from lfmcw_app.processes import (
     shared_folder,
     wait_for_all,
 )
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_folder import RunFolder
 
 

@@ -19,7 +19,7 @@ from lfmcw_app.projection import (
     project,
     rough_seconds,
 )
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.candidates import Candidates
 
 MEASURED = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 
 
 def refused(*assignments):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.result import as_json, edge_names, print_result
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 

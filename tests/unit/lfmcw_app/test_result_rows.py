@@ -10,7 +10,7 @@ import torch
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.provenance import made_by
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.result_rows import columns_of, row_of
 from lfmcw_app.run_folder import RunFolder
 

@@ -12,7 +12,8 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.errors import InputError
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import Recipe, changed_recipe, load_recipe
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe_loading import changed_recipe, load_recipe
 from lfmcw_app.resuming import (
     CHANGEABLE,
     change_lines,

@@ -9,7 +9,7 @@ import pytest
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.result_rows import columns_of
 from lfmcw_app.results_file import Row, read_results, write_results
 from lfmcw_app.reused_results import reused_results

@@ -19,7 +19,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.metrics_log import MetricsLog
 from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import KEEP
 from lfmcw_app.run_folder import DIAGNOSES, RunFolder
 from mlo.testing import bilevel_quadratic

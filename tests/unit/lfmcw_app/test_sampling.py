@@ -13,7 +13,7 @@ from lfmcw_app.build_modules import make_generator
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.sampling import draw_sheet, load_generator, measured_quality, save_images
 

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import load_dataset
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Genotype

@@ -17,7 +17,7 @@ from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.parts import search_parts
 from lfmcw_app.pictures import snapshot_rounds
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.run_files import SEARCH_END
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search

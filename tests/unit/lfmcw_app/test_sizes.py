@@ -9,7 +9,8 @@ from lfmcw_app import sizes
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
 from lfmcw_app.names import PRESETS
-from lfmcw_app.recipe import SPACES, load_recipe
+from lfmcw_app.recipe import SPACES
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.sizes import (
     check_sizes,

@@ -9,7 +9,7 @@ import pytest
 
 import lfmcw_app
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.spaces import SPACES, Space, space_named
 from lfmcw_app.testing import SpaceContract

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 
 

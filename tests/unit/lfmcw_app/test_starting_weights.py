@@ -17,7 +17,7 @@ from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.pictures import describe_dataset
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import random_genotype

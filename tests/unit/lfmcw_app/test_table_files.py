@@ -16,7 +16,7 @@ from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint, check_unchanged
 from lfmcw_app.provenance import made_by
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.results_file import read_results
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.table_files import TableReport, claim, run_digest, run_folder, run_path

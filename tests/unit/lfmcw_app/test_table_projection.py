@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lfmcw_app import table_projection
 from lfmcw_app.projection import Projection
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.table_projection import ArmProjection, print_table_projection, project_arms
 
 ARMS = [

@@ -14,7 +14,7 @@ from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.prediction import ImageFile
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.trained_images import TrainedImages

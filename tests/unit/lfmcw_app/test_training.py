@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from lfmcw_app.data import load_dataset
 from lfmcw_app.parts import training_labels, training_part
-from lfmcw_app.recipe import Evaluation, load_recipe
+from lfmcw_app.recipe import Evaluation
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Edge, Genotype, random_genotype
 from lfmcw_app.training import build_training, train_derived, training_rounds

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from lfmcw_app.commands.draw import draw
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import GENOTYPE
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Genotype

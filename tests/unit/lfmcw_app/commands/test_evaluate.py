@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lfmcw_app.commands.evaluate import evaluate
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES

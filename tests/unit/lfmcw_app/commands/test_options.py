@@ -15,7 +15,7 @@ from lfmcw_app.commands import options
 from lfmcw_app.errors import InputError
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.readers import DATASETS
-from lfmcw_app.recipe import load_recipe, validate_recipe
+from lfmcw_app.recipe_loading import load_recipe, validate_recipe
 from lfmcw_app.spaces import SPACES
 
 

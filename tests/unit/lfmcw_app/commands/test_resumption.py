@@ -8,7 +8,7 @@ import pytest
 
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
 

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from lfmcw_app.commands.run import run
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import EVALUATED
 from lfmcw_app.run_folder import RunFolder
 
