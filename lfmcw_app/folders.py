@@ -49,8 +49,8 @@ LONGEST_CLASSES = 2**24
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 TABLES = {
-    ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".arrow", ".npz", ".npy", ".h5", ".hdf5",
-    ".mat", ".tar",
+    ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".arrow", ".npz", ".npy", ".h5",
+    ".hdf5", ".mat", ".tar",
 }  # fmt: skip
 """Endings of files that may tell the classes of images, or hold images and labels."""
 ANOTHER_FORM = 'lfmcw_app.register_dataset; "Other forms of data" in docs/own-pictures.md'

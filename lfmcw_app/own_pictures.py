@@ -137,8 +137,8 @@ class _Reader:
         try:
             source = picture_of(picture)
         except InputError as error:
-            floating = isinstance(picture, Tensor) and picture.is_floating_point()
-            raise InputError(f"{name}: {error}{f' {PLAIN}' if floating else ''}") from None
+            dtype = str(getattr(picture, "dtype", ""))
+            raise InputError(f"{name}: {error}{f' {PLAIN}' if 'float' in dtype else ''}") from None
         try:
             header = header_of(source)
             if header.depth != "8 bits":

@@ -180,6 +180,7 @@ def jitter(picture):
         (Flowers(transform=jitter), 8, "item 0 is another image each time .*search.augmentation"),
         (Flowers(), None, r"no common size \(.*item 1 has 24×21, the first one 24×20"),
         (Flowers(transform=lambda picture: torch.rand(3, 8, 8)), 8, "float32.*ToTensor"),
+        (Flowers(transform=lambda picture: np.array(picture) / 255), 8, "float64.*PILToTensor"),
         (Flowers([DEEP] * COUNT), 8, "item 0 has integers of more than 8 bits.*folder:PATH"),
         (Column([{"img": PHOTOS[0], "label": 0}]), 8, r"keys img, label.*\(data\[\"image\"\]"),
         (Column([(PHOTOS[0], 0, 1)]), 8, "item 0 must be a pair"),
