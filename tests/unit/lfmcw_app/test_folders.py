@@ -176,7 +176,7 @@ def test_a_table_beside_images_without_folders_is_pointed_out(tmp_path):
     (tmp_path / "train.csv").write_text("id,label")
     (tmp_path / "images" / "metadata.jsonl").write_text("{}")
     (tmp_path / "._train.csv").write_text("hidden")
-    with pytest.raises(InputError, match="are in train.csv, metadata.jsonl, write a function"):
+    with pytest.raises(InputError, match=r"are in train\.csv, metadata\.jsonl, write a function"):
         list_folder(tmp_path)
 
 
