@@ -163,7 +163,7 @@ def test_a_file_in_place_of_a_folder_is_told_what_it_is(tmp_path):
         "pets.npz": "register_dataset",
         "train.csv": "register_dataset",
     }.items():
-        write(tmp_path / name)
+        (tmp_path / name).touch()
         with pytest.raises(InputError, match=f"{name} is a file, and not a folder .*{advice}"):
             list_folder(tmp_path / name)
 
