@@ -6,15 +6,13 @@ import shlex
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from lfmcw_app.decoding import Decoding
-from lfmcw_app.errors import InputError, shown
+from lfmcw_app.errors import InputError
+from lfmcw_app.image_forms import ImageLike, picture_of
 from lfmcw_app.near_paths import near_runs
 from lfmcw_app.network_file import NetworkFile
 from lfmcw_app.run_files import CONFIG, EVALUATED, NETWORK, RESULT
@@ -23,8 +21,6 @@ from lfmcw_app.search_space.network import ImageNetwork
 from lfmcw_app.usual_torch import usual_torch
 
 __all__ = ["Classifier", "Preprocess", "load_network", "network_path"]
-
-ImageLike = str | PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
 
 
 class Classifier(nn.Module):
@@ -74,31 +70,7 @@ class Preprocess:
                 f"The network takes {len(self.mean)} channels, which no image file has. Normalise "
                 "their pixels [C, S, S] with preprocess.normalised."
             )
-        if isinstance(image, str | PathLike):
-            return self.decoding.decode(Path(image))
-        if isinstance(image, Image.Image):
-            return self.decoding.decode(image)
-        if isinstance(image, Tensor):
-            array = image.detach().cpu().numpy()
-            array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-        elif isinstance(image, np.ndarray):
-            array = image
-        else:
-            raise InputError(
-                "An image is a path, an image of Pillow, or an array or tensor of its pixels, got "
-                f"{shown(image)}."
-            )
-        if array.ndim == 3 and array.shape[2] == 1:
-            array = array[..., 0]
-        is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
-        if not is_colour and not (array.ndim == 2 and array.dtype in (np.uint8, np.uint16)):
-            raise InputError(
-                "An array of an image has the shape [H, W] or [H, W, C], a tensor [H, W] or [C, "
-                "H, W], with 1, 3 or 4 channels of uint8, or grey ones of uint16; got "
-                f"{array.dtype} {list(image.shape)}. Give one image at a time, with its pixels as "
-                "the file has them."
-            )
-        return self.decoding.decode(Image.fromarray(np.ascontiguousarray(array)))
+        return self.decoding.decode(picture_of(image))
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Maps pixels [..., C, S, S] of 0 to 255 to zero mean and unit variance, float32."""

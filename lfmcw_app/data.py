@@ -23,7 +23,7 @@ from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
 from lfmcw_app.image_survey import DecodingOptions, Reading
 from lfmcw_app.names import FOLDER, RANDOM
-from lfmcw_app.own_datasets import dataset_names, reader_of
+from lfmcw_app.own_datasets import dataset_names, read_own
 from lfmcw_app.prefetch import DEPTH, Prefetcher
 from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
 from lfmcw_app.recipe import Augmentation
@@ -139,7 +139,7 @@ def check_dataset(name: str) -> None:
         meant = f"To use the folder of that name, write folder:{name}. " if is_folder else ""
         raise InputError(
             f"Unknown data set {name!r}. {meant}{nearest(name, dataset_names())} Your own images: "
-            "folder:PATH; your own tensors: lfmcw_app.register_dataset, in the script that "
+            "folder:PATH; your own data set: lfmcw_app.register_dataset, in the script that "
             "runs them; noise: random:NAME."
         )
     if name.strip() == FOLDER:
@@ -170,8 +170,8 @@ def load_dataset(
             of images (see `read_folder`), or random:NAME for random images in the shape of another
             data set (see `read_noise`).
         root: folder of data files.
-        image_size: larger images are reduced to this height and width; images in files are brought
-            to it.
+        image_size: larger images are reduced to this height and width; images in files, and your
+            own pictures of any size, are brought to it.
         in_memory: for folder:PATH, whether the images are decoded at once; see `pixels_of`.
         groups: for folder:PATH, a file that says which images stay together; see `read_groups`.
         options: for folder:PATH, how files become pixels; None for the defaults.
@@ -183,7 +183,8 @@ def load_dataset(
     check_dataset(name)
     if groups is not None and not name.startswith(FOLDER):
         raise InputError(f"data.groups is for the images of a folder (folder:PATH), not {name}.")
-    if not name.startswith(FOLDER) and options not in (None, DecodingOptions()):
+    of_program = name in DATASETS or name.startswith(RANDOM)
+    if of_program and options not in (None, DecodingOptions()):
         raise InputError(
             "data.fit, data.channels, data.bits, data.background and data.on_damaged are for the "
             f"images of a folder (folder:PATH), not {name}."
@@ -193,8 +194,10 @@ def load_dataset(
         read = read_folder(folder, image_size, in_memory, groups, options)
     elif name.startswith(RANDOM):
         read = read_noise(name.removeprefix(RANDOM))
+    elif of_program:
+        read = DATASETS[name](root)
     else:
-        read = reader_of(name)(root)
+        read = read_own(name, root, image_size, options)
     train, validation, test = read.train, read.validation, read.test
     class_names = read.class_names
 

@@ -47,6 +47,14 @@ CLASSES_FILE = "classes.txt"
 LONGEST_CLASSES = 2**24
 """Bytes of that file."""
 
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+TABLES = {
+    ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".arrow", ".npz", ".npy", ".h5",
+    ".hdf5", ".mat", ".tar",
+}  # fmt: skip
+"""Endings of files that may tell the classes of images, or hold images and labels."""
+ANOTHER_FORM = 'lfmcw_app.register_dataset; "Other forms of data" in docs/own-pictures.md'
+
 SYSTEM_FOLDERS = {
     "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
     "system volume information",
@@ -163,6 +171,8 @@ def list_folder(folder: Path) -> FolderListing:
         InputError: if there are no images, a class is empty, parts have different classes, or the
             folder cannot be understood.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, and not a folder of images. {_instead_of(folder)}")
     if not folder.is_dir():
         raise InputError(
             f"There is no folder {folder}.{_unexpanded(folder)}{near_paths(folder, os.path.isdir)}"
@@ -176,6 +186,16 @@ def list_folder(folder: Path) -> FolderListing:
     found.beside(folder)
     listing = _list_classes({TRAIN: folder}, {TRAIN: children}, found)[TRAIN]
     return found.added_to({TRAIN: listing}, {}, ())
+
+
+def _instead_of(file: Path) -> str:
+    """Advice on a file where a folder is wanted."""
+    if _suffix(file.name) in ARCHIVES:
+        return "Unpack it, and name the folder that holds the folders of the classes."
+    return (
+        "Name the folder that holds the folders of the classes; for images and labels in another "
+        f"form write a function ({ANOTHER_FORM})."
+    )
 
 
 def _unexpanded(folder: Path) -> str:
@@ -591,10 +611,25 @@ def _check_number(folder: Path, classes: Sequence[Path]) -> None:
     instead = ""
     if classes and len(_folders(classes[0])) >= 2:
         instead = f" Did you mean folder:{classes[0]}?"
+    elif tables := _tables([folder, *classes]):
+        instead = (
+            f" If the classes or the images are in {listed(tables)}, write a function instead "
+            f"({ANOTHER_FORM})."
+        )
     raise InputError(
         f"{folder} needs at least two folders of images, one per class, and has {len(classes)}. "
         f"For example: {folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}.{instead}"
     )
+
+
+def _tables(folders: Sequence[Path]) -> list[str]:
+    """The names of files that may tell the classes of images."""
+    entries = [entry for folder in folders for entry in _entries(folder)]
+    return [
+        _text(entry.name)
+        for entry in entries
+        if _suffix(entry.name) in TABLES and not entry.name.startswith(".")
+    ]
 
 
 def _check_names(classes: Mapping[str, Sequence[Path]]) -> None:

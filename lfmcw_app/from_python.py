@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,29 @@ from lfmcw_app.usual_torch import usual_torch
 __all__ = ["run_search"]
 
 
+_running = threading.Lock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuses a second run at the same time in this process.
+
+    PyTorch has one random state per process: each run would draw the other's numbers, and neither
+    would depend on its recipe alone.
+    """
+    if not _running.acquire(blocking=False):
+        raise InputError(
+            "Another run_search is under way in this process, in another thread, and the two would "
+            "draw from one random state. Make one run after the other, or each in a process of its "
+            "own (concurrent.futures.ProcessPoolExecutor)."
+        )
+    try:
+        yield
+    finally:
+        _running.release()
+
+
+@_alone()
 @usual_torch()
 def run_search(
     dataset: str | PathLike[str],
@@ -42,7 +67,8 @@ def run_search(
     """Searches a cell, trains its network and writes a report, or resumes the run in the folder.
 
     The run depends on its recipe and data alone. The random states, default dtype, default device
-    and autocast of the calling program have no effect on it, and are as before when it returns.
+    and autocast of the calling program have no effect on it, and are as before when it returns. A
+    process makes one run at a time.
 
     Args:
         dataset: name of a data set; your own has the name that it was registered by
@@ -60,7 +86,8 @@ def run_search(
         The content of result.json: the test error, the genotype, and more.
 
     Raises:
-        InputError: if something cannot be used, or the data are not those that the run began with.
+        InputError: if something cannot be used, the data are not those that the run began with, or
+            another thread makes a run.
         SystemExit: after SIGTERM or Ctrl-C, when the state is saved.
     """
     for name, given in {"dataset": dataset, "folder": folder, "data": data}.items():

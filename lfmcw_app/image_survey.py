@@ -17,6 +17,7 @@ from lfmcw_app.decoding import (
     DamagedImage,
     Decoding,
     Fit,
+    Source,
     damaged_images,
     opened,
     orientation_of,
@@ -27,7 +28,10 @@ from lfmcw_app.errors import InputError, listed
 from lfmcw_app.folders import FolderListing, Listing
 from lfmcw_app.recipe import Data
 
-__all__ = ["DecodingOptions", "Reading", "in_threads", "survey", "without_damaged"]
+__all__ = [
+    "DecodingOptions", "Header", "Reading", "common_size", "header_of", "in_threads", "survey",
+    "without_damaged",
+]  # fmt: skip
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,6 +72,47 @@ class DecodingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Header:
+    """What is known of an image before its pixels are decoded.
+
+    Attributes:
+        size: width and height, turned upright.
+        depth: what its pixels are.
+        grey: whether it has no colours.
+        turned: whether its EXIF data turn it.
+        transparent: whether it may have transparency.
+        several: whether the file has several pictures.
+    """
+
+    size: Size
+    depth: Depth
+    grey: bool
+    turned: bool
+    transparent: bool
+    several: bool
+
+
+def header_of(source: Source) -> Header:
+    """Reads the header of a file, or of an image of Pillow.
+
+    Raises:
+        DamagedImage: if it cannot be read.
+    """
+    with opened(source) as image:
+        orientation = orientation_of(image)
+        # Pillow gives the size of a TIFF after it is turned upright.
+        lies = orientation in ON_THEIR_SIDE and image.format != "TIFF"
+        return Header(
+            size=(image.height, image.width) if lies else image.size,
+            depth=depth_of(image),
+            grey=is_grey(image),
+            turned=orientation != 1,
+            transparent=image.has_transparency_data,
+            several=getattr(image, "is_animated", False),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """What was read of a folder's files.
 
@@ -100,6 +145,31 @@ class Reading:
     decoding: Decoding
     measured: tuple[float, float] | None = None
     mostly_below: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        headers: Sequence[Header],
+        decoding: Decoding,
+        measured: tuple[float, float] | None = None,
+        mostly_below: float | None = None,
+    ) -> Reading:
+        """What was read of images with these headers, of which there is at least one."""
+        sizes = [header.size for header in headers]
+        return cls(
+            smallest=min(sizes, key=_area),
+            largest=max(sizes, key=_area),
+            images=len(sizes),
+            not_square=sum(width != height for width, height in sizes),
+            cut=sum(map(_loses_much, sizes)) if decoding.fit == "crop" else 0,
+            turned=sum(header.turned for header in headers),
+            transparent=sum(header.transparent for header in headers),
+            several=sum(header.several for header in headers),
+            made_grey=sum(not header.grey for header in headers) if decoding.channels == 1 else 0,
+            decoding=decoding,
+            measured=measured,
+            mostly_below=mostly_below,
+        )
 
     def summary(self) -> str:
         """All of it, as a part of a sentence."""
@@ -162,7 +232,7 @@ def survey(
         InputError: naming files that cannot be read, or that do not fit together.
     """
     paths = [*train, *others]
-    headers = _all_read(in_threads(_header, paths), paths)
+    headers = _all_read(in_threads(header_of, paths), paths)
     depths = _depths(paths, headers, options)
     channels: Literal[1, 3] = 1 if all(header.grey for header in headers[: len(train)]) else 3
     if options.channels is not None:
@@ -176,7 +246,7 @@ def survey(
         low, high = 0.0, 2.0**options.bits - 1
     sizes = [header.size for header in headers]
     decoding = Decoding(
-        size=size or _common_size(paths, sizes, options.fit),
+        size=size or common_size(paths, sizes, options.fit),
         fit=options.fit,
         channels=channels,
         low=low,
@@ -184,20 +254,9 @@ def survey(
         takes_8_bits=low is None or options.bits is not None,
         background=options.background,
     )
-    return decoding, Reading(
-        smallest=min(sizes, key=_area),
-        largest=max(sizes, key=_area),
-        images=len(sizes),
-        not_square=sum(width != height for width, height in sizes),
-        cut=sum(map(_loses_much, sizes)) if options.fit == "crop" else 0,
-        turned=sum(header.turned for header in headers),
-        transparent=sum(header.transparent for header in headers),
-        several=sum(header.several for header in headers),
-        made_grey=sum(not header.grey for header in headers) if channels == 1 else 0,
-        decoding=decoding,
-        measured=measured,
-        mostly_below=mostly_below if options.bits is None else None,
-    )
+    if options.bits is not None:
+        mostly_below = None
+    return decoding, Reading.of(headers, decoding, measured, mostly_below)
 
 
 def without_damaged(listing: FolderListing) -> FolderListing:
@@ -243,32 +302,7 @@ def in_threads(
         return list(pool.map(result, items))
 
 
-# ------------------------------ heads of files
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Header:
-    size: Size
-    depth: Depth
-    grey: bool
-    turned: bool
-    transparent: bool
-    several: bool
-
-
-def _header(path: str) -> _Header:
-    with opened(path) as image:
-        orientation = orientation_of(image)
-        # Pillow gives the size of a TIFF after it is turned upright.
-        lies = orientation in ON_THEIR_SIDE and image.format != "TIFF"
-        return _Header(
-            size=(image.height, image.width) if lies else image.size,
-            depth=depth_of(image),
-            grey=is_grey(image),
-            turned=orientation != 1,
-            transparent=image.has_transparency_data,
-            several=getattr(image, "is_animated", False),
-        )
+# ------------------------------ whole files
 
 
 def _check(path: str) -> None:
@@ -308,19 +342,23 @@ def _area(size: Size) -> tuple[int, Size]:
     return size[0] * size[1], size
 
 
-def _common_size(paths: Sequence[str], sizes: Sequence[Size], fit: Fit) -> int:
-    """The side of the square that images of one size become."""
-    for path, size in zip(paths, sizes, strict=True):
+def common_size(names: Sequence[str], sizes: Sequence[Size], fit: Fit) -> int:
+    """The side of the square that images of one size become.
+
+    Raises:
+        InputError: if they have several sizes.
+    """
+    for name, size in zip(names, sizes, strict=True):
         if size != sizes[0]:
             raise InputError(
-                f"The images have no common size ({path} has {_shown(size)}, the first one "
+                f"The images have no common size ({name} has {_shown(size)}, the first one "
                 f"{_shown(sizes[0])}). Set the size to scale them to: --set data.image_size=64."
             )
     return min(sizes[0]) if fit == "crop" else max(sizes[0])
 
 
 def _depths(
-    paths: Sequence[str], headers: Sequence[_Header], options: DecodingOptions
+    paths: Sequence[str], headers: Sequence[Header], options: DecodingOptions
 ) -> set[Depth]:
     """The kinds of pixels that there are.
 

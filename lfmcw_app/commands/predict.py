@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,7 +47,11 @@ def predict(
     ] = None,
     list_file: Annotated[
         Path | None,
-        typer.Option("--list", metavar="FILE", help="Text file with more images, one per line."),
+        typer.Option(
+            "--list",
+            metavar="FILE",
+            help="Text file with more images, one per line; - for standard input.",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 3,
     as_json: Annotated[
@@ -211,19 +216,20 @@ def _held_out(images: Sequence[ImageFile]) -> tuple[ImageFile, ...]:
 
 
 def _lines(path: Path) -> list[Path]:
-    """The paths in a text file, one per line. Empty lines are skipped.
+    """The paths in a text file, or in standard input for "-", one per line, without empty lines.
 
     Raises:
         InputError: if it cannot be read.
     """
+    is_input = str(path) == "-"
     try:
-        lines = text_of(path, LONGEST_LIST, pipes=True).splitlines()
+        text = sys.stdin.read() if is_input else text_of(path, LONGEST_LIST, pipes=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
             f"--list: {path} cannot be read ({why}).{near_paths(path, os.path.isfile)}"
         ) from None
-    return [Path(line.strip()) for line in lines if line.strip()]
+    return [Path(line.strip()) for line in text.splitlines() if line.strip()]
 
 
 def main() -> None:

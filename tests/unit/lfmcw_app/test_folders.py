@@ -156,6 +156,30 @@ def test_names_have_one_spelling_on_all_systems(tmp_path):
     assert one.names == other.names
 
 
+def test_a_file_in_place_of_a_folder_is_told_what_it_is(tmp_path):
+    for name, advice in {
+        "pets.zip": "Unpack it",
+        "pets.tar.gz": "Unpack it",
+        "pets.npz": "register_dataset",
+        "train.csv": "register_dataset",
+    }.items():
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=f"{name} is a file, and not a folder .*{advice}"):
+            list_folder(tmp_path / name)
+
+
+def test_a_table_beside_images_without_folders_is_pointed_out(tmp_path):
+    write(tmp_path / "images" / "1.png")
+    with pytest.raises(InputError) as plain:
+        list_folder(tmp_path)
+    assert "register_dataset" not in str(plain.value)
+    (tmp_path / "train.csv").write_text("id,label")
+    (tmp_path / "images" / "metadata.jsonl").write_text("{}")
+    (tmp_path / "._train.csv").write_text("hidden")
+    with pytest.raises(InputError, match=r"are in train\.csv, metadata\.jsonl, write a function"):
+        list_folder(tmp_path)
+
+
 def test_an_unusable_folder_is_refused_with_advice(tmp_path):
     with pytest.raises(InputError, match="There is no folder"):
         load(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
@@ -102,6 +103,26 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
     lfmcw_app.register_dataset("squares", lambda root: squares())
     assert searched(tmp_path / "run") == whole
     assert learned(tmp_path / "run") == learned(tmp_path / "whole")
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path):
+    """Threads share PyTorch's random state; the first run is not disturbed by the attempt."""
+    refused = []
+
+    def meanwhile(root):
+        before = torch.get_rng_state()
+        with ThreadPoolExecutor(1) as pool:
+            refused.append(pool.submit(searched, tmp_path / "other").exception())
+        assert torch.equal(torch.get_rng_state(), before)
+
+    lfmcw_app.register_dataset("squares", meanwhile)
+    for _ in range(2):  # a run that has ended, also by an error, is in nobody's way
+        with pytest.raises(InputError, match="must return"):
+            searched(tmp_path / "run")
+    assert len(refused) == 2
+    for error in refused:
+        assert isinstance(error, InputError)
+        assert "Another run_search is under way in this process" in str(error)
 
 
 def test_settings_that_cannot_change_are_refused(tmp_path):

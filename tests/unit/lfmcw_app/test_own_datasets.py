@@ -1,4 +1,4 @@
-"""Your own tensors: registered by name, checked, and offered by installed packages."""
+"""Your own data sets: registered by name, checked, and offered by installed packages."""
 
 from __future__ import annotations
 
@@ -106,6 +106,27 @@ def test_arrays_of_any_layout_are_taken_with_their_values():
         assert found.labels.dtype == torch.int64
 
 
+def test_arrays_of_other_layouts_are_taken_if_they_are_clear():
+    pixels, labels = images(10, channels=3)
+    for given in (pixels.movedim(1, 3), pixels.movedim(1, 3).numpy()):
+        found = loaded(((given, labels), None, NAMES)).train
+        assert torch.equal(found.pixels, loaded(((pixels, labels), None, NAMES)).train.pixels)
+    grey = pixels[:, 0]
+    assert torch.equal(loaded(((grey, labels), (grey, labels), NAMES)).test.pixels[:, 0], grey)
+    # As medmnist has them: an array of one label for each image, and names by texts of numbers.
+    data = loaded(((pixels, labels[:, None].numpy()), None, {"1": "square", "0": "round"}))
+    assert data.class_names == NAMES
+    assert torch.equal(data.train.labels, loaded(((pixels, labels), None, NAMES)).train.labels)
+
+
+def test_validation_images_may_come_fourth():
+    data = loaded((images(20), images(6), NAMES, images(8)))
+    assert torch.equal(data.validation.pixels, images(8)[0])
+    held = loaded((images(20), None, NAMES, images(8)))
+    assert (len(held.train), len(held.test), len(held.validation)) == (16, 4, 8)
+    assert loaded((images(20), images(6), NAMES, None)).validation is None
+
+
 def test_pixels_of_zeros_and_ones_are_told():
     pixels, labels = images(10)
     with pytest.warns(DataWarning, match="training images .* no value above 1.*multiply them"):
@@ -141,13 +162,15 @@ FLOATS = (torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
         ((images(4), None, ("one", "one")), "all different"),
         ((FLOATS, None, NAMES), r"uint8 \[N, C, H, W\] .* got float32 \[4, 1, 8, 8\]"),
         ((images(4, channels=4), None, NAMES), r"C = 1 or 3.*got uint8 \[4, 4, 8, 8\]"),
-        (((images(4)[0][0], images(4)[1]), None, NAMES), r"got uint8 \[1, 8, 8\]"),
+        (((images(4)[0][None], images(4)[1]), None, NAMES), r"got uint8 \[1, 4, 1, 8, 8\]"),
         (((images(4)[0], torch.rand(4)), None, NAMES), r"labels must be integers.*got float32"),
         (((images(4)[0], torch.arange(3)), None, NAMES), r"each of the 4 images; got int64 \[3\]"),
         (((images(4)[0], torch.arange(4)), None, NAMES), "0 to 1, since .* got 0 to 3"),
-        (("ab", None, NAMES), "training images of the data set mine: expected"),
-        (((images(2)[0], ["a", "b"]), None, NAMES), r"expected .* got .*\(can't convert .*str"),
-        ((([images(2)[0][0], torch.zeros(1, 4, 4)], [0, 1]), None, NAMES), "stack expects each"),
+        (("ab", None, NAMES), "training images of the data set mine must be a pair"),
+        (((images(2)[0], ["a", "b"]), None, NAMES), "the label 'a' is no class name"),
+        ((([images(2)[0][0], torch.zeros(1, 4, 4)], [0, 1]), None, NAMES), "got float32 .1, 4, 4"),
+        ({"train": images(4), "test": images(4), "names": NAMES}, "must return"),
+        (((images(4)[0], [[0], [1, 0], [1], [0]]), None, NAMES), "must be a pair .*inhomogeneous"),
         (((images(2)[0].to("meta"), [0, 1]), None, NAMES), "[Cc]annot copy out of meta"),
         ((images(8), images(8, size=12), NAMES), r"\(1, 8, 8\) and test images of shape \(1, 12"),
         ((images(8), images(0), NAMES), "test set of mine has 0 images"),

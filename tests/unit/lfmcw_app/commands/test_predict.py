@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from lfmcw_app.commands.predict import predict
 
 
-def invoke(*arguments):
+def invoke(*arguments, given=None):
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(predict)
-    return CliRunner().invoke(app, list(map(str, arguments)))
+    return CliRunner().invoke(app, list(map(str, arguments)), input=given)
 
 
 def words(text):
@@ -127,6 +127,8 @@ def test_images_can_be_listed_in_a_file(trained, tmp_path):
     assert result.exit_code == 0
     found = json.loads(result.stdout)["images"]
     assert [entry["path"] for entry in found] == list(map(str, files))
+    piped = (tmp_path / "list.txt").read_text()
+    assert invoke(trained.path, "--list", "-", "--json", given=piped).stdout == result.stdout
 
 
 def test_tables_and_pictures_are_written_whole(trained, tmp_path):
