@@ -255,9 +255,7 @@ class LossFunction:
 
         # Around whole rounds, autocast would give casts of weights as they were before a step: it
         # keeps them until its outermost region ends.
-        is_cast = torch.is_autocast_enabled(problem.device.type)
-        if is_cast:
-            torch.clear_autocast_cache()
+        torch.clear_autocast_cache()
         # A loss may run another optimizer inside, which must not share results with this one.
         if problem.precision is not None:
             with torch.autocast(problem.device.type, dtype=torch.bfloat16), sharing(shared):
@@ -270,8 +268,7 @@ class LossFunction:
                 value = self._called(given, players, function)
             finally:
                 CURRENT.reset(token)
-        if is_cast:
-            torch.clear_autocast_cache()
+        torch.clear_autocast_cache()
 
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(

@@ -646,7 +646,7 @@ def _bare_copy(optimizer: Optimizer) -> Optimizer | None:
 
 
 OWN_ATTRIBUTES = frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_opt_called"}
-"""What every optimizer of torch has, and schedulers put on it; a twin gets its own or needs none."""
+"""What every optimizer has, and schedulers put on it; a twin gets its own or needs none."""
 
 
 def is_fused(optimizer: Optimizer) -> bool:

@@ -467,8 +467,7 @@ class Problem:
                     f"Problem {self.name!r}: optimizer must be a torch.optim optimizer (an object, "
                     f"not its class), got {optimizer!r}."
                     + " Its class is not derived from torch.optim.Optimizer: write one that is, "
-                    "with its param_groups, whose step() and state_dict() call this one's."
-                    * alike
+                    "with its param_groups, whose step() and state_dict() call this one's." * alike
                 )
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ProblemError(

@@ -125,8 +125,12 @@ def test_the_optimizer_inside_is_the_one_of_the_same_groups():
 @pytest.mark.filterwarnings("ignore:.*decoupled weight decay")
 def test_a_run_is_that_of_the_optimizer_inside(wrap, engine):
     ours, plain = run(wrap, engine), run(WRAPPERS[0], engine)
-    assert identical(ours.problems["w"].module.state_dict(), plain.problems["w"].module.state_dict())
-    assert identical(ours.problems["x"].module.state_dict(), plain.problems["x"].module.state_dict())
+    assert identical(
+        ours.problems["w"].module.state_dict(), plain.problems["w"].module.state_dict()
+    )
+    assert identical(
+        ours.problems["x"].module.state_dict(), plain.problems["x"].module.state_dict()
+    )
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=NAMES)
