@@ -452,11 +452,12 @@ class OptimizerStep:
             members.setdefault(own, {**options, "params": []})["params"].append(moved[key])
         twin.param_groups = list(members.values())
         # Only an optimizer that has no state yet makes its counters in the step.
-        with torch.enable_grad(), _DoubleCounters() if fresh else nullcontext():
+        counters = _DoubleCounters() if fresh else nullcontext()
+        draws = preserved() if is_foreign(original) else nullcontext()
+        with torch.enable_grad(), counters, draws:
             # The class's own step, without the hooks that the user's optimizer or scheduler put
             # around it.
-            with preserved() if is_foreign(original) else nullcontext():
-                type(original).step(twin)
+            type(original).step(twin)
         for key in keys:
             moved[key].grad = None
         return twin
