@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from mlo.errors import CheckpointError, ProblemError
+from mlo.errors import CheckpointError, CheckpointWarning, ProblemError, warn_user
 from mlo.randomness import RandomState, preserved, replayed
-from mlo.tensors import in_new_containers, versions_of
+from mlo.tensors import in_new_containers, tensors_of, versions_of
 
 __all__ = ["BatchStream", "Taken"]
 
@@ -33,7 +34,8 @@ class BatchStream:
     for a copy of it before each batch. For any other iterable the stream remembers the random state
     in which the current pass began, and how many batches were taken since. A shuffling `DataLoader`
     draws its order from that state (or its generator's), so the position can be found again. An
-    iterable whose passes differ in another way should keep its own position.
+    iterable whose passes differ in another way should keep its own position. Where it does not, the
+    last batch that is drawn again is not the one that it was, and a warning says so.
 
     Args:
         data: an iterable of batches; None yields None forever.
@@ -49,9 +51,11 @@ class BatchStream:
         # behind the position from which it can be taken again.
         self._taken = 0
         self._pass_start: RandomState | None = None
+        self._continues = False
+        self._last: Any = None
         self._pending: list[tuple[Any, Any]] = []
         self._generators = _generators(data)
-        self._keeps_position = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
+        self._keeps_position = _keeps_position(data)
 
     def next(self) -> Any:
         """Takes the next batch; begins a new pass after the last one ended.
@@ -132,7 +136,7 @@ class BatchStream:
                 continue
             self._taken += 1
             # In containers of its own, since data may refill theirs.
-            batch = in_new_containers(batch)
+            self._last = batch = in_new_containers(batch)
             return before if self._keeps_position else (self._pass_start, self._taken - 1), batch
         raise ProblemError(
             f"Problem {self._problem!r}: its data yielded no batch. It is an empty data set or an "
@@ -153,6 +157,7 @@ class BatchStream:
                 return {"data": first}
             start, found["taken"] = first
             found["pass_start"] = start.state_dict()
+            del found["last"]
         return found
 
     def _position_of_data(self) -> dict[str, Any]:
@@ -163,6 +168,8 @@ class BatchStream:
         return {
             "taken": self._taken,
             "pass_start": None if start is None else start.state_dict(),
+            "continues": self._continues,
+            "last": _checksum(self._last),
             "generators": [generator.get_state() for generator in self._generators],
         }
 
@@ -190,23 +197,86 @@ class BatchStream:
 
     def _replay(self, state: dict[str, Any]) -> None:
         """Begins the pass of a saved position again, and takes as many batches as were taken."""
+        self._match_workers(continues=state.get("continues", False))
+        batch: Any = None
         with replayed(RandomState.from_state_dict(state["pass_start"]), self._generators):
             iterator = self._begin_pass()
             for _ in range(state["taken"]):
-                if next(iterator, self) is self:  # `self` is no batch: the data have ended
+                batch = next(iterator, self)
+                if batch is self:  # which is no batch: the data have ended
                     raise CheckpointError(
                         f"Problem {self._problem!r}: the checkpoint was taken after "
                         f"{state['taken']} batches of a pass, but its data yields only "
                         f"{self._taken}. Resume with the data that the run began with."
                     )
                 self._taken += 1
+        self._last = batch
+        if state["taken"] and state.get("last") not in (None, _checksum(batch)):
+            warn_user(
+                f"Problem {self._problem!r}: its data gave another batch when they were read again "
+                "from the same random state, so this run does not go on exactly as before. They "
+                "draw their order, or what they do to the examples, from a random source of their "
+                "own (a shuffle of a stream without a seed, workers that persist). Seed it the "
+                "same in each pass, or give the data state_dict() and load_state_dict().",
+                CheckpointWarning,
+            )
+
+    def _match_workers(self, *, continues: bool) -> None:
+        """Starts the workers of a loader, or ends them, as they were when a pass began.
+
+        With `persistent_workers=True` a loader keeps its iterator. What its first pass draws from
+        the random state (a seed for the workers, then the order) is not what later ones draw.
+        """
+        if _persists(self._data) and continues != _is_open(self._data):
+            if continues:
+                with preserved(self._generators):
+                    iter(self._data)  # type: ignore[arg-type]
+            else:
+                self._data._iterator = None  # type: ignore[union-attr]
 
     def _begin_pass(self) -> Iterator[Any]:
         # Before `iter`, which may draw the order of the whole pass.
         self._pass_start = RandomState.capture(self._generators)
+        self._continues = _is_open(self._data)
         self._iterator = iter(self._data)  # type: ignore[arg-type]
         self._taken = 0
         return self._iterator
+
+
+def _keeps_position(data: Any) -> bool:
+    """Whether data can tell, and take, their position."""
+    # (A Hugging Face IterableDataset begins every pass after a load at the position that was
+    # loaded. Its passes are replayed.)
+    if type(data).__module__.partition(".")[0] == "datasets":
+        return False
+    if not hasattr(data, "state_dict") or not hasattr(data, "load_state_dict"):
+        return False
+    try:  # Accelerate's loaders have both, and can do neither unless they are told to.
+        data.state_dict()
+    except (AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+def _persists(data: Any) -> bool:
+    """Whether data are a loader whose workers live longer than a pass."""
+    return bool(getattr(data, "persistent_workers", False) and getattr(data, "num_workers", 0))
+
+
+def _is_open(data: Any) -> bool:
+    """Whether such a loader has its workers already."""
+    return _persists(data) and getattr(data, "_iterator", None) is not None
+
+
+def _checksum(batch: Any) -> int:
+    """A number that tells batches apart by what their tensors hold."""
+    found = 0
+    for tensor in tensors_of(batch):
+        plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+        if plain and tensor.device.type != "meta" and not tensor.is_quantized:
+            flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1)
+            found = zlib.crc32(flat.view(torch.uint8).numpy(), found)
+    return found
 
 
 def _generators(data: Any) -> tuple[torch.Generator, ...]:

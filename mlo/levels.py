@@ -503,7 +503,9 @@ def _learning_rates(problem: Problem) -> tuple[float, ...]:
     """The learning rates of all groups of a problem's optimizers."""
     rates: list[float] = []
     for optimizer in problem.optimizers.values():
-        rates += [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        # (Adafactor has None, where it finds its own rates.)
+        given = [group.get("lr") for group in optimizer.param_groups]
+        rates += [float(rate) for rate in given if rate is not None]
     return tuple(rates)
 
 

@@ -253,6 +253,9 @@ class LossFunction:
             if versions is None:
                 versions = versions_of(batch)
 
+        # Around whole rounds, autocast would give casts of weights as they were before a step: it
+        # keeps them until its outermost region ends.
+        torch.clear_autocast_cache()
         # A loss may run another optimizer inside, which must not share results with this one.
         if problem.precision is not None:
             with torch.autocast(problem.device.type, dtype=torch.bfloat16), sharing(shared):
@@ -265,6 +268,7 @@ class LossFunction:
                 value = self._called(given, players, function)
             finally:
                 CURRENT.reset(token)
+        torch.clear_autocast_cache()
 
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(

@@ -7,10 +7,12 @@ update, for every optimizer of `torch.optim`.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pickle import PickleError
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +22,9 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mlo.errors import EngineError, ProblemError
+from mlo.inner_optimizer import innermost, is_foreign
 from mlo.problem import Problem, Tensors
+from mlo.randomness import preserved
 from mlo.step_formulas import formula_step
 from mlo.tensors import in_precision, map_tensors, real_inner, scaled
 
@@ -34,7 +38,6 @@ __all__ = [
     "copied_options",
     "decays_outside_gradient",
     "has_differentiable_step",
-    "is_foreign",
     "is_fused",
     "l2_penalty",
     "maximized",
@@ -116,11 +119,12 @@ class OptimizerStep:
                 in the gradient, as SGD's are. `gradient_coefficient` does not need them.
             unused: parameters on which the loss does not depend.
         """
-        linear_state = linear_state or not all(map(_is_linear, problem.optimizers.values()))
+        optimizers = [innermost(optimizer) for optimizer in problem.optimizers.values()]
+        linear_state = linear_state or not all(map(_is_linear, optimizers))
         groups: dict[str, _ParameterState] = {}
         parameters = problem.parameters
         name_of = dict(zip(map(id, parameters.values()), parameters, strict=True))
-        for optimizer in problem.optimizers.values():
+        for optimizer in optimizers:
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
                 options = copied_options(group)
@@ -423,6 +427,13 @@ class OptimizerStep:
             )
         # The same class has the same step; what the original holds is replaced by copies.
         twin = _bare_copy(original)
+        if twin is None:
+            raise EngineError(
+                f"Problem {self.problem!r}: its {type(original).__name__} has attributes that "
+                "cannot be copied (copy.deepcopy), so its step cannot be repeated beside the run. "
+                "Keep what a step needs in its `state` or `param_groups`, or use an engine that "
+                "does not differentiate the step."
+            )
         twin.defaults = {**original.defaults, **DIFFERENTIABLE}
         twin.param_groups = []
 
@@ -441,7 +452,9 @@ class OptimizerStep:
             members.setdefault(own, {**options, "params": []})["params"].append(moved[key])
         twin.param_groups = list(members.values())
         # Only an optimizer that has no state yet makes its counters in the step.
-        with torch.enable_grad(), _DoubleCounters() if fresh else nullcontext():
+        counters = _DoubleCounters() if fresh else nullcontext()
+        draws = preserved() if is_foreign(original) else nullcontext()
+        with torch.enable_grad(), counters, draws:
             # The class's own step, without the hooks that the user's optimizer or scheduler put
             # around it.
             type(original).step(twin)
@@ -568,6 +581,7 @@ def decays_outside_gradient(optimizer: Optimizer, group: dict[str, Any]) -> bool
     """
     if not group.get("weight_decay"):
         return False
+    optimizer = innermost(optimizer)
     if not is_foreign(optimizer):
         known = type(optimizer).__name__ in ("AdamW", "Muon", "Adafactor")
         return known or bool(group.get("decoupled_weight_decay"))
@@ -593,9 +607,11 @@ def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> 
         parameter = torch.nn.Parameter(torch.ones_like(like, requires_grad=False))
         parameter.grad = torch.full_like(parameter, gradient)
         twin = _bare_copy(optimizer)
-        twin.param_groups = [{**group, "params": [parameter]}]
+        if twin is None:
+            return None
+        twin.param_groups = [{**copied_options(group), "params": [parameter]}]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), preserved():
                 type(optimizer).step(twin)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError):
             return None
@@ -604,22 +620,34 @@ def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> 
     return None if usual == 0.0 else still > 1e-3 * usual
 
 
-def _bare_copy(optimizer: Optimizer) -> Optimizer:
+def _bare_copy(optimizer: Optimizer) -> Optimizer | None:
     """An optimizer of the same class and attributes, without the original's state and hooks.
 
     (`copy.copy` of an optimizer drops what a subclass has put on it.)
+
+    Returns:
+        The copy; None if an attribute of a class that is not torch.optim's cannot be copied.
     """
     twin: Optimizer = object.__new__(type(optimizer))
     twin.__dict__.update(optimizer.__dict__)
     twin.state = defaultdict(dict)
     twin._optimizer_step_pre_hooks = OrderedDict()
     twin._optimizer_step_post_hooks = OrderedDict()
+    if is_foreign(optimizer):
+        # A step may change what the class keeps in attributes: a dict of momenta, a counter that is
+        # a tensor, a generator. What refers to the original then refers to the twin.
+        memo: dict[int, Any] = {id(optimizer): twin}
+        try:
+            for key, value in optimizer.__dict__.items():
+                if key not in OWN_ATTRIBUTES:
+                    twin.__dict__[key] = copy.deepcopy(value, memo)
+        except (RuntimeError, ValueError, TypeError, AttributeError, copy.Error, PickleError):
+            return None
     return twin
 
 
-def is_foreign(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is of another class than torch.optim's, a subclass of one included."""
-    return not type(optimizer).__module__.startswith("torch.optim")
+OWN_ATTRIBUTES = frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_opt_called"}
+"""What every optimizer has, and schedulers put on it; a twin gets its own or needs none."""
 
 
 def is_fused(optimizer: Optimizer) -> bool:
@@ -654,6 +682,7 @@ def plain_steps(optimizer: Optimizer) -> Iterator[None]:
 
     PyTorch refuses its in-place step on leaves. A twin takes the derivative in any case.
     """
+    optimizer = innermost(optimizer)
     groups = [group for group in optimizer.param_groups if group.get("differentiable")]
     optimizer.defaults["differentiable"] = False
     for group in groups:
@@ -668,7 +697,7 @@ def plain_steps(optimizer: Optimizer) -> Iterator[None]:
 
 def has_differentiable_step(optimizer: Optimizer) -> bool:
     """Whether the optimizer's step has torch.optim's option `differentiable`."""
-    return "differentiable" in optimizer.defaults
+    return "differentiable" in innermost(optimizer).defaults
 
 
 def _is_linear(optimizer: Optimizer) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -25,6 +25,7 @@ from torch.utils.data import (
 from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
+from mlo.inner_optimizer import innermost
 from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
 from mlo.tensors import sharing_memory
@@ -426,17 +427,25 @@ class Problem:
                     f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
                     f"{scheduler!r}."
                 )
-            # A scheduler of another optimizer would run silently and change nothing here.
+            if why := _needs_arguments(scheduler):
+                raise ProblemError(
+                    f"Problem {self.name!r}: its scheduler {type(scheduler).__name__} is called "
+                    f"as step() after each update, but {why}. Pass an object whose step() "
+                    "counts the updates and calls it, with state_dict() and load_state_dict()."
+                )
+            # A scheduler of another optimizer would run silently and change nothing here. It may be
+            # made from the optimizer that the problem's holds inside, or the other way round.
             driven = getattr(scheduler, "optimizer", None)
-            if driven is not None and not any(
-                driven is optimizer for optimizer in self.optimizers.values()
-            ):
+            if isinstance(driven, Optimizer):
+                driven = innermost(driven)
+            held = {key: innermost(optimizer) for key, optimizer in self.optimizers.items()}
+            if driven is not None and not any(driven is other for other in held.values()):
                 raise ProblemError(
                     f"Problem {self.name!r}: its scheduler drives another optimizer than the "
                     "problem's. Make the scheduler from the optimizer that you pass with it."
                 )
             # Equal names show which scheduler and optimizer belong together.
-            namesake = self.optimizers.get(name)
+            namesake = held.get(name)
             if named and None not in (driven, namesake) and driven is not namesake:
                 raise ProblemError(
                     f"Problem {self.name!r}: its scheduler {name!r} drives another optimizer than "
@@ -453,9 +462,12 @@ class Problem:
         optimized: set[int] = set()
         for optimizer in self.optimizers.values():
             if not isinstance(optimizer, Optimizer):
+                alike = hasattr(optimizer, "param_groups") and not isinstance(optimizer, type)
                 raise ProblemError(
                     f"Problem {self.name!r}: optimizer must be a torch.optim optimizer (an object, "
                     f"not its class), got {optimizer!r}."
+                    + " Its class is not derived from torch.optim.Optimizer: write one that is, "
+                    "with its param_groups, whose step() and state_dict() call this one's." * alike
                 )
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ProblemError(
@@ -590,6 +602,21 @@ def _players(problem: str, players: Any) -> dict[str, str]:
             "of all players together. Rename the player."
         )
     return dict(players)
+
+
+def _needs_arguments(scheduler: Any) -> str:
+    """What a scheduler's step() cannot be called without, in words; empty if nothing."""
+    if isinstance(scheduler, ReduceLROnPlateau):  # gets the loss
+        return ""
+    try:
+        parameters = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):  # of code that is not Python's
+        return ""
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC]
+    return f"its step() needs {' and '.join(map(repr, needed))}" if needed else ""
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _by_name(problem: str, value: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import torch
 from torch.optim import Optimizer
 
 from mlo.errors import EngineError
+from mlo.inner_optimizer import innermost
 from mlo.loss import gradients
 from mlo.optimizer_step import clip, l2_penalty
 from mlo.problem import Problem, Tensors
@@ -104,7 +105,8 @@ class ProjectedStep:
 
 def _rate_at_rest(problem: str, optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """η of a group: its learning rate times what momentum makes of a constant gradient."""
-    if "lr" not in group:
+    optimizer = innermost(optimizer)
+    if group.get("lr") is None:
         raise EngineError(
             f"Problem {problem!r}: its {type(optimizer).__name__} has no learning rate `lr`, but "
             "a solution with after_step is a fixed point of steps of that length. Use "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mlo.errors import ProblemError, nearest
+from mlo.inner_optimizer import layers_of
 from mlo.problem import Problem, Tensors
 
 __all__ = ["Start", "restarts_in", "starts_of"]
@@ -40,7 +41,8 @@ class Start:
         for name, parameter in problem.parameters.items():
             parameter.copy_(self.values[name].expand_as(parameter))
         for optimizer in problem.optimizers.values():
-            _empty(optimizer)
+            for layer in layers_of(optimizer):
+                _empty(layer)
 
     def linked(self, values: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensors:
         """Tensors of some values with the derivative of θ_0 with respect to the source.

@@ -239,8 +239,19 @@ def _of_this_version(name: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _parts_of(problem: Problem) -> dict[str, Any]:
-    """Copies of the part of a problem's state that its module, optimizers and schedulers hold."""
+    """Copies of the part of a problem's state that its module, optimizers and schedulers hold.
+
+    Raises:
+        CheckpointError: if a scheduler cannot tell its state.
+    """
     held = problem.module_state()
+    for scheduler in problem.schedulers.values():
+        if not hasattr(scheduler, "state_dict") or not hasattr(scheduler, "load_state_dict"):
+            raise CheckpointError(
+                f"Problem {problem.name!r}: its scheduler {type(scheduler).__name__} has no "
+                "state_dict() and load_state_dict(), so a run could not resume where it is. Give "
+                "it both: what it counts, as a dict."
+            )
     found = {
         "module": _copied(held),
         "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},

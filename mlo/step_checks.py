@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from mlo.advice import WITHOUT_STEPS, EngineAdvice
 from mlo.check_schedule import CheckSchedule
 from mlo.errors import ProblemError
+from mlo.inner_optimizer import innermost, is_foreign
 from mlo.loss import gradients
-from mlo.optimizer_step import OptimizerStep, is_foreign
+from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation
 from mlo.tensors import in_precision, real_inner
@@ -52,7 +53,7 @@ class StepChecks:
         optimizers = problem.optimizers.values()
         if first or any(map(_has_code_around_step, optimizers)):
             return True
-        return at_power_of_two and any(map(is_foreign, optimizers))
+        return at_power_of_two and any(map(is_foreign, map(innermost, optimizers)))
 
     def check(
         self,
@@ -91,13 +92,14 @@ class StepChecks:
                 )
 
         # Then its derivative, which torch.optim's classes need not prove.
-        if not any(map(is_foreign, problem.optimizers.values())):
+        foreign = [o for o in map(innermost, problem.optimizers.values()) if is_foreign(o)]
+        if not foreign:
             return
         error = step.derivative_error(before, gradient)
         if not error <= DERIVATIVE_TOLERANCE:
             raise ProblemError(
                 f"Problem {problem.name!r}: the derivative of a step of "
-                f"{type(next(iter(problem.optimizers.values()))).__name__}, or of the two with the "
+                f"{type(foreign[0]).__name__}, or of the two with the "
                 f"next, which the engine {engine.label!r} takes by its code with "
                 f"differentiable=True, is off by a relative {error:.2g} from a finite difference. "
                 "Code under torch.no_grad(), on .data or with numbers (.item()) changes the value "
@@ -239,7 +241,9 @@ def _after_step_error(
 
 
 def _has_code_around_step(optimizer: Optimizer) -> bool:
-    """Whether there is code around the optimizer's step: hooks, or a `step` put on the object."""
+    """Whether there is code around the step: hooks, a `step` on the object, another optimizer."""
+    if innermost(optimizer) is not optimizer:
+        return True
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return True
     # A scheduler wraps `step` on the object as well, to count calls; that changes nothing.
@@ -250,7 +254,9 @@ def _has_code_around_step(optimizer: Optimizer) -> bool:
 def _twin_in_words(problem: Problem) -> str:
     """The step that the twin makes."""
     for optimizer in problem.optimizers.values():
-        name = type(optimizer).__name__
+        name, inner = type(optimizer).__name__, innermost(optimizer)
+        if inner is not optimizer:
+            return f"the step of {type(inner).__name__}, which it holds,"
         if _has_code_around_step(optimizer):
             return f"the step of {name} without the hooks around it (register_step_post_hook, say)"
     names = sorted({type(optimizer).__name__ for optimizer in problem.optimizers.values()})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,13 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
 from mlo.history import History
+from mlo.inner_optimizer import innermost, is_foreign
 from mlo.levels import Levels
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
     OptimizerStep,
     clip_by_norm,
     copied_options,
-    is_foreign,
     is_fused,
     plain_steps,
 )
@@ -311,11 +312,12 @@ class Updater:
             made.make(problem)
         else:
             for optimizer in optimizers:
-                if optimizer.defaults.get("differentiable"):
-                    with plain_steps(optimizer):
-                        optimizer.step()
-                else:
-                    make_step(optimizer)
+                with _raised_in(f"the step of {type(optimizer).__name__}", problem):
+                    if innermost(optimizer).defaults.get("differentiable"):
+                        with plain_steps(optimizer):
+                            optimizer.step()
+                    else:
+                        make_step(optimizer)
         for parameter in problem.parameters.values():
             parameter.grad = None
         self._check_groups(problem, kept)
@@ -504,11 +506,25 @@ def _move_schedulers(problem: Problem, found: TotalGradient, players: tuple[str,
     for name, scheduler in problem.schedulers.items():
         if _rests(problem, name, scheduler, players):
             continue
-        if isinstance(scheduler, ReduceLROnPlateau):
-            loss = found.losses.get(name)
-            scheduler.step(float(sum(found.losses.values()) if loss is None else loss))
-        else:
-            scheduler.step()
+        with _raised_in(f"the step of {type(scheduler).__name__}", problem):
+            if isinstance(scheduler, ReduceLROnPlateau):
+                loss = found.losses.get(name)
+                scheduler.step(float(sum(found.losses.values()) if loss is None else loss))
+            else:
+                scheduler.step()
+
+
+@contextmanager
+def _raised_in(place: str, problem: Problem) -> Iterator[None]:
+    """Says of an error of foreign code where it was raised, and how that code is called."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"It was raised in {place} for problem {problem.name!r}. Steps are made by `step()`, "
+            "without arguments; gradients have no graph then."
+        )
+        raise
 
 
 def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]) -> bool:

@@ -168,7 +168,8 @@ def _stands_still(problem: Problem) -> bool:
     groups = [
         group for optimizer in problem.optimizers.values() for group in optimizer.param_groups
     ]
-    return all("lr" in group and float(group["lr"]) == 0.0 for group in groups)
+    rates = [group.get("lr") for group in groups]
+    return all(rate is not None and float(rate) == 0.0 for rate in rates)
 
 
 def _alive(evaluation: Evaluation, names: Collection[str]) -> list[str]:

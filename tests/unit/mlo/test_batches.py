@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -301,3 +303,84 @@ def test_loading_a_position_leaves_the_random_state_alone():
     state, before = stream.state_dict(), torch.get_rng_state()
     stream.load_state_dict(state)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("taken", [2, 4, 6])
+def test_a_loader_with_lasting_workers_is_resumed(taken):
+    """Its first pass draws a seed for the workers before the order; later ones do not."""
+
+    def stream():
+        torch.manual_seed(1)
+        loader = DataLoader(
+            torch.arange(12), batch_size=3, shuffle=True, num_workers=1, persistent_workers=True
+        )
+        return BatchStream(loader, "w")
+
+    whole = stream()
+    for _ in range(taken):
+        whole.next()
+    ahead = whole.peek(1)[0].tolist()  # in the same process, where the workers are there
+    position, random = whole.state_dict(), torch.get_rng_state()
+    expected = [whole.next().tolist() for _ in range(5)]
+    assert ahead == expected[0]
+
+    resumed = stream()
+    resumed.load_state_dict(position)
+    torch.set_rng_state(random)
+    assert [resumed.next().tolist() for _ in range(5)] == expected
+
+
+class OwnOrder:
+    """Draws its order from a random source that no state knows."""
+
+    def __init__(self, seed=None):
+        self.seed = seed
+
+    def __iter__(self):
+        order = np.random.default_rng(self.seed).permutation(1000)
+        return iter(torch.from_numpy(order).split(100))
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_data_that_come_again_in_another_order_are_told(seed):
+    stream, resumed = BatchStream(OwnOrder(seed), "w"), BatchStream(OwnOrder(seed), "w")
+    stream.next()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        resumed.load_state_dict(stream.state_dict())
+    assert [str(w.message)[:48] for w in said] == (
+        ["Problem 'w': its data gave another batch when th"] if seed is None else []
+    )
+
+
+def test_positions_that_cannot_be_told_are_found_again():
+    """A loader may have both methods and no state, as Accelerate's; or take it for all passes."""
+
+    class Prepared:
+        def __iter__(self):
+            return iter([1, 2, 3])
+
+        def state_dict(self):
+            return self.inner_state
+
+        def load_state_dict(self, state):
+            self.inner_state = state
+
+    class Streaming(Prepared):
+        start = 0
+
+        def __iter__(self):
+            return iter([1, 2, 3][self.start :])
+
+        def state_dict(self):
+            return 2
+
+        def load_state_dict(self, state):
+            self.start = state
+
+    Streaming.__module__ = "datasets.iterable_dataset"
+    for data in (Prepared, Streaming):
+        stream, resumed = BatchStream(data(), "w"), BatchStream(data(), "w")
+        assert [stream.next(), stream.next()] == [1, 2]
+        resumed.load_state_dict(stream.state_dict())
+        assert [resumed.next() for _ in range(4)] == [3, 1, 2, 3]

@@ -153,3 +153,35 @@ def test_noise_is_replayed_where_data_of_solves_drew(order):
         with preserved():
             state.restore()
             assert torch.equal(torch.randn_like(upper.weight), drawn[-1])
+
+
+class OwnRates(torch.optim.Optimizer):
+    """Finds its rates itself, and has None in the group, as Adafactor may."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": None})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("engine", ["identity", "direct", "soba"])
+def test_a_learning_rate_may_be_none(engine):
+    def run(kind):
+        fixed = bilevel_quadratic()
+        optimizer = fixed.optimizer(engine)
+        problem = optimizer.problems["w"]
+        lower = mlo.Problem(
+            "w", module=problem.module, optimizer=kind(problem.module), loss=problem.loss
+        )
+        optimizer = mlo.MultilevelOptimizer([lower, optimizer.problems["x"]], engine)
+        list(optimizer.run(2))
+        return [p.module.v.detach() for p in optimizer.problems.values()]
+
+    own = run(lambda module: OwnRates(module.parameters()))
+    sgd = run(lambda module: torch.optim.SGD(module.parameters(), lr=0.1))
+    for one, other in zip(own, sgd, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -687,3 +687,42 @@ def test_metrics_of_different_shapes_are_refused_by_all(monkeypatch):
     )
     assert len(set(found)) == 1
     assert re.search(r"metric 'a' as torch.float32 of shape \(3,\) on process 1", found[0])
+
+
+def test_autocast_around_rounds_casts_weights_that_have_moved():
+    """Autocast keeps casts until its outermost region ends: a loop inside would train on them."""
+
+    def trained(around):
+        torch.manual_seed(0)
+        net, x = nn.Linear(3, 2), torch.randn(5, 3)
+        decay = nn.ParameterDict({"v": torch.tensor(0.1)})
+        problems = [
+            mlo.Problem(
+                "net",
+                module=net,
+                optimizer=SGD(net.parameters(), lr=0.1),
+                loss=lambda net, batch, *, decay: (
+                    net(x).float().square().mean() + decay["v"] * net.weight.square().sum()
+                ),
+                steps=3,
+                precision=None if around else "bf16",
+            ),
+            mlo.Problem(
+                "decay",
+                module=decay,
+                optimizer=SGD(decay.parameters(), lr=0.1),
+                loss=lambda decay, batch, *, net: net(x).float().square().mean(),
+                precision=None if around else "bf16",
+            ),
+        ]
+        optimizer = mlo.MultilevelOptimizer(problems, "one_step")
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            list(optimizer.run(3))
+            seen = net(x).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            return seen, net(x).float(), decay["v"].detach()
+
+    ours, plain = trained(True), trained(False)
+    assert torch.equal(ours[0], ours[1])
+    assert torch.equal(ours[1], plain[1])
+    assert torch.equal(ours[2], plain[2])

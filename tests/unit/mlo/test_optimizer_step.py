@@ -4,11 +4,13 @@ derivative.
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
 import mlo
-from mlo.optimizer_step import OptimizerStep, l2_penalty
+from mlo.optimizer_step import OptimizerStep, decays_outside_gradient, l2_penalty
 from mlo.testing import Vector, identical, relative_error
 
 OPTIMIZERS = {
@@ -270,3 +272,89 @@ def test_parameters_of_several_dtypes_keep_them(grad_clip):
     theta = {name: p.detach() for name, p in problem.parameters.items()}
     moved = OptimizerStep.capture(problem).apply(theta, theta)
     assert [tensor.dtype for tensor in moved.values()] == list(kinds)
+
+
+class Keeping(torch.optim.SGD):
+    """Keeps what a step changes in an attribute: a dict, a tensor, a generator."""
+
+    def __init__(self, parameters, kept):
+        super().__init__(parameters, lr=0.1, weight_decay=0.1)
+        self.kept = kept()
+
+    def number(self, parameter):
+        if isinstance(self.kept, dict):
+            return self.kept.setdefault("made", torch.zeros(())).add_(1)
+        if isinstance(self.kept, torch.Generator):
+            return torch.randn((), generator=self.kept)
+        return self.kept.add_(1)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                rate = group["lr"] / (2 + self.number(parameter).sin())
+                parameter.sub_(rate * (parameter.grad + group["weight_decay"] * parameter))
+
+
+class DrawingNoise(Keeping):
+    def number(self, parameter):
+        return torch.randn(())
+
+
+class CountingInGroups(Keeping):
+    def __init__(self, parameters, kept):
+        super().__init__(parameters, kept)
+        self.param_groups[0]["made"] = torch.zeros(())
+
+    def number(self, parameter):
+        return self.param_groups[0]["made"].add_(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        (Keeping, dict),
+        (Keeping, lambda: torch.zeros(())),
+        (Keeping, lambda: torch.Generator().manual_seed(3)),
+        (DrawingNoise, dict),
+        (CountingInGroups, dict),
+    ],
+    ids=["dict", "tensor", "generator", "noise", "group"],
+)
+def test_a_trial_step_changes_nothing_of_the_run(kind, kept):
+    """An engine tries whether weight decay is a penalty; the training is as without it."""
+    w, x = Vector(torch.arange(3.0)), Vector(torch.ones(3))
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=kind(w.parameters(), kept),
+        loss=lambda w, batch, *, x: ((w.v - x.v) ** 2).sum(),
+        steps=3,
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, batch, *, w: (w.v**2).sum(),
+    )
+    torch.manual_seed(0)
+    mlo.MultilevelOptimizer([lower, upper], "identity").step()
+
+    plain = Vector(torch.arange(3.0))
+    optimizer = kind(plain.parameters(), kept)
+    torch.manual_seed(0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((plain.v - 1) ** 2).sum().backward()
+        optimizer.step()
+    assert torch.equal(w.v, plain.v)
+
+
+def test_what_a_twin_of_a_step_cannot_have_is_refused():
+    module = Vector(torch.ones(2))
+    optimizer = Keeping(module.parameters(), threading.Lock)
+    problem = mlo.Problem("w", module=module, optimizer=optimizer, loss=loss)
+    step = OptimizerStep.capture(problem)
+    with pytest.raises(mlo.EngineError, match="Keeping has attributes that cannot be copied"):
+        step.apply({"v": torch.ones(2)}, {"v": torch.ones(2)})
+    assert decays_outside_gradient(optimizer, optimizer.param_groups[0]) is None

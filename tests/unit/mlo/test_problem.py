@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import xml.etree.ElementTree as ET
+from typing import ClassVar
 
 import pytest
 import torch
@@ -317,3 +318,32 @@ def loader(batch_size=64, **options):
 def test_a_solve_sees_all_where_a_pass_has_the_same_examples(data, count):
     sees_all = problem("w", data=data, accumulate=count or 2).solves_on_all_data
     assert sees_all == (count is not None)
+
+
+class ByEpoch:
+    """A scheduler that is told the epoch, as timm's are."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, epoch, metric=None):
+        pass
+
+
+def test_a_scheduler_that_needs_an_argument_is_refused():
+    module = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(mlo.ProblemError, match=r"ByEpoch is called as step\(\).*needs 'epoch'"):
+        problem("w", module=module, optimizer=optimizer, scheduler=ByEpoch(optimizer))
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)  # gets the loss
+    problem("w", module=module, optimizer=optimizer, scheduler=plateau)
+
+
+def test_what_only_looks_like_an_optimizer_is_told_the_way():
+    class Alike:
+        param_groups: ClassVar[list] = []
+
+    for given, told in ((Alike(), True), (torch.optim.SGD, False)):
+        with pytest.raises(mlo.ProblemError, match="must be a torch") as caught:
+            problem("w", module=nn.Linear(2, 2), optimizer=given)
+        assert ("not derived from torch.optim.Optimizer" in str(caught.value)) is told

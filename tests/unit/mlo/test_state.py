@@ -361,3 +361,27 @@ def test_only_a_step_that_is_still_needed_is_missed():
     assert told({"name": "unroll", "steps": 2}, 1)[0] is False
     assert told({"name": "unroll", "steps": 2}, 2)[0] is True
     assert told("first_order", 3)[0] is False
+
+
+def test_a_scheduler_without_a_state_is_named():
+    class Halving:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def step(self):
+            self.optimizer.param_groups[0]["lr"] *= 0.5
+
+    module = Vector(torch.ones(2))
+    sgd = torch.optim.SGD(module.parameters(), lr=0.1)
+    problem = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=sgd,
+        scheduler=Halving(sgd),
+        loss=lambda w, batch: (w.v**2).sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([problem])
+    optimizer.step()
+    assert sgd.param_groups[0]["lr"] == 0.05
+    with pytest.raises(mlo.CheckpointError, match=r"scheduler Halving has no state_dict\(\)"):
+        optimizer.state_dict()

@@ -651,3 +651,34 @@ def test_a_kept_gradient_is_not_changed_by_the_step():
     norm = optimizer.step().gradient_norms["w"]
     (kept,) = optimizer._history.stepped["w"].gradient.values()
     assert kept.norm().item() == pytest.approx(norm)
+
+
+class Closed(torch.optim.SGD):
+    def step(self, closure=None):
+        assert closure is not None, "a closure is needed"
+
+
+class Failing(torch.optim.lr_scheduler.ExponentialLR):
+    def step(self, epoch=None):
+        if self.optimizer.state:
+            raise KeyError("no such epoch")
+        super().step()
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "scheduler"])
+def test_an_error_of_a_step_says_where_it_was_raised(kind):
+    module = Vector(torch.ones(2))
+    made = (Closed if kind == "optimizer" else torch.optim.Adam)(module.parameters(), lr=0.1)
+    problem = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=made,
+        scheduler=Failing(made, 0.5) if kind == "scheduler" else None,
+        loss=lambda w, batch: (w.v**2).sum(),
+    )
+    with pytest.raises((AssertionError, KeyError)) as caught:
+        mlo.MultilevelOptimizer([problem]).step()
+    name = "Closed" if kind == "optimizer" else "Failing"
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"It was raised in the step of {name} for problem 'w'.")
+    assert "`step()`, without arguments" in note
