@@ -194,10 +194,11 @@ def _hidden_backward(loss: Tensor, functions: Sequence[Any]) -> str | None:
 
     def look(node: Any) -> Callable[..., None]:
         def hook(returned: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
-            if any(entry is not None and entry.requires_grad for entry in received):
-                for entry in returned:
-                    if entry is not None and not entry.requires_grad and bool((entry != 0).any()):
-                        found.append(node._forward_cls.__name__)
+            cut = [entry for entry in returned if entry is not None and not entry.requires_grad]
+            if any(entry is not None and entry.requires_grad for entry in received) and any(
+                bool((entry != 0).any()) for entry in cut
+            ):
+                found.append(node._forward_cls.__name__)
 
         return hook
 
