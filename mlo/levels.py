@@ -466,17 +466,19 @@ class Levels:
     def _copied_buffers(self, name: str) -> dict[str, Tensors]:
         """Problem that a loss sees → copies of its buffers, and of frozen parameters like them."""
         copied: dict[str, Tensors] = {}
-        frozen = self._frozen.get(name)
+        frozen = self._frozen.get(name, {})
         if name not in self._history.differentiated and self._history.updates[name]:
-            frozen = None  # its first update alone is repeated, see `_check_stand_ins`
+            # Its first update alone is repeated, see `_check_stand_ins`. Those of other problems
+            # still need copies: its loss runs their modules, which may move them (a momentum
+            # encoder), and they move in their own problem's updates only.
+            frozen = {other: tensors for other, tensors in frozen.items() if other != name}
         for other in self._seen[name]:
             live: Tensors = {}
             for prefix, registry in self._buffers[other]:
                 for key, buffer in registry.items():
                     if buffer is not None:
                         live[prefix + key] = buffer
-            if frozen and other in frozen:
-                live |= frozen[other]
+            live |= frozen.get(other, {})
             copied[other] = _held(live, copy=True) if live else live
         return copied
 

@@ -62,6 +62,12 @@ WANTS_GRADIENT = (
 )
 """What PyTorch says where a tensor must require a gradient and does not."""
 
+NO_DERIVATIVE = (
+    "is not differentiable with respect to argument",  # cross_entropy(weight=)
+    "must be float, not Tensor",  # cross_entropy(label_smoothing=), dropout(p=)
+)
+"""What PyTorch says where a tensor that requires a gradient is in the place of a constant."""
+
 RAISED_IN = "It was raised in the loss of problem"
 
 
@@ -287,10 +293,18 @@ class LossFunction:
             loss = problem.loss if function is None else function
             result = loss(problem.module, batch, **self._of_loss)
         except Exception as error:
-            if isinstance(error, TypeError) and batch is None and problem.data is None:
+            missing = isinstance(error, (TypeError, AttributeError)) and "NoneType" in str(error)
+            if missing and batch is None and problem.data is None:
                 error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
             else:
                 _say_whose(error, problem.name)
+            if any(text in str(error) for text in NO_DERIVATIVE):
+                error.add_note(
+                    "PyTorch takes this argument as a constant, so that it cannot be learned. "
+                    "Write its part of the formula in plain operations: for weights of classes "
+                    "(weight[y] * cross_entropy(output, y, reduction='none')).sum() / "
+                    "weight[y].sum()."
+                )
             raise
         return _parse(problem, result, players)
 
@@ -963,6 +977,13 @@ def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
             "Return the loss and its metrics as a pair: `return loss, {'accuracy': accuracy}`. If "
             "several players have their own losses, declare them with players=."
         )
+        if isinstance(value.get("loss"), Tensor):  # of transformers, of Lightning
+            advice = (
+                "Return its entry 'loss', or with metrics a pair: `return loss, {'accuracy': "
+                "accuracy}`."
+            )
+        elif all(isinstance(part, Tensor) and part.numel() == 1 for part in value.values()):
+            advice = "If these are parts of one loss, return their sum. " + advice
         got = f"a dict of {', '.join(map(repr, value))}"
     return ProblemError(
         f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a "

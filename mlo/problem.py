@@ -211,12 +211,26 @@ class Problem:
                 "Put a bare parameter into a module, for example torch.nn.ParameterDict({'x': "
                 "parameter})."
             )
-        if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
+        scripted = [k for k, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        if scripted:
+            which = f"a part of its module ({scripted[0]})" if scripted[0] else "its module"
             raise ProblemError(
-                f"Problem {name!r}: its module was made by torch.jit.script or torch.jit.trace, "
+                f"Problem {name!r}: {which} was made by torch.jit.script or torch.jit.trace, "
                 "and TorchScript does not let mlo put other tensors in the place of its "
                 "parameters. Pass the Python module that it was made from; compile=True compiles "
-                "that."
+                "that. A part that is not trained may stay outside of the module, as a constant "
+                "that the loss calls."
+            )
+        lazy = [
+            key
+            for key, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if nn.parameter.is_lazy(tensor)
+        ]
+        if lazy:
+            raise ProblemError(
+                f"Problem {name!r}: {_some(lazy)} of its module have no shape yet (lazy modules). "
+                "Call the module once on a batch, under torch.no_grad(), before the problem is "
+                "declared."
             )
         _check_data(name, data)
         self.name = name

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlo.errors import ProblemError, warn_user
 
-__all__ = ["check_replay", "check_stand_ins"]
+__all__ = ["Values", "check_replay", "check_stand_ins", "differing"]
 
 Values = Mapping[str, Tensor]
 """Player → loss."""
@@ -38,13 +38,13 @@ def check_replay(
     """
     dtypes = tuple(dtypes)
     first = evaluate()
-    if recorded and _differing(recorded, first, dtypes) is None:
+    if recorded and differing(recorded, first, dtypes) is None:
         return True
-    player = _differing(first, second := evaluate(), dtypes)
+    player = differing(first, second := evaluate(), dtypes)
     if player is not None:
         _warn_of_state(problem, first[player], second[player])
         return False
-    player = _differing(recorded, first, dtypes)
+    player = differing(recorded, first, dtypes)
     if player is None:
         return True
     warn_user(
@@ -90,7 +90,7 @@ def check_stand_ins(
     """
     dtypes = tuple(dtypes)
     live = in_place()
-    player = _differing(found, live, dtypes)
+    player = differing(found, live, dtypes)
     if player is None:
         return True
     if not with_stand_ins:
@@ -137,13 +137,13 @@ def _warn_of_state(problem: str, first: Tensor, second: Tensor) -> None:
     )
 
 
-def _differing(one: Values, other: Values, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def differing(one: Values, other: Values, dtypes: Sequence[torch.dtype]) -> str | None:
     """A player whose losses differ by more than their rounding, or None."""
     # Half of the digits: kernels that do not repeat themselves differ in the last ones.
     for player, value in one.items():
         if player not in other:
             continue
-        eps = max(torch.finfo(dtype).eps for dtype in (value.dtype, *dtypes))
+        eps = max(torch.finfo(dtype).eps for dtype in [value.dtype, *dtypes])
         if bool((value - other[player]).abs() > eps**0.5 * value.abs()):
             return player
     return None

@@ -148,6 +148,7 @@ def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = A
     Raises:
         EngineError: naming the operation and what to do.
     """
+    functions = []  # nodes of classes that are not PyTorch's own
     for node in _graph([loss]):
         wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
         if wrong is not None and wrong.applies(node):
@@ -163,6 +164,53 @@ def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = A
             raise no_double_backward(
                 problem, f"{cls.__name__}.backward is once_differentiable", advice
             )
+        if cls is not None:
+            functions.append(node)
+    hidden = _hidden_backward(loss, functions)
+    if hidden is not None:
+        raise EngineError(
+            f"Problem {problem!r}: its loss uses the torch.autograd.Function {hidden!r}, whose "
+            "backward computes where autograd does not see it (under torch.no_grad(), in a kernel "
+            "of its own, in NumPy). PyTorch would take that for a constant, so a second derivative "
+            "would silently lack what flows through it. Use an implementation in plain operations "
+            "(for torchdiffeq: odeint instead of odeint_adjoint)"
+            f"{advice.phrase(', or {}', *WITHOUT_SECOND)}."
+        )
+
+
+def _hidden_backward(loss: Tensor, functions: Sequence[Any]) -> str | None:
+    """The name of a `torch.autograd.Function` whose backward leaves no graph, or None.
+
+    A backward is linear in what it receives. So if that requires a gradient, whatever the backward
+    returns does too, unless it is zero. What does not was computed out of autograd's sight.
+
+    Args:
+        loss: scalar, with its graph, which is retained.
+        functions: nodes of the graph that may have such a backward.
+    """
+    if not functions:
+        return None
+    found: list[str] = []
+
+    def look(node: Any) -> Callable[..., None]:
+        def hook(returned: Sequence[Tensor | None], received: Sequence[Tensor | None]) -> None:
+            cut = [entry for entry in returned if entry is not None and not entry.requires_grad]
+            if any(entry is not None and entry.requires_grad for entry in received) and any(
+                bool((entry != 0).any()) for entry in cut
+            ):
+                found.append(node._forward_cls.__name__)
+
+        return hook
+
+    handles = [node.register_hook(look(node)) for node in functions]
+    try:
+        # The weight of the loss requires a gradient, so that all cotangents do.
+        weight = torch.ones_like(loss).requires_grad_()
+        torch.autograd.grad(loss, leaves_of(loss), weight, create_graph=True, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
 
 
 def is_about_double_backward(error: RuntimeError) -> bool:

@@ -26,6 +26,7 @@ from mlo.hypergradient.products import (
     register_products,
 )
 from mlo.once import SharedResults
+from mlo.replays import differing
 from mlo.response import Cotangent, Pullback
 from mlo.tensors import add, numbers, real_inner, zeros_for_none
 
@@ -160,6 +161,29 @@ class FiniteDifferenceSystem(LinearSystem):
         self.dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
         point = call.solution.evaluation.parameters
         self._theta = dict(zip(point, map(Tensor.detach, point.values()), strict=True))
+        self._lend_if_needed()
+
+    def _lend_if_needed(self) -> None:
+        """Lets constants require gradients where the loss asks which parameters do.
+
+        `p.requires_grad` chooses the parameters of many penalties. Displaced parameters are
+        constants, without which the penalty would silently be another one. The value shows it.
+        """
+        loss = self.call.solution.evaluation.loss
+        if loss.lends or loss.sharded or loss.problem.runs_compiled:
+            return
+        if loss.checks.was_dismissed("stand-ins") or not loss.checks.is_due("lending", once=True):
+            return
+        constants = list(map(Tensor.detach, self.call.input_aliases()))
+        leaves = {name: theta.clone().requires_grad_() for name, theta in self._theta.items()}
+        values = []
+        with torch.enable_grad():
+            for theta, inputs in (self._theta, constants), (leaves, self.call.input_aliases()):
+                with self.call.losses(dict(theta), inputs) as losses:
+                    values.append({player: found.detach() for player, found in losses.items()})
+        one, other = values
+        if not loss.lends:  # the first may have asked for it by an error
+            loss.lends = differing(one, other, [self.dtype]) is not None
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         super().check_assumptions(u, found, engine)

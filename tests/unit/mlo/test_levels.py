@@ -59,6 +59,48 @@ def test_an_update_that_fails_restores_buffers(change):
     assert torch.equal(net.late, torch.ones(1))
 
 
+class MomentumEncoder(nn.Module):
+    """A frozen encoder that follows the trained one each time that the module runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Linear(2, 1), nn.Linear(2, 1).requires_grad_(False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.key.weight.mul_(0.9).add_(self.query.weight, alpha=0.1)
+        return self.query(x) - self.key(x)
+
+
+@pytest.mark.parametrize("engine", ["first_order", "one_step", "cg", "darts"])
+@pytest.mark.filterwarnings("ignore:The gradient of problem 'up' is zero")
+@pytest.mark.filterwarnings("ignore::mlo.errors.SolveWarning")
+def test_a_frozen_part_moves_in_its_own_updates_only(engine):
+    """As buffers do: losses that read the module run it on copies, in every round."""
+    torch.manual_seed(0)
+    net, up, x = MomentumEncoder(), nn.Linear(2, 1), torch.randn(4, 2)
+    lower = mlo.Problem(
+        "net",
+        module=net,
+        optimizer=torch.optim.SGD(net.query.parameters(), lr=0.1),
+        loss=lambda net, _, *, up: (net(x) - up(x)).square().mean(),
+        steps=2,
+    )
+    upper = mlo.Problem(
+        "up",
+        module=up,
+        optimizer=torch.optim.SGD(up.parameters(), lr=0.1),
+        loss=lambda up, _, *, net: net(x).square().mean(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], engine)
+    key = net.key.weight.clone()
+    before = net.query.weight.detach().clone()  # at which an update runs the module
+    for update in optimizer.updates(rounds=3):
+        if update.problem == "net":
+            key, before = 0.9 * key + 0.1 * before, net.query.weight.detach().clone()
+        assert torch.allclose(net.key.weight, key)
+
+
 def test_a_problem_that_rests_is_a_constant():
     problem = bilevel_quadratic()
     problem.problems[0].warmup_steps = 1

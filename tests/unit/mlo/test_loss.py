@@ -242,14 +242,58 @@ def test_losses_of_players_that_are_not_declared_say_how():
         mlo.MultilevelOptimizer([problem]).step()
 
 
-def test_a_loss_in_a_dict_says_how_metrics_are_returned():
+@pytest.mark.parametrize(
+    ("others", "advice"),
+    [
+        ({"loss": 1.0, "logits": torch.ones(2)}, "Return its entry 'loss', or with metrics a pair"),
+        ({"box": 2.0, "class": 1.0}, r"parts of one loss, return their sum\. Return .*as a pair"),
+        ({"box": 2.0, "scores": torch.ones(2)}, r"'scores'\. Return .*as a pair"),
+    ],
+)
+def test_a_loss_in_a_dict_says_what_to_return(others, advice):
+    """Models of transformers return a mapping with the loss in it, detectors one of losses."""
     optimizer = regression()
     optimizer.problems["net"].loss = lambda net, batch, *, decay: {
-        "loss": net(batch[0]).mean(),
-        "acc": 1.0,
+        key: net(batch[0]).mean() * part for key, part in others.items()
     }
-    with pytest.raises(mlo.ProblemError, match=r"got a dict of 'loss', 'acc'\. Return .*as a pair"):
+    with pytest.raises(mlo.ProblemError, match=f"got a dict of {', '.join(map(repr, others))}"):
         optimizer.step()
+    with pytest.raises(mlo.ProblemError, match=advice):
+        optimizer.step()
+
+
+def test_an_argument_that_cannot_be_learned_is_told():
+    """The weights of cross_entropy, for example; the note has the formula, which is the same."""
+    torch.manual_seed(0)
+    net, up, x, y = nn.Linear(3, 4), nn.Linear(4, 1), torch.randn(6, 3), torch.arange(6) % 4
+    cross_entropy = nn.functional.cross_entropy
+
+    def in_words(net, up):
+        weight = up.weight[0].exp()
+        losses = weight[y] * cross_entropy(net(x), y, reduction="none")
+        return losses.sum() / weight[y].sum()
+
+    def learned(net, _, *, up):
+        return cross_entropy(net(x), y, weight=up.weight[0].exp())
+
+    def smoothed(net, _, *, up):
+        return cross_entropy(net(x), y, label_smoothing=up.weight[0, 0].sigmoid())
+
+    with torch.no_grad():
+        assert torch.allclose(in_words(net, up), learned(net, None, up=up))
+    for loss in (learned, smoothed):
+        lower = mlo.Problem("net", module=net, optimizer=SGD(net.parameters(), lr=0.1), loss=loss)
+        upper = mlo.Problem(
+            "up",
+            module=up,
+            optimizer=SGD(up.parameters(), lr=0.1),
+            loss=lambda up, _, *, net: cross_entropy(net(x), y),
+        )
+        with pytest.raises((RuntimeError, TypeError)) as caught:
+            mlo.MultilevelOptimizer([lower, upper]).step()
+        whose, advice = caught.value.__notes__
+        assert whose == "It was raised in the loss of problem 'net'."
+        assert "(weight[y] * cross_entropy(output, y, reduction='none')).sum()" in advice
 
 
 @pytest.mark.parametrize("engine", ["one_step", "unroll", "cg", "darts"])

@@ -52,8 +52,20 @@ def test_a_frozen_parameter_needs_no_optimizer():
 )
 def test_a_module_in_torchscript_is_refused(make):
     for module in (make(nn.Linear(2, 2)), nn.Sequential(make(nn.Linear(2, 2)), nn.ReLU())):
-        with pytest.raises(mlo.ProblemError, match="Pass the Python module"):
+        part = r"a part of its module \(0\)" if isinstance(module, nn.Sequential) else "its module"
+        with pytest.raises(mlo.ProblemError, match=f"'w': {part} was made.*Pass the Python module"):
             problem("w", module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1))
+
+
+def test_a_lazy_module_is_refused_until_it_has_run():
+    """Its optimizer may be made before; parameters get their shapes in place."""
+    net = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(mlo.ProblemError, match=r"'0\.weight', '0\.bias'.*Call the module once"):
+        problem("w", module=net, optimizer=optimizer)
+    with torch.no_grad():
+        net(torch.ones(4, 3))
+    assert problem("w", module=net, optimizer=optimizer).size == 3 * 2 + 2 + 4
 
 
 def test_an_optimizer_with_foreign_parameters_is_refused():

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from squares import Square, SquareOnce
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.functional import embedding_bag
 from torch.utils.checkpoint import checkpoint
 
+import mlo
 from mlo.advice import EngineAdvice
 from mlo.errors import EngineError, ProblemError
 from mlo.hypergradient.double_backward import (
@@ -22,6 +24,7 @@ from mlo.hypergradient.double_backward import (
     explains_double_backward,
     is_about_double_backward,
 )
+from mlo.testing import Vector, relative_error
 
 
 @pytest.fixture
@@ -47,6 +50,72 @@ def test_a_once_differentiable_function_is_named(theta):
     ):
         with pytest.raises(EngineError, match=r"'w'.*SquareOnce\.backward is once_differentiable"):
             check()
+
+
+class HiddenTanh(torch.autograd.Function):
+    """tanh, whose backward may leave no graph, as that of an adjoint solver or of a kernel."""
+
+    @staticmethod
+    def forward(ctx, x, way):
+        ctx.save_for_backward(x)
+        ctx.way = way
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        if ctx.way == "no_grad":
+            with torch.no_grad():
+                return g * (1.0 - x.tanh() ** 2), None
+        if ctx.way == "numpy":
+            x = x.detach().numpy()
+            return torch.from_numpy(g.detach().numpy() * (1.0 - np.tanh(x) ** 2)), None
+        if ctx.way == "zero":
+            return torch.zeros_like(g), None
+        return g * (1.0 - x.tanh() ** 2), None
+
+
+@pytest.mark.parametrize("way", ["no_grad", "numpy"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_backward_hidden_from_autograd_is_refused(theta, way, last):
+    """Also where it is the last operation, which receives a constant."""
+    loss = HiddenTanh.apply(theta, way)
+    loss = loss.sum() if last else (loss * theta).square().sum()
+    with pytest.raises(EngineError, match=r"'w': .*'HiddenTanh', whose backward.*or 'darts'"):
+        check_silent_operations("w", loss)
+
+
+@pytest.mark.parametrize("way", ["plain", "zero"])
+def test_a_backward_in_plain_operations_is_accepted(theta, way):
+    """So is one that is zero, which has no derivative to miss; the hooks are gone."""
+    loss = HiddenTanh.apply(theta.sin(), way).square().sum()
+    check_double_backward("w", loss, [theta])
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    exact = torch.autograd.functional.hessian(lambda w: w.sin().tanh().square().sum(), theta)
+    (found,) = torch.autograd.grad((gradient + 0.0 * theta).sum(), theta)
+    assert torch.allclose(found, exact.sum(0) if way == "plain" else torch.zeros(4).double())
+
+
+def test_darts_is_right_below_a_hidden_backward(recwarn):
+    """It takes no second derivative, and is not compared with a wrong one."""
+    slopes = {}
+    for way, engine in (("no_grad", "darts"), ("plain", "one_step")):
+        w, x = Vector(torch.tensor([0.3, -0.7])), Vector(torch.tensor([0.5, 1.0]))
+        lower = mlo.Problem(
+            "w",
+            module=w.double(),
+            optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
+            loss=lambda w, _, *, x, way=way: (HiddenTanh.apply(w.v, way) * x.v).sum(),
+        )
+        upper = mlo.Problem(
+            "x",
+            module=x.double(),
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+            loss=lambda x, _, *, w: (w.v - 1.0).square().sum(),
+        )
+        slopes[way] = mlo.MultilevelOptimizer([lower, upper], engine).gradient("x")
+    assert relative_error(slopes["no_grad"], slopes["plain"]) < 1e-6
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

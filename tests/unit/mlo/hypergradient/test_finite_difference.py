@@ -55,6 +55,44 @@ def test_displaced_points_stay_in_their_memory():
     assert all(tensor.dtype == torch.float32 for tensor in losses["w"].displaced.values())
 
 
+@pytest.mark.parametrize("filters", [True, False])
+def test_a_penalty_on_what_requires_gradients_is_seen(filters, recwarn):
+    """Displaced parameters are constants, which `p.requires_grad` would leave out of a penalty."""
+
+    def size(module):
+        return sum(p.square().sum() for p in module.parameters() if p.requires_grad)
+
+    def net_loss(net, _, *, up):
+        penalty = size(net) if filters else net[1].weight.square().sum()
+        return net[1].weight.sum().sin() + up["log"].exp() * penalty
+
+    found = {}
+    for engine in ("darts", "one_step"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).double()
+        net[0].requires_grad_(False)
+        up = nn.ParameterDict({"log": torch.tensor(-1.0).double()})
+        lower = mlo.Problem(
+            "net",
+            module=net,
+            optimizer=torch.optim.SGD(net[1].parameters(), lr=0.1),
+            loss=net_loss,
+        )
+        upper = mlo.Problem(
+            "up",
+            module=up,
+            optimizer=torch.optim.SGD(up.parameters(), lr=0.1),
+            loss=lambda up, _, *, net: net[1].weight.square().sum(),
+        )
+        optimizer = mlo.MultilevelOptimizer([lower, upper], engine)
+        found[engine] = [optimizer.gradient("up"), optimizer.step() and optimizer.gradient("up")]
+        # The graphs of constants are kept for losses that need it alone.
+        assert optimizer._history.losses["net"].lends == (engine == "darts" and filters)
+    for ours, exact in zip(found["darts"], found["one_step"], strict=True):
+        assert relative_error(ours, exact) < 1e-6
+    assert not recwarn.list
+
+
 # ------------------------------ losses that take gradients or hold on to them
 
 
