@@ -275,7 +275,7 @@ def _checksum(batch: Any) -> int:
         plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
         if plain and tensor.device.type != "meta" and not tensor.is_quantized:
             flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1)
-            found = zlib.crc32(flat.view(torch.uint8).numpy(), found)
+            found = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), found)
     return found
 
 
