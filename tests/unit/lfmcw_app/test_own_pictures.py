@@ -192,7 +192,6 @@ def jitter(picture):
         (3, 8, "must be a pair of images and labels"),
         (Column([]), 8, "none can be read"),
     ],
-    ids=str,
 )
 def test_what_is_no_picture_is_refused(train, size, words):
     with pytest.raises(InputError, match=f"(?s){words}"):
