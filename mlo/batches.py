@@ -27,6 +27,31 @@ class Taken(NamedTuple):
     positions: tuple[Any, ...]
 
 
+class _Position(NamedTuple):
+    """Where a batch is in data that do not keep their own position.
+
+    Attributes:
+        pass_start: the random state in which its pass began; None before the first one.
+        taken: how many batches of the pass are before it.
+        continues: whether the workers of a loader were there already when the pass began.
+        last: the batch before it; None for the first one of a pass.
+    """
+
+    pass_start: RandomState | None
+    taken: int
+    continues: bool
+    last: Any
+
+    def state_dict(self) -> dict[str, Any]:
+        start = self.pass_start
+        return {
+            "taken": self.taken,
+            "pass_start": None if start is None else start.state_dict(),
+            "continues": self.continues,
+            "last": _checksum(self.last),
+        }
+
+
 class BatchStream:
     """Draws batches from `data` forever.
 
@@ -136,8 +161,12 @@ class BatchStream:
                 continue
             self._taken += 1
             # In containers of its own, since data may refill theirs.
-            self._last = batch = in_new_containers(batch)
-            return before if self._keeps_position else (self._pass_start, self._taken - 1), batch
+            batch = in_new_containers(batch)
+            if self._keeps_position:
+                return before, batch
+            position = _Position(self._pass_start, self._taken - 1, self._continues, self._last)
+            self._last = batch
+            return position, batch
         raise ProblemError(
             f"Problem {self._problem!r}: its data yielded no batch. It is an empty data set or an "
             "exhausted generator. Pass something that can be iterated again, such as a "
@@ -155,23 +184,16 @@ class BatchStream:
             first = self._pending[0][0]
             if self._keeps_position:
                 return {"data": first}
-            start, found["taken"] = first
-            found["pass_start"] = start.state_dict()
-            del found["last"]
+            found |= first.state_dict()
         return found
 
     def _position_of_data(self) -> dict[str, Any]:
         """The position behind all batches that were taken from the data."""
         if self._keeps_position:
             return {"data": self._data.state_dict()}  # type: ignore[union-attr]
-        start = self._pass_start
-        return {
-            "taken": self._taken,
-            "pass_start": None if start is None else start.state_dict(),
-            "continues": self._continues,
-            "last": _checksum(self._last),
-            "generators": [generator.get_state() for generator in self._generators],
-        }
+        position = _Position(self._pass_start, self._taken, self._continues, self._last)
+        generators = [generator.get_state() for generator in self._generators]
+        return {**position.state_dict(), "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position that `state_dict` returned; leaves the random state as it is.
@@ -187,7 +209,7 @@ class BatchStream:
         if self._keeps_position:
             self._data.load_state_dict(state["data"])  # type: ignore[union-attr]
             return
-        self._taken = 0
+        self._taken, self._last = 0, None
         if state["pass_start"] is None or self._data is None:
             self._pass_start = None
         else:
@@ -214,7 +236,7 @@ class BatchStream:
         if state["taken"] and state.get("last") not in (None, _checksum(batch)):
             warn_user(
                 f"Problem {self._problem!r}: its data gave another batch when they were read again "
-                "from the same random state, so this run does not go on exactly as before. They "
+                "from the same random state, so this run does not continue exactly as before. They "
                 "draw their order, or what they do to the examples, from a random source of their "
                 "own (a shuffle of a stream without a seed, workers that persist). Seed it the "
                 "same in each pass, or give the data state_dict() and load_state_dict().",
@@ -239,7 +261,7 @@ class BatchStream:
         self._pass_start = RandomState.capture(self._generators)
         self._continues = _is_open(self._data)
         self._iterator = iter(self._data)  # type: ignore[arg-type]
-        self._taken = 0
+        self._taken, self._last = 0, None
         return self._iterator
 
 
@@ -274,7 +296,9 @@ def _checksum(batch: Any) -> int:
     for tensor in tensors_of(batch):
         plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
         if plain and tensor.device.type != "meta" and not tensor.is_quantized:
-            flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().view(-1)
+            # A copy, since `numpy` shares the memory of a tensor, which `versions_of` notices.
+            flat = tensor.detach().resolve_conj().resolve_neg().cpu()
+            flat = flat.clone(memory_format=torch.contiguous_format).view(-1)
             found = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), found)
     return found
 

@@ -12,7 +12,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pickle import PickleError
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -639,15 +639,20 @@ def _bare_copy(optimizer: Optimizer) -> Optimizer | None:
         memo: dict[int, Any] = {id(optimizer): twin}
         try:
             for key, value in optimizer.__dict__.items():
-                if key not in OWN_ATTRIBUTES:
+                if key not in _usual_attributes():
                     twin.__dict__[key] = copy.deepcopy(value, memo)
-        except (RuntimeError, ValueError, TypeError, AttributeError, copy.Error, PickleError):
+        except (RuntimeError, ValueError, TypeError, AttributeError, copy.Error):
             return None
     return twin
 
 
-OWN_ATTRIBUTES = frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_opt_called"}
-"""What every optimizer has, and schedulers put on it; a twin gets its own or needs none."""
+@lru_cache
+def _usual_attributes() -> frozenset[str]:
+    """What every optimizer has, and schedulers put on it; a twin gets its own or needs none.
+
+    (A function, since making an optimizer imports much of PyTorch.)
+    """
+    return frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_opt_called"}
 
 
 def is_fused(optimizer: Optimizer) -> bool:

@@ -171,7 +171,7 @@ def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = A
         raise EngineError(
             f"Problem {problem!r}: its loss uses the torch.autograd.Function {hidden!r}, whose "
             "backward computes where autograd does not see it (under torch.no_grad(), in a kernel "
-            "of its own, in NumPy). PyTorch would take that for a constant, so a second derivative "
+            "of its own, in NumPy). PyTorch would treat that as constant, so a second derivative "
             "would silently lack what flows through it. Use an implementation in plain operations "
             "(for torchdiffeq: odeint instead of odeint_adjoint)"
             f"{advice.phrase(', or {}', *WITHOUT_SECOND)}."
