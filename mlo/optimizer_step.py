@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mlo.errors import EngineError, ProblemError
-from mlo.inner_optimizer import innermost, is_foreign
+from mlo.inner_optimizer import copied_options, innermost, is_foreign
 from mlo.problem import Problem, Tensors
 from mlo.randomness import preserved
 from mlo.step_formulas import formula_step
@@ -35,7 +35,6 @@ __all__ = [
     "check_settings",
     "clip",
     "clip_by_norm",
-    "copied_options",
     "decays_outside_gradient",
     "has_differentiable_step",
     "is_fused",
@@ -653,11 +652,6 @@ OWN_ATTRIBUTES = frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_
 def is_fused(optimizer: Optimizer) -> bool:
     """Whether an optimizer uses the fused step."""
     return any([group.get("fused") for group in optimizer.param_groups])  # noqa: C419 - is faster
-
-
-def copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group of parameters, tensors among them as copies."""
-    return {key: map_tensors(value, _copied) for key, value in group.items() if key != "params"}
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:

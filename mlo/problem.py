@@ -25,7 +25,7 @@ from torch.utils.data import (
 from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
-from mlo.inner_optimizer import innermost
+from mlo.inner_optimizer import copied_options, innermost
 from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
 from mlo.tensors import sharing_memory
@@ -286,6 +286,11 @@ class Problem:
                 "is nothing to optimize."
             )
         self._check_optimizers()
+        # As declared: later a step, a schedule or the user may have moved them.
+        self.declared_options: dict[str, list[dict[str, Any]]] = {
+            key: list(map(copied_options, optimizer.param_groups))
+            for key, optimizer in self.optimizers.items()
+        }
         self._check_schedulers(named=isinstance(scheduler, Mapping))
 
         # A problem without players is a game of one player: the whole module, under its own name.

@@ -20,13 +20,12 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
 from mlo.history import History
-from mlo.inner_optimizer import innermost, is_foreign
+from mlo.inner_optimizer import copied_options, innermost, is_foreign
 from mlo.levels import Levels
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
     OptimizerStep,
     clip_by_norm,
-    copied_options,
     is_fused,
     plain_steps,
 )
