@@ -232,6 +232,18 @@ class Problem:
                 "Call the module once on a batch, under torch.no_grad(), before the problem is "
                 "declared."
             )
+        frozen = [
+            key
+            for key, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if tensor.is_inference()
+        ]
+        if frozen:
+            raise ProblemError(
+                f"Problem {name!r}: {_some(frozen)} of its module were made under "
+                "torch.inference_mode(), so PyTorch can neither differentiate nor change them. "
+                "Make the module outside of it (torch.no_grad() does no harm), or give the module "
+                "clones of them: nn.Parameter(tensor.clone())."
+            )
         _check_data(name, data)
         self.name = name
         self.module = module

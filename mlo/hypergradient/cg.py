@@ -113,10 +113,8 @@ def conjugate_gradients(
             # The smallest eigenvalue is at most what was met.
             what, advised = ("Jacobian", "add damping")
             if damping:
-                what, advised = (
-                    f"Jacobian + {damping:g} · I",
-                    f"raise damping from {damping:g} to",
-                )
+                what = f"Jacobian + {damping:g} · I"
+                advised = f"raise damping from {damping:g} to"
             advice = (
                 f"The curvature is {met:.3g} along a direction, so the {what} is not positive "
                 f"definite: {advised} above {_rounded_up(damping - met)} (other directions may "
