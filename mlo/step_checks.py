@@ -19,7 +19,7 @@ from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation
 from mlo.tensors import in_precision, real_inner
 
-__all__ = ["StepChecks", "check_schedulers"]
+__all__ = ["StepChecks", "check_schedulers", "makes_known_step"]
 
 DERIVATIVE_TOLERANCE = 1e-2
 """Largest relative error of a step's derivative, which is compared in double precision."""
@@ -238,6 +238,15 @@ def _after_step_error(
     difference = (sides[0] - sides[1]) / (2.0 * nearby)
     scale = max(abs(exact), abs(difference))
     return abs(exact - difference) / scale if scale > 1e-6 else 0.0
+
+
+def makes_known_step(optimizer: Optimizer) -> bool:
+    """Whether an optimizer surely makes torch.optim's own step, whose derivative is right.
+
+    Whether another one can be differentiated shows when it is made.
+    """
+    own = type(optimizer).step.__module__.startswith("torch.optim")
+    return own and not _has_code_around_step(optimizer)
 
 
 def _has_code_around_step(optimizer: Optimizer) -> bool:
