@@ -30,12 +30,12 @@ from mlo.optimizer_step import (
     check_settings,
     decays_outside_gradient,
     has_differentiable_step,
+    makes_known_step,
 )
 from mlo.problem import Problem
 from mlo.response import AbstractEngine, StepEngine
 from mlo.restart import Start, starts_of
 from mlo.sharding import is_sharded
-from mlo.step_checks import makes_known_step
 
 __all__ = ["check_engines", "check_restarts", "engine_advice"]
 

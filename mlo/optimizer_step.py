@@ -36,9 +36,11 @@ __all__ = [
     "clip",
     "clip_by_norm",
     "decays_outside_gradient",
+    "has_code_around_step",
     "has_differentiable_step",
     "is_fused",
     "l2_penalty",
+    "makes_known_step",
     "maximized",
     "plain_steps",
 ]
@@ -692,6 +694,26 @@ def plain_steps(optimizer: Optimizer) -> Iterator[None]:
 def has_differentiable_step(optimizer: Optimizer) -> bool:
     """Whether the optimizer's step has torch.optim's option `differentiable`."""
     return "differentiable" in innermost(optimizer).defaults
+
+
+def makes_known_step(optimizer: Optimizer) -> bool:
+    """Whether an optimizer surely makes torch.optim's own step, whose derivative is right.
+
+    Whether another one can be differentiated shows when it is made.
+    """
+    own = type(optimizer).step.__module__.startswith("torch.optim")
+    return own and not has_code_around_step(optimizer)
+
+
+def has_code_around_step(optimizer: Optimizer) -> bool:
+    """Whether there is code around the step: hooks, a `step` on the object, another optimizer."""
+    if innermost(optimizer) is not optimizer:
+        return True
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return True
+    # A scheduler wraps `step` on the object as well, to count calls; that changes nothing.
+    own = optimizer.__dict__.get("step")
+    return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
 
 
 def _is_linear(optimizer: Optimizer) -> bool:
