@@ -7,15 +7,11 @@ inside; only the step itself is made by the one outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from torch import Tensor
 from torch.optim import Optimizer
 
-from mlo.tensors import map_tensors
-
-__all__ = ["copied_options", "innermost", "is_foreign", "layers_of"]
+__all__ = ["innermost", "is_foreign", "layers_of"]
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
@@ -36,15 +32,6 @@ def layers_of(optimizer: Optimizer) -> Iterator[Optimizer]:
 def is_foreign(optimizer: Optimizer) -> bool:
     """Whether an optimizer is of another class than torch.optim's, a subclass of one included."""
     return not type(optimizer).__module__.startswith("torch.optim")
-
-
-def copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group of parameters, tensors among them as copies."""
-
-    def copied(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone()
-
-    return {key: map_tensors(value, copied) for key, value in group.items() if key != "params"}
 
 
 def _held_by(optimizer: Optimizer) -> Optimizer | None:

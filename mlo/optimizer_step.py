@@ -22,11 +22,11 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from mlo.errors import EngineError, ProblemError
-from mlo.inner_optimizer import copied_options, innermost, is_foreign
+from mlo.inner_optimizer import innermost, is_foreign
 from mlo.problem import Problem, Tensors
 from mlo.randomness import preserved
 from mlo.step_formulas import formula_step
-from mlo.tensors import in_precision, map_tensors, real_inner, scaled
+from mlo.tensors import copied_options, in_precision, map_tensors, real_inner, scaled
 
 __all__ = [
     "OptimizerStep",

@@ -25,10 +25,10 @@ from torch.utils.data import (
 from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
-from mlo.inner_optimizer import copied_options, innermost
+from mlo.inner_optimizer import innermost
 from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
-from mlo.tensors import sharing_memory
+from mlo.tensors import copied_options, sharing_memory
 
 __all__ = ["Problem", "Tensors"]
 

@@ -20,7 +20,7 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.graph_memory import NotCountable
 from mlo.history import History
-from mlo.inner_optimizer import copied_options, innermost, is_foreign
+from mlo.inner_optimizer import innermost, is_foreign
 from mlo.levels import Levels
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
@@ -36,7 +36,7 @@ from mlo.response import Evaluation, StepEngine, restore_buffers
 from mlo.solve_sums import SolveSums
 from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copies, laid_out, tensors_of
+from mlo.tensors import copied_options, copies, laid_out, tensors_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -193,7 +193,7 @@ class Updater:
         late: list[BaseException] = []
         step = self._step(problem, found, norm, engine, settings, late)
         # Parameters have moved by now. So whatever is raised, the update is made: it is recorded,
-        # and a caller that goes on does not make it again.
+        # and the next call does not make it again.
         try:
             if problem.after_step is not None:
                 self._finish(problem, found.evaluation, players)
