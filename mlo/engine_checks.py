@@ -30,6 +30,7 @@ from mlo.optimizer_step import (
     check_settings,
     decays_outside_gradient,
     has_differentiable_step,
+    makes_known_step,
 )
 from mlo.problem import Problem
 from mlo.response import AbstractEngine, StepEngine
@@ -146,7 +147,9 @@ def engine_advice(
         engine, problem = others[name], graph.problems[name]
         if isinstance(engine, Direct) and problem.size > engine.max_parameters:
             return False
-        return not (simultaneous and isinstance(engine, StepEngine))
+        # Of steps that are not torch.optim's it is not known yet whether they will be refused.
+        known = all(map(makes_known_step, problem.optimizers.values()))
+        return not isinstance(engine, StepEngine) or (known and not simultaneous)
 
     advice = EngineAdvice(
         serves=serves,

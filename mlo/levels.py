@@ -13,9 +13,11 @@ from dataclasses import replace
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlo.check_schedule import is_power_of_two
+from mlo.errors import ProblemError
 from mlo.graph_memory import NotCountable, SavedBytes, refuses_counting
 from mlo.history import History
 from mlo.hypergradient.first_order import FirstOrder
@@ -292,8 +294,14 @@ class Levels:
 
         Raises:
             NotCountable: for a first update that succeeds if it is repeated.
+            ProblemError: under `torch.inference_mode()`.
         """
         history, problem = self._history, self._history.graph.problems[name]
+        if torch.is_inference_mode_enabled():
+            raise ProblemError(
+                f"The gradient of problem {name!r} cannot be taken under torch.inference_mode(), "
+                "because nothing has a gradient there. Leave that mode for this call."
+            )
         draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
         stays = history.step_engines[name] is None and not history.simultaneous

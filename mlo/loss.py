@@ -293,6 +293,7 @@ class LossFunction:
             loss = problem.loss if function is None else function
             result = loss(problem.module, batch, **self._of_loss)
         except Exception as error:
+            _explain_inference(error, problem.name)
             missing = isinstance(error, (TypeError, AttributeError)) and "NoneType" in str(error)
             if missing and batch is None and problem.data is None:
                 error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
@@ -914,6 +915,21 @@ def explain_frozen(error: BaseException, problems: Sequence[str]) -> None:
     ) from error
 
 
+def _explain_inference(error: Exception, problem: str) -> None:
+    """Says whose loss uses a tensor of inference mode, if that is the error.
+
+    Raises:
+        ProblemError: naming the problem.
+    """
+    if isinstance(error, RuntimeError) and "nference tensor" in str(error):
+        raise ProblemError(
+            f"Problem {problem!r}: its loss uses a tensor that was made under "
+            "torch.inference_mode(): of its batch, or a constant. PyTorch cannot differentiate "
+            "what is computed from it. Make it outside, or under torch.no_grad() instead, or "
+            "clone() it outside."
+        ) from error
+
+
 def _explain(error: RuntimeError, problem: str) -> None:
     """Says whose loss PyTorch could not differentiate.
 
@@ -921,6 +937,7 @@ def _explain(error: RuntimeError, problem: str) -> None:
         ProblemError: if a part of the loss's graph is gone, or what it depends on was frozen.
     """
     explain_frozen(error, [problem])
+    _explain_inference(error, problem)
     if "backward through the graph a second time" in str(error):
         raise ProblemError(
             f"Problem {problem!r}: a part of the graph of its loss was used up before the loss "

@@ -292,8 +292,8 @@ class MultilevelOptimizer:
         """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
-                "A round cannot run under torch.inference_mode(), because nothing has a gradient "
-                "there."
+                f"A round of {', '.join(self.problems)} cannot run under torch.inference_mode(), "
+                "because nothing has a gradient there. Leave that mode for this call."
             )
         # Runs once, except after a rollback, which starts an earlier round again.
         while True:

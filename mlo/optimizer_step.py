@@ -26,7 +26,7 @@ from mlo.inner_optimizer import innermost, is_foreign
 from mlo.problem import Problem, Tensors
 from mlo.randomness import preserved
 from mlo.step_formulas import formula_step
-from mlo.tensors import in_precision, map_tensors, real_inner, scaled
+from mlo.tensors import copied_options, in_precision, map_tensors, real_inner, scaled
 
 __all__ = [
     "OptimizerStep",
@@ -35,11 +35,12 @@ __all__ = [
     "check_settings",
     "clip",
     "clip_by_norm",
-    "copied_options",
     "decays_outside_gradient",
+    "has_code_around_step",
     "has_differentiable_step",
     "is_fused",
     "l2_penalty",
+    "makes_known_step",
     "maximized",
     "plain_steps",
 ]
@@ -660,11 +661,6 @@ def is_fused(optimizer: Optimizer) -> bool:
     return any([group.get("fused") for group in optimizer.param_groups])  # noqa: C419 - is faster
 
 
-def copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group of parameters, tensors among them as copies."""
-    return {key: map_tensors(value, _copied) for key, value in group.items() if key != "params"}
-
-
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:
     """Refuses settings of an optimizer whose derivative would be lost.
 
@@ -703,6 +699,26 @@ def plain_steps(optimizer: Optimizer) -> Iterator[None]:
 def has_differentiable_step(optimizer: Optimizer) -> bool:
     """Whether the optimizer's step has torch.optim's option `differentiable`."""
     return "differentiable" in innermost(optimizer).defaults
+
+
+def makes_known_step(optimizer: Optimizer) -> bool:
+    """Whether an optimizer surely makes torch.optim's own step, whose derivative is right.
+
+    Whether another one can be differentiated shows when it is made.
+    """
+    own = type(optimizer).step.__module__.startswith("torch.optim")
+    return own and not has_code_around_step(optimizer)
+
+
+def has_code_around_step(optimizer: Optimizer) -> bool:
+    """Whether there is code around the step: hooks, a `step` on the object, another optimizer."""
+    if innermost(optimizer) is not optimizer:
+        return True
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return True
+    # A scheduler wraps `step` on the object as well, to count calls; that changes nothing.
+    own = optimizer.__dict__.get("step")
+    return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
 
 
 def _is_linear(optimizer: Optimizer) -> bool:

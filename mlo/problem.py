@@ -28,7 +28,7 @@ from mlo.estimators import Estimator, estimator_from
 from mlo.inner_optimizer import innermost
 from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
-from mlo.tensors import sharing_memory
+from mlo.tensors import copied_options, sharing_memory
 
 __all__ = ["Problem", "Tensors"]
 
@@ -232,6 +232,18 @@ class Problem:
                 "Call the module once on a batch, under torch.no_grad(), before the problem is "
                 "declared."
             )
+        frozen = [
+            key
+            for key, tensor in [*module.named_parameters(), *module.named_buffers()]
+            if tensor.is_inference()
+        ]
+        if frozen:
+            raise ProblemError(
+                f"Problem {name!r}: {_some(frozen)} of its module were made under "
+                "torch.inference_mode(), so PyTorch can neither differentiate nor change them. "
+                "Make the module outside of it (torch.no_grad() does no harm), or give the module "
+                "clones of them: nn.Parameter(tensor.clone())."
+            )
         _check_data(name, data)
         self.name = name
         self.module = module
@@ -286,6 +298,11 @@ class Problem:
                 "is nothing to optimize."
             )
         self._check_optimizers()
+        # As declared: later a step, a schedule or the user may have moved them.
+        self.declared_options: dict[str, list[dict[str, Any]]] = {
+            key: list(map(copied_options, optimizer.param_groups))
+            for key, optimizer in self.optimizers.items()
+        }
         self._check_schedulers(named=isinstance(scheduler, Mapping))
 
         # A problem without players is a game of one player: the whole module, under its own name.

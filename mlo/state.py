@@ -50,6 +50,7 @@ def state_of(
             "skips_in_a_row": skips_in_a_row[name],
             "memory": _copied(history.memory[name]),
             "declared": _declared(history, name),
+            "options": _copied(problem.declared_options),
         }
         if name in history.estimates:
             saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)

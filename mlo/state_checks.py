@@ -7,7 +7,7 @@ another declaration, or an editor.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mlo.errors import CheckpointError, CheckpointWarning
+from mlo.inner_optimizer import innermost, is_foreign
 from mlo.problem import Problem
 
 __all__ = ["KERNELS", "STATE_VERSION", "changes", "check_problem", "check_state"]
@@ -42,6 +43,7 @@ OF_PROBLEM_SINCE = {
     "average": Mapping,
     "solve_data": Mapping,
     "declared": Mapping,
+    "options": Mapping,
 }
 """Entries of a state, and of a problem in it → their types; then later and optional entries."""
 
@@ -174,6 +176,8 @@ def check_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
             )
     for key, scheduler in problem.schedulers.items():
         _check_scheduler(f"problems.{problem.name}.schedulers.{key}", scheduler, saved)
+    if "options" in saved:
+        _check_options(f"problems.{problem.name}.options", problem, saved["options"])
     modules = dict(problem.module.named_modules())
     for key, value in saved.get("buffers", {}).items():
         where = f"problems.{problem.name}.buffers.{key}"
@@ -217,19 +221,40 @@ def changes(problem: Problem, saved: Mapping[str, Any], declared: Mapping[str, A
         for key, value in declared.items()
         if key in before and before[key] != value
     ]
-    if problem.schedulers or problem.settings is not None:  # which move the settings
-        return found
-    for key, optimizer in problem.optimizers.items():
-        groups = saved["optimizers"][key]["param_groups"]
-        for own, theirs in zip(optimizer.param_groups, groups, strict=True):
-            for entry, value in own.items():
-                if entry == "params" or entry in KERNELS or entry not in theirs:
-                    continue
-                if not _equal(theirs[entry], value):
-                    found.append(
-                        f"{problem.name} had {entry}={theirs[entry]!r:.40}, here {value!r:.40}"
-                    )
+    # Declarations are compared, because steps, schedules and hooks move what is in the groups.
+    if "options" not in saved:
+        found += _moved_options(problem, saved)
+    else:
+        for key, declared_options in problem.declared_options.items():
+            found += _changed_options(problem.name, saved["options"][key], declared_options)
     return list(dict.fromkeys(found))
+
+
+def _moved_options(problem: Problem, saved: Mapping[str, Any]) -> list[str]:
+    """The same of the optimizers, where the state (of an earlier version) has no declaration."""
+    if problem.schedulers or problem.settings is not None:  # which move the settings
+        return []
+    found = []
+    for key, optimizer in problem.optimizers.items():
+        # Steps of torch.optim's classes move none; others may keep counters and modes there.
+        if not is_foreign(innermost(optimizer)):
+            groups = saved["optimizers"][key]["param_groups"]
+            found += _changed_options(problem.name, groups, optimizer.param_groups)
+    return found
+
+
+def _changed_options(
+    name: str, before: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The settings that differ between two lists of groups of a problem's optimizer, in words."""
+    found = []
+    for theirs, own in zip(before, here, strict=True):
+        for entry, value in own.items():
+            if entry == "params" or entry in KERNELS or entry not in theirs:
+                continue
+            if not _equal(theirs[entry], value):
+                found.append(f"{name} had {entry}={theirs[entry]!r:.40}, here {value!r:.40}")
+    return found
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -238,6 +263,8 @@ def _equal(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_equal, one, other))
     if _is_number(one) and _is_number(other):
         return float(one) == float(other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one.cpu(), other.cpu())
     return type(one) is type(other) and bool(one == other)
 
 
@@ -250,6 +277,25 @@ def _check_scheduler(where: str, scheduler: Any, saved: Mapping[str, Any]) -> No
     for entry, value in theirs.items():
         if entry in own and not _alike(value, own[entry]):
             raise _wrong(f"{where}.{entry}", f"like {own[entry]!r:.60}", value)
+
+
+def _check_options(where: str, problem: Problem, saved: Mapping[str, Any]) -> None:
+    """Checks the settings that the optimizers were declared with: a list of groups for each."""
+    if set(saved) != set(problem.declared_options):
+        raise _wrong(where, "of the problem's optimizers", sorted(map(str, saved)))
+    for key, own in problem.declared_options.items():
+        groups = saved[key]
+        if (
+            not isinstance(groups, list)
+            or len(groups) != len(own)
+            or not all(isinstance(group, Mapping) for group in groups)
+        ):
+            raise _wrong(f"{where}.{key}", f"a list of {len(own)} mappings", groups)
+        foreign = is_foreign(innermost(problem.optimizers[key]))
+        for index, (group, mine) in enumerate(zip(groups, own, strict=True)):
+            if entry := _unlike_entry(group, mine, foreign=foreign):
+                place = f"{where}.{key}[{index}].{entry}"
+                raise _wrong(place, f"like {mine[entry]!r:.60}", group[entry])
 
 
 def _check_average(where: str, problem: Problem, saved: Mapping[str, Any]) -> None:
@@ -286,7 +332,7 @@ def _misfit(optimizer: Optimizer, saved: Any, kind: Any) -> str:
     if not isinstance(theirs, Sequence) or len(groups) != len(theirs):
         return f"its groups of parameters are not {len(groups)}, as here"
     for own, group in zip(groups, theirs, strict=True):
-        if why := _group_misfit(own, group, optimizer.defaults, mine):
+        if why := _group_misfit(own, group, optimizer, mine):
             return why
 
     # An entry per element of a parameter (momentum, moments) must have the parameter's shape.
@@ -313,19 +359,37 @@ def _misfit(optimizer: Optimizer, saved: Any, kind: Any) -> str:
     return ""
 
 
-def _group_misfit(own: Mapping[str, Any], group: Any, defaults: Collection[str], mine: str) -> str:
+def _group_misfit(own: Mapping[str, Any], group: Any, optimizer: Optimizer, mine: str) -> str:
     if not isinstance(group, Mapping) or not isinstance(group.get("params"), Sequence):
         return "a group of it is no list of parameters with settings"
     if len(own["params"]) != len(group["params"]):
         return f"a group has {len(group['params'])} parameters, here {len(own['params'])}"
     # (Settings that a scheduler adds, like initial_lr, may come later.)
-    if missing := set(defaults) - set(group):
+    if missing := set(optimizer.defaults) - set(group):
         return f"it lacks {', '.join(sorted(missing))} of {mine}"
+    if entry := _unlike_entry(group, own, foreign=is_foreign(innermost(optimizer))):
+        return f"its {entry} is {group[entry]!r:.60}, here {own[entry]!r:.60}"
+    return ""
+
+
+def _unlike_entry(group: Mapping[str, Any], own: Mapping[str, Any], *, foreign: bool) -> str:
+    """The first setting of a group that cannot replace this run's; empty if all can.
+
+    Args:
+        group: of a state.
+        own: of this run.
+        foreign: whether the optimizer is of another class than torch.optim's. Those may keep a mode
+            in the group, such as one for training and one for evaluation.
+    """
     for key, value in group.items():
-        if key == "params" or (key in KERNELS and (value is None or isinstance(value, bool))):
+        if key == "params" or key not in own:
             continue
-        if key in own and not _alike(value, own[key]):
-            return f"its {key} is {value!r:.60}, here {own[key]!r:.60}"
+        if key in KERNELS and (value is None or isinstance(value, bool)):
+            continue
+        if foreign and isinstance(value, bool) and isinstance(own[key], bool):
+            continue
+        if not _alike(value, own[key]):
+            return str(key)
     return ""
 
 

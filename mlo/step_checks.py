@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from mlo.advice import WITHOUT_STEPS, EngineAdvice
 from mlo.check_schedule import CheckSchedule
 from mlo.errors import ProblemError
 from mlo.inner_optimizer import innermost, is_foreign
 from mlo.loss import gradients
-from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_step import OptimizerStep, has_code_around_step
 from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation
 from mlo.tensors import in_precision, real_inner
@@ -51,7 +50,7 @@ class StepChecks:
         first = not self._schedule.was_noted(problem.name)
         at_power_of_two = self._schedule.is_due(problem.name)
         optimizers = problem.optimizers.values()
-        if first or any(map(_has_code_around_step, optimizers)):
+        if first or any(map(has_code_around_step, optimizers)):
             return True
         return at_power_of_two and any(map(is_foreign, map(innermost, optimizers)))
 
@@ -115,7 +114,7 @@ class StepChecks:
             ProblemError: naming the optimizer.
         """
         for optimizer in problem.optimizers.values():
-            if _has_code_around_step(optimizer):
+            if has_code_around_step(optimizer):
                 raise ProblemError(
                     f"Problem {problem.name!r}: its {type(optimizer).__name__} has hooks around "
                     "its step, or its own `step`. With settings= the step is made by formula and "
@@ -240,24 +239,13 @@ def _after_step_error(
     return abs(exact - difference) / scale if scale > 1e-6 else 0.0
 
 
-def _has_code_around_step(optimizer: Optimizer) -> bool:
-    """Whether there is code around the step: hooks, a `step` on the object, another optimizer."""
-    if innermost(optimizer) is not optimizer:
-        return True
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        return True
-    # A scheduler wraps `step` on the object as well, to count calls; that changes nothing.
-    own = optimizer.__dict__.get("step")
-    return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
-
-
 def _twin_in_words(problem: Problem) -> str:
     """The step that the twin makes."""
     for optimizer in problem.optimizers.values():
         name, inner = type(optimizer).__name__, innermost(optimizer)
         if inner is not optimizer:
             return f"the step of {type(inner).__name__}, which it holds,"
-        if _has_code_around_step(optimizer):
+        if has_code_around_step(optimizer):
             return f"the step of {name} without the hooks around it (register_step_post_hook, say)"
     names = sorted({type(optimizer).__name__ for optimizer in problem.optimizers.values()})
     return f"a step of {', '.join(names)} alone"

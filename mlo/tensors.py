@@ -24,6 +24,7 @@ __all__ = [
     "are_alike",
     "are_few",
     "are_plain",
+    "copied_options",
     "copies",
     "have_same_values",
     "in_new_containers",
@@ -80,6 +81,15 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     Subclasses stay what they are, with their attributes.
     """
     return _rebuilt(value, function, objects=False)
+
+
+def copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group of parameters, tensors among them as copies."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    return {key: map_tensors(value, copied) for key, value in group.items() if key != "params"}
 
 
 def in_new_containers(value: Any) -> Any:

@@ -26,7 +26,6 @@ from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import (
     OptimizerStep,
     clip_by_norm,
-    copied_options,
     is_fused,
     plain_steps,
 )
@@ -37,7 +36,7 @@ from mlo.response import Evaluation, StepEngine, restore_buffers
 from mlo.solve_sums import SolveSums
 from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copies, laid_out, tensors_of
+from mlo.tensors import copied_options, copies, laid_out, tensors_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -191,18 +190,25 @@ class Updater:
             return
 
         engine = history.step_engines[name] if last else None
-        step = self._step(problem, found, norm, engine, settings)
-        if problem.after_step is not None:
-            self._finish(problem, found.evaluation, players)
-        if problem.schedulers:
-            _move_schedulers(problem, found, players)
-        history.updates[name] += 1
-        history.mark(name)
-        if history.estimates or history.averages:
-            history.keep(name)
-        if last:
-            history.note(name, found, step)
-            self._note(problem, found, norm, record)
+        late: list[BaseException] = []
+        step = self._step(problem, found, norm, engine, settings, late)
+        # Parameters have moved by now. So whatever is raised, the update is made: it is recorded,
+        # and the next call does not make it again.
+        try:
+            if problem.after_step is not None:
+                self._finish(problem, found.evaluation, players)
+            if problem.schedulers:
+                _move_schedulers(problem, found, players)
+            if late:
+                raise late[0]
+        finally:
+            history.updates[name] += 1
+            history.mark(name)
+            if history.estimates or history.averages:
+                history.keep(name)
+            if last:
+                history.note(name, found, step)
+                self._note(problem, found, norm, record)
         if problem.after_update is not None:
             self._call_after(problem, problem.after_update)
 
@@ -265,6 +271,7 @@ class Updater:
         norm: GradientNorm,
         engine: StepEngine | None,
         settings: Mapping[str, Mapping[str, Any]],
+        late: list[BaseException],
     ) -> OptimizerStep | None:
         """Clips the gradient and lets the optimizers move; leaves no gradient behind.
 
@@ -274,6 +281,8 @@ class Updater:
             norm: of that.
             engine: what differentiates this step; None: nothing does.
             settings: those of this step, where they are learned.
+            late: receives what is raised once parameters have moved, by a hook that is called after
+                a step, for example. It is to be raised when the update is complete.
 
         Returns:
             What the engine needs of the step.
@@ -311,13 +320,15 @@ class Updater:
             made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
             made.make(problem)
         else:
+            parameters = problem.parameters.values()
+            versions = [parameter._version for parameter in parameters]
             for optimizer in optimizers:
-                with _raised_in(f"the step of {type(optimizer).__name__}", problem):
-                    if innermost(optimizer).defaults.get("differentiable"):
-                        with plain_steps(optimizer):
-                            optimizer.step()
-                    else:
-                        make_step(optimizer)
+                try:
+                    _make_step(optimizer, problem)
+                except BaseException as error:
+                    if versions == [parameter._version for parameter in parameters]:
+                        raise
+                    late.append(error)
         for parameter in problem.parameters.values():
             parameter.grad = None
         self._check_groups(problem, kept)
@@ -499,6 +510,16 @@ class Updater:
                     f"{report.problem!r}{residual}. {report.advice} Later failures on this problem "
                     "are only in the records."
                 )
+
+
+def _make_step(optimizer: Optimizer, problem: Problem) -> None:
+    """Lets one of a problem's optimizers move."""
+    with _raised_in(f"the step of {type(optimizer).__name__}", problem):
+        if innermost(optimizer).defaults.get("differentiable"):
+            with plain_steps(optimizer):
+                optimizer.step()
+        else:
+            make_step(optimizer)
 
 
 def _move_schedulers(problem: Problem, found: TotalGradient, players: tuple[str, ...]) -> None:

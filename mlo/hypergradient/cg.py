@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from typing import ClassVar
 
 import torch
@@ -52,7 +53,13 @@ class ConjugateGradient(IterativeEngine):
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
         return conjugate_gradients(
-            operator, b, scale, max_steps=self.max_steps, tol=self.tol, others=system.advice
+            operator,
+            b,
+            scale,
+            max_steps=self.max_steps,
+            tol=self.tol,
+            others=system.advice,
+            damping=self.damping,
         )
 
 
@@ -64,6 +71,7 @@ def conjugate_gradients(
     max_steps: int,
     tol: float,
     others: EngineAdvice,
+    damping: float = 0.0,
     precondition: Callable[[Tensor], Tensor] | None = None,
     more: str = "max_steps",
 ) -> IterationResult:
@@ -78,6 +86,7 @@ def conjugate_gradients(
         max_steps: most products.
         tol: relative residual at which it stops.
         others: names engines that could serve instead.
+        damping: what the operator contains of it already, for the advice.
         precondition: r → M⁻¹ r, with a symmetric positive definite M that resembles the operator.
         more: the option that the advice names if the steps are not enough.
     """
@@ -101,10 +110,15 @@ def conjugate_gradients(
         if not advice:
             smallest = met if smallest is None else min(smallest, met)
         if not advice and met <= 0.0:
+            # The smallest eigenvalue is at most what was met.
+            what, advised = ("Jacobian", "add damping")
+            if damping:
+                what = f"Jacobian + {damping:g} · I"
+                advised = f"raise damping from {damping:g} to"
             advice = (
-                f"The curvature is {met:.3g} along a direction, so the Jacobian is not positive "
-                f"definite: add damping above {-met:.3g}"
-                f"{others.phrase(', or use {}', 'minres', 'gmres')}."
+                f"The curvature is {met:.3g} along a direction, so the {what} is not positive "
+                f"definite: {advised} above {_rounded_up(damping - met)} (other directions may "
+                f"need more){others.phrase(', or use {}', 'minres', 'gmres')}."
             )
         if advice:
             return IterationResult(
@@ -125,3 +139,8 @@ def conjugate_gradients(
     return IterationResult(
         x=x, residual=residual, converged=converged, advice=advice, curvature=smallest
     )
+
+
+def _rounded_up(bound: float) -> str:
+    """A bound in three digits that is no smaller."""
+    return f"{float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(bound)):g}"

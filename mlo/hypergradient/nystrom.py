@@ -100,6 +100,7 @@ class Nystrom(IterativeEngine):
             max_steps=self.max_steps,
             tol=self.tol,
             others=system.advice,
+            damping=self.damping,
             precondition=precondition,
             more="max_steps or rank",
         )

@@ -260,10 +260,14 @@ class OneStep(SweepEngine, StepEngine):
                 parameters = system.call.solution.evaluation.parameters
                 after = step.apply({name: parameters[name].detach() for name in g}, g)
                 minus_v = {name: -v for name, v in v_of.items()}
+        # A step that does not depend on the size of the gradient (its sign) has no derivative.
+        names = [name for name in g if after[name].requires_grad]
+        if not names:
+            return {}
         found = grad(
-            [after[name] for name in g],
+            [after[name] for name in names],
             list(g.values()),
-            [minus_v[name] for name in g],
+            [minus_v[name] for name in names],
             create_graph=system.call.differentiate,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import mlo
 from mlo.advice import EngineAdvice
 from mlo.hypergradient import registry
+from mlo.testing import Vector
 
 ENGINES = sorted(registry._FACTORIES)
 
@@ -239,3 +241,54 @@ def test_direct_is_not_advised_for_a_large_problem():
     assert optimizer.problems["net"].size > mlo.Direct().max_parameters
     advice = optimizer._history.losses["net"].advice
     assert advice.phrase("{}", "direct", "gmres") == "'gmres'"
+
+
+class OwnStep(torch.optim.AdamW):
+    """Takes over the option `differentiable`, and makes a step that is not."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1.0 - group["lr"] * group["weight_decay"])
+                p.data.sub_(group["lr"] * p.grad / p.grad.norm())
+
+
+class Renamed(torch.optim.AdamW):
+    pass
+
+
+def hooked(parameters, **options):
+    optimizer = torch.optim.AdamW(parameters, **options)
+    optimizer.register_step_post_hook(lambda own, *_: own.param_groups[0]["params"][0].data.mul_(2))
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted"),
+    [(torch.optim.AdamW, True), (Renamed, True), (OwnStep, False), (hooked, False)],
+)
+def test_an_engine_of_steps_is_advised_for_known_ones_only(kind, accepted):
+    """Whether a step of another class has a derivative shows when it is made."""
+
+    def pair(engine):
+        w, x = Vector(torch.ones(2).double()), Vector(torch.ones(2).double())
+        lower = mlo.Problem(
+            "w",
+            module=w,
+            optimizer=kind(w.parameters(), lr=0.1, weight_decay=0.1),
+            loss=lambda w, _, *, x: ((w.v - 2.0 * x.v) ** 2).sum(),
+        )
+        upper = mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+            loss=lambda x, _, *, w: (w.v**2).sum(),
+        )
+        return mlo.MultilevelOptimizer([lower, upper], engine)
+
+    with pytest.warns(mlo.SolveWarning, match="decoupled weight decay") as caught:
+        pair("cg")
+    assert ("or use 'one_step'" in str(caught[0].message)) == accepted
+    with nullcontext() if accepted else pytest.raises(mlo.ProblemError):
+        pair("one_step").step()

@@ -770,3 +770,26 @@ def test_autocast_around_rounds_casts_weights_that_have_moved():
     assert torch.equal(ours[0], ours[1])
     assert torch.equal(ours[1], plain[1])
     assert torch.equal(ours[2], plain[2])
+
+
+@pytest.mark.parametrize("engine", ["one_step", "cg"])
+@pytest.mark.parametrize("what", ["batch", "constant"])
+def test_a_loss_of_a_tensor_of_inference_mode_is_refused(what, engine):
+    with torch.inference_mode():
+        made = torch.ones(4, 3)
+    net = nn.Linear(3, 1)
+    problem = mlo.Problem(
+        "net",
+        module=net,
+        optimizer=SGD(net.parameters(), lr=0.1),
+        loss=lambda net, x: net(x if what == "batch" else made).square().mean(),
+        data=[made],
+    )
+    optimizer = mlo.MultilevelOptimizer([problem], engine)
+    with pytest.raises(mlo.ProblemError, match=r"Problem 'net': its loss uses.*inference_mode"):
+        optimizer.step()
+    with torch.inference_mode():
+        with pytest.raises(mlo.ProblemError, match="A round of net cannot run under"):
+            optimizer.step()
+        with pytest.raises(mlo.ProblemError, match="gradient of problem 'net' cannot"):
+            optimizer.gradient("net")

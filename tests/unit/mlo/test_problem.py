@@ -68,6 +68,23 @@ def test_a_lazy_module_is_refused_until_it_has_run():
     assert problem("w", module=net, optimizer=optimizer).size == 3 * 2 + 2 + 4
 
 
+def test_a_module_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        net = nn.BatchNorm1d(2)
+        mean = torch.ones(2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    words = r"'weight', 'bias', 'running_mean', ….*inference_mode.*clones"
+    with pytest.raises(mlo.ProblemError, match=words):
+        problem("w", module=net, optimizer=optimizer)
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.register_buffer("mean", mean)
+    with pytest.raises(mlo.ProblemError, match="'mean' of its module"):
+        problem("w", module=net, optimizer=optimizer)
+    net.mean = mean.clone()
+    assert problem("w", module=net, optimizer=optimizer).size == 6
+
+
 def test_an_optimizer_with_foreign_parameters_is_refused():
     module, other = nn.Linear(2, 2), nn.Linear(2, 2)
     with pytest.raises(mlo.ProblemError, match="2 parameters that are not in its module"):

@@ -317,7 +317,59 @@ def test_a_changed_setting_of_an_optimizer_is_told():
     schedule = {"scheduler": lambda own: torch.optim.lr_scheduler.StepLR(own, 1)}
     moved = regression(**schedule)
     list(moved.run(2))
-    assert loaded(moved.state_dict(), **schedule) == []
+    state = moved.state_dict()
+    assert loaded(state, **schedule) == []
+    (message,) = loaded(state, optimizer=slower, **schedule)
+    assert "net had lr=0.01, here 0.005" in message
+    # A state of an earlier version has no settings but those of its last step.
+    old = regression().state_dict()
+    del old["problems"]["net"]["options"]
+    assert "net had lr=0.01, here 0.005" in loaded(old, optimizer=slower)[0]
+    del state["problems"]["net"]["options"]
+    assert loaded(state, optimizer=slower, **schedule) == []
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps what it counts, and a mode, in its groups, as schedule-free optimizers and Prodigy."""
+
+    def __init__(self, parameters, lr):
+        kept = {"k": 0, "d": 1e-6, "train_mode": False, "largest": None}
+        super().__init__(parameters, {"lr": lr, **kept})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] += 1
+            group["d"] *= 2.0
+            group["train_mode"], group["largest"] = True, group["lr"]
+            for parameter in group["params"]:
+                parameter -= group["lr"] * parameter.grad
+
+
+def test_what_an_optimizer_counts_in_its_groups_is_no_change():
+    counting = {"optimizer": Counting, "hypergradient": "identity"}
+    run = regression(**counting)
+    list(run.run(2))
+    state = run.state_dict()
+    assert loaded(state, **counting) == []
+    resumed = regression(**counting)
+    resumed.load_state_dict(state)
+    (group,) = resumed.problems["net"].optimizers["net"].param_groups
+    assert (group["k"], group["train_mode"]) == (2, True)
+    (message,) = loaded(state, **{**counting, "optimizer": lambda own, lr: Counting(own, lr / 2)})
+    assert "net had lr=0.01, here 0.005. The run" in message
+    # A state of an earlier version does not say what was declared.
+    del state["problems"]["net"]["options"]
+    assert loaded(state, **counting) == []
+
+
+def test_a_rate_that_the_user_moves_is_no_change():
+    def slower(problem):
+        problem.optimizers["net"].param_groups[0]["lr"] *= 0.5
+
+    run = regression(before_update=slower)
+    list(run.run(2))
+    assert loaded(run.state_dict(), before_update=slower) == []
 
 
 @pytest.mark.parametrize("engine", ["one_step", "identity"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import types
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -492,6 +493,44 @@ def test_an_update_whose_last_hook_fails_is_made(who):
     whole = two_levels()
     list(whole.run(interrupted.round))
     assert identical(interrupted.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("engine", ["one_step", "cg"])
+@pytest.mark.parametrize("who", ["w", "x"])
+@pytest.mark.parametrize("place", ["after", "scheduler", "before"])
+def test_an_update_that_fails_after_its_step_is_made_once(who, place, engine):
+    """Ctrl-C in a hook after the optimizer's step, or in the schedule behind it."""
+    calls = [0]
+
+    def interrupt(*_):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+
+    def made(hook):
+        optimizer = two_levels(engine, steps=1)
+        problem = optimizer.problems[who]
+        own = problem.optimizers[who]
+        if place == "scheduler":
+            rest = types.SimpleNamespace(step=hook, state_dict=dict, load_state_dict=dict)
+            problem.__dict__["schedulers"] = {who: rest}
+        elif place == "after":
+            own.register_step_post_hook(hook)
+        else:
+            own.register_step_pre_hook(hook)
+        return optimizer
+
+    interrupted = made(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(interrupted.run(2))
+    while interrupted.round < 3:
+        interrupted.step()
+    assert interrupted._history.updates == {"w": 3, "x": 3}
+    if place != "before":  # which has taken a batch for nothing
+        state = interrupted.state_dict()
+        whole = made(lambda *_: None)
+        list(whole.run(3))
+        assert identical(state, whole.state_dict())
 
 
 @pytest.mark.parametrize("hook", ["before_update", "after_update"])

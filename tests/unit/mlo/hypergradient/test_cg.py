@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -76,5 +77,31 @@ def test_only_engines_that_serve_are_advised():
         )
         return found.advice
 
-    assert advice("gmres").endswith("add damping above 2, or use 'gmres'.")
-    assert advice().endswith("add damping above 2.")
+    damping = "add damping above 2 (other directions may need more)"
+    assert advice("gmres").endswith(f"{damping}, or use 'gmres'.")
+    assert advice().endswith(f"{damping}.")
+
+
+@pytest.mark.parametrize("damping", [0.0, 10.0])
+def test_the_advised_damping_is_the_total_that_is_needed(damping):
+    """Along the only direction of curvature −12.4444, three digits must not round it down."""
+
+    def solved(damping):
+        return conjugate_gradients(
+            lambda u: (-12.4444 + damping) * u,
+            torch.ones(2).double(),
+            math.sqrt(2.0),
+            max_steps=3,
+            tol=1e-6,
+            others=EngineAdvice(),
+            damping=damping,
+        )
+
+    advised = float(re.search(r"above ([\d.]+)", solved(damping).advice)[1])
+    assert advised == 12.5
+    assert solved(advised).converged
+    assert f"from 10 to above {advised}" in solved(10.0).advice
+    assert not solved(advised - 0.1).converged
+    reported = quadratic(INDEFINITE, mlo.ConjugateGradient(damping=0.25, max_steps=50))[0]
+    with pytest.warns(mlo.SolveWarning, match=r"raise damping from 0\.25 to above"):
+        reported.step()

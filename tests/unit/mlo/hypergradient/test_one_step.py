@@ -667,3 +667,31 @@ def test_a_player_that_nothing_above_reads_takes_no_part(engine, monkeypatch):
     mlo.MultilevelOptimizer(problems, engine).step()
     assert given["gan"]["g.v"] is not None and bool(given["gan"]["g.v"].any())
     assert given["gan"]["d.v"] is None
+
+
+class Signs(torch.optim.SGD):
+    """A step by the sign of the gradient alone, which has no derivative."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.sub_(group["lr"] * p.grad.sign())
+
+
+def test_a_step_that_has_no_derivative_passes_on_zero():
+    w, x = Vector(torch.ones(2).double()), Vector(torch.ones(2).double())
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=Signs(w.parameters(), lr=0.1),
+        loss=lambda w, _, *, x: ((w.v - 2.0 * x.v) ** 2).sum(),
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+        loss=lambda x, _, *, w: (w.v**2).sum() + (x.v**2).sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], "one_step")
+    assert torch.equal(optimizer.gradient("x")["v"], 2.0 * x.v.detach())
+    optimizer.step()
