@@ -646,8 +646,8 @@ def _bare_copy(optimizer: Optimizer) -> Optimizer | None:
     return twin
 
 
-OWN_ATTRIBUTES = frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_opt_called"}
-"""What every optimizer has, and schedulers put on it; a twin gets its own or needs none."""
+OWN_ATTRIBUTES = frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step"}
+"""What every optimizer has, and what others put around its step; a twin has its own."""
 
 
 def is_fused(optimizer: Optimizer) -> bool:

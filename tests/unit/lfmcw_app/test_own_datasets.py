@@ -169,6 +169,8 @@ FLOATS = (torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
         (("ab", None, NAMES), "training images of the data set mine must be a pair"),
         (((images(2)[0], ["a", "b"]), None, NAMES), "the label 'a' is no class name"),
         ((([images(2)[0][0], torch.zeros(1, 4, 4)], [0, 1]), None, NAMES), "got float32 .1, 4, 4"),
+        ((("ab", [0, 1]), None, NAMES), "must be a pair"),
+        ((images(4), None, NAMES, None, None), "must return"),
         ({"train": images(4), "test": images(4), "names": NAMES}, "must return"),
         (((images(4)[0], [[0], [1, 0], [1], [0]]), None, NAMES), "must be a pair .*inhomogeneous"),
         (((images(2)[0].to("meta"), [0, 1]), None, NAMES), "[Cc]annot copy out of meta"),
