@@ -111,6 +111,10 @@ def test_arrays_of_other_layouts_are_taken_if_they_are_clear():
     for given in (pixels.movedim(1, 3), pixels.movedim(1, 3).numpy()):
         found = loaded(((given, labels), None, NAMES)).train
         assert torch.equal(found.pixels, loaded(((pixels, labels), None, NAMES)).train.pixels)
+    small = pixels[..., :3, :3]  # [N, C, H, W], where W could be C as well
+    assert torch.equal(
+        loaded(((small, labels), None, NAMES)).train.pixels, found.pixels[..., :3, :3]
+    )
     grey = pixels[:, 0]
     assert torch.equal(loaded(((grey, labels), (grey, labels), NAMES)).test.pixels[:, 0], grey)
     # As medmnist has them: an array of one label for each image, and names by texts of numbers.
@@ -167,7 +171,7 @@ FLOATS = (torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
         (((images(4)[0], torch.arange(3)), None, NAMES), r"each of the 4 images; got int64 \[3\]"),
         (((images(4)[0], torch.arange(4)), None, NAMES), "0 to 1, since .* got 0 to 3"),
         (("ab", None, NAMES), "training images of the data set mine must be a pair"),
-        (((images(2)[0], ["a", "b"]), None, NAMES), "the label 'a' is no class name"),
+        (((images(2)[0], ["a", "b"]), None, NAMES), "^The .* mine: the label 'a' is no class name"),
         ((([images(2)[0][0], torch.zeros(1, 4, 4)], [0, 1]), None, NAMES), "got float32 .1, 4, 4"),
         ((("ab", [0, 1]), None, NAMES), "must be a pair"),
         ((images(4), None, NAMES, None, None), "must return"),

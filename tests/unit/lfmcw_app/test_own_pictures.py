@@ -178,6 +178,8 @@ def test_a_tensor_beside_pictures_is_taken_image_by_image():
         data = loaded(given, Flowers())
         assert torch.equal(data.train.pixels, pixels)
         assert torch.equal(data.test.pixels, expected(PHOTOS))
+    with pytest.raises(InputError, match="item 0 must be a pair of an image and its label"):
+        loaded("ab", Flowers())
 
 
 def test_damaged_files_are_left_out_or_named(tmp_path):
@@ -216,7 +218,11 @@ def jitter(picture):
     [
         (Flowers(transform=jitter), 8, "item 0 is another image each time .*search.augmentation"),
         (Flowers(), None, r"no common size \(.*item 1 has 24×21, the first one 24×20"),
-        (Flowers(transform=lambda picture: torch.rand(3, 8, 8)), 8, "item 0: An array.*float32.*ToTensor"),
+        (
+            Flowers(transform=lambda picture: torch.rand(3, 8, 8)),
+            8,
+            "item 0: An array.*float32.*ToTensor",
+        ),
         (Flowers(transform=lambda picture: np.array(picture) / 255), 8, "float64.*PILToTensor"),
         (Flowers([DEEP] * COUNT), 8, "item 0 has integers of more than 8 bits.*folder:PATH"),
         (Column([{"img": PHOTOS[0], "label": 0}]), 8, r"keys img, label.*\(data\[\"image\"\]"),
