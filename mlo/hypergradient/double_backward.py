@@ -195,7 +195,7 @@ def _hidden_backward(loss: Tensor, functions: Sequence[Any]) -> str | None:
     def look(node: Any) -> Callable[..., None]:
         def hook(returned: Sequence[Tensor | None], _: Sequence[Tensor | None]) -> None:
             cut = [entry for entry in returned if entry is not None and not entry.requires_grad]
-            if any([bool((entry != 0).any()) for entry in cut]):
+            if any(bool((entry != 0).any()) for entry in cut):
                 found.append(node._forward_cls.__name__)
 
         return hook
