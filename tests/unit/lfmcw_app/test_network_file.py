@@ -77,7 +77,10 @@ def test_reading_leaves_what_another_thread_draws(trained, monkeypatch):
     """Put back, the random states would give a run in that thread the same numbers again."""
     build = NetworkPlan.build
 
+    built = []
+
     def meanwhile(plan, **options):
+        built.append(plan)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(torch.rand, 3).result()
         return build(plan, **options)
@@ -88,16 +91,17 @@ def test_reading_leaves_what_another_thread_draws(trained, monkeypatch):
     found = torch.rand(3)
     torch.manual_seed(5)
     torch.rand(3 * 2)  # it is built once without memory, to be checked, and once more
-    assert torch.equal(found, torch.rand(3))
+    assert torch.equal(found, torch.rand(3)) and len(built) == 2
 
 
 def test_each_network_of_a_file_has_weights_of_its_own(trained):
     file = NetworkFile.load(trained.path / NETWORK)
     one, other = file.network(), file.network()
+    expected = NetworkFile.load(trained.path / NETWORK).weights
     with torch.no_grad():
         for tensor in one.state_dict().values():
             tensor.zero_()
-    assert all(map(torch.equal, other.state_dict().values(), file.weights.values()))
+    assert all(map(torch.equal, other.state_dict().values(), expected.values()))
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
