@@ -25,6 +25,7 @@ from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, saved, stop_signals
 from lfmcw_app.usual_torch import usual_torch
+from mlo.randomness import preserved
 
 __all__ = ["run_search"]
 
@@ -34,7 +35,7 @@ _running = threading.Lock()
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Refuses a second run at the same time in this process.
+    """Refuses a second run at the same time in this process, and restores its random states.
 
     PyTorch has one random state per process: each run would draw the other's numbers, and neither
     would depend on its recipe alone.
@@ -46,7 +47,8 @@ def _alone() -> Iterator[None]:
             "own (concurrent.futures.ProcessPoolExecutor)."
         )
     try:
-        yield
+        with preserved():
+            yield
     finally:
         _running.release()
 

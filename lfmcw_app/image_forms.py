@@ -52,4 +52,4 @@ def picture_of(image: ImageLike) -> Path | Image.Image:
             f"{array.dtype} {list(image.shape)}. Give one image at a time, with its pixels as "
             "the file has them."
         )
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Image.fromarray(array)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 import mlo
 from lfmcw_app.data import Dataset
@@ -152,9 +152,16 @@ class NetworkFile:
 
     def network(self) -> ImageNetwork:
         """The network with its weights, in evaluation mode, on the CPU."""
-        with preserved():
+        # Without memory first: this draws no weights. To draw them and put the random states back
+        # would disturb a run in another thread, which would draw some numbers twice.
+        with torch.device("meta"):
             network = self.plan.build()
-        network.load_state_dict(self.weights)
+        network.load_state_dict({name: t.clone() for name, t in self.weights.items()}, assign=True)
+        if any(tensor.is_meta for tensor in _held(network)):
+            # An operation of a plugin has tensors that are in no file.
+            with preserved():
+                network = self.plan.build()
+            network.load_state_dict(self.weights)
         return network.eval()
 
     def save(self, path: Path) -> None:
@@ -249,6 +256,14 @@ class NetworkFile:
             decoding=decoding,
             about=content.about.model_dump(),
         )
+
+
+def _held(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes of modules."""
+    yield from network.parameters()
+    yield from network.buffers()
+    for module in network.modules():
+        yield from [value for value in vars(module).values() if isinstance(value, Tensor)]
 
 
 def _check_weights(path: Path, plan: NetworkPlan, weights: Mapping[str, Tensor]) -> None:

@@ -331,8 +331,7 @@ def _numbers(where: str, labels: Any, class_names: tuple[str, ...]) -> Any:
         return labels
     labels = list(labels)
     if not any(isinstance(label, str) for label in labels):
-        # medmnist has arrays of one number each.
-        return np.asarray([np.asarray(label) for label in labels])
+        return labels
     known = {name: number for number, name in enumerate(class_names)}
     unknown = next((label for label in labels if label not in known), None)
     if unknown is not None:

@@ -93,14 +93,12 @@ class _Reader:
 
     def __init__(self, size: int | None, options: DecodingOptions) -> None:
         self._size, self._options = size, options
-        self._first = ""
         self.decoding: Decoding | None = None
         self.headers: list[Header] = []
         self.damaged: list[DamagedImage] = []
 
     def part(self, where: str, given: Any) -> Decoded:
         """Decodes the pictures of a part."""
-        is_first = not self.headers
         pixels: list[Tensor] = []
         labels: list[Any] = []
         places: list[int] = []
@@ -122,7 +120,7 @@ class _Reader:
                 _check_equal(where, place, known, again)
         # The training images decide on the channels, and each is fetched once. So they are read in
         # three, which are equal where an image is grey.
-        if is_first and self._options.channels is None and all(one.grey for one in self.headers):
+        if self._options.channels is None and all(header.grey for header in self.headers):
             self.decoding = replace(self.decoding, channels=1)
             pixels = [image[:1] for image in pixels]
         return Decoded(torch.stack(pixels), labels)
@@ -148,7 +146,7 @@ class _Reader:
                 )
             if self._size is None and self.headers:
                 sizes = [self.headers[0].size, header.size]
-                common_size([self._first, name], sizes, self._options.fit)
+                common_size(["the first", name], sizes, self._options.fit)
             if self.decoding is None:
                 how = self._options
                 self.decoding = Decoding(
@@ -161,7 +159,6 @@ class _Reader:
         except DamagedImage as error:
             raise DamagedImage(name, error.reason) from None
         self.headers.append(header)
-        self._first = self._first or name
         return pixels
 
 

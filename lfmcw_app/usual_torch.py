@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from mlo.randomness import preserved
-
 __all__ = ["usual_torch"]
 
 
@@ -19,10 +17,10 @@ def usual_torch() -> Iterator[None]:
     These are float32 as the default dtype, the CPU as the default device, no autocast, and
     gradients. Networks and statistics are made with the first two, and mlo chooses the precision of
     each loss itself. A program that has set others would get other numbers, or errors that do not
-    say why. The random states, which the body may seed, are restored too.
+    say why. The random states are left alone, since another thread may draw from them meanwhile.
     """
     dtype = torch.get_default_dtype()
-    with preserved(), ExitStack() as stack:
+    with ExitStack() as stack:
         # The default dtype belongs to the whole process, the others to this thread.
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)

@@ -274,7 +274,6 @@ class LossFunction:
                 value = self._called(given, players, function)
             finally:
                 CURRENT.reset(token)
-        torch.clear_autocast_cache()
 
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(

@@ -649,11 +649,11 @@ def _bare_copy(optimizer: Optimizer) -> Optimizer | None:
 
 @lru_cache
 def _usual_attributes() -> frozenset[str]:
-    """What every optimizer has, and schedulers put on it; a twin gets its own or needs none.
+    """What every optimizer has, and what others put around its step; a twin has its own.
 
     (A function, since making an optimizer imports much of PyTorch.)
     """
-    return frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step", "_opt_called"}
+    return frozenset(vars(Optimizer([torch.zeros(())], {}))) | {"step"}
 
 
 def is_fused(optimizer: Optimizer) -> bool:

@@ -6,12 +6,13 @@ import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 import torch
 from callers_torch import CALLERS, caller
+from PIL import Image
 
 import lfmcw_app
 from lfmcw_app import own_datasets
@@ -62,6 +63,24 @@ def learned(folder):
     return [{key: entry.get(key) for key in kept} for entry in Run(folder).metrics]
 
 
+@contextmanager
+def stopping(monkeypatch):
+    """A signal stops the run in the body after its first round."""
+    from lfmcw_app.progress import PhaseProgress
+
+    update = PhaseProgress.update
+
+    def signalled(self, *args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        update(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhaseProgress, "update", signalled)
+        with pytest.raises(SystemExit) as stop:
+            yield
+    assert stop.value.code == 0
+
+
 def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
     """Stopped after a round by SIGTERM, it resumes from there, to the result of a run in one go.
 
@@ -79,19 +98,8 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "whole" / "report.html").exists()
     assert whole == json.loads((tmp_path / "whole" / "result.json").read_text())
 
-    from lfmcw_app.progress import PhaseProgress
-
-    update = PhaseProgress.update
-
-    def stopping(self, *args, **options):
-        os.kill(os.getpid(), signal.SIGTERM)
-        update(self, *args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PhaseProgress, "update", stopping)
-        with pytest.raises(SystemExit) as stop:
-            searched(tmp_path / "run")
-    assert stop.value.code == 0
+    with stopping(monkeypatch):
+        searched(tmp_path / "run")
     shown = capsys.readouterr().out
     assert "80 images, 2 classes, 64 train / 16 test, 8×8, 1 channel" in shown
     assert "Run the same script again to resume." in shown
@@ -102,6 +110,38 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
         searched(tmp_path / "run")
     lfmcw_app.register_dataset("squares", lambda root: squares())
     assert searched(tmp_path / "run") == whole
+    assert learned(tmp_path / "run") == learned(tmp_path / "whole")
+
+
+def test_pictures_in_any_form_are_the_same_data_to_a_run(tmp_path, monkeypatch):
+    """It begins with a data set and resumes with files, to the result of a run with an iterator."""
+    (images, labels), _, names = squares()
+    pictures = [Image.fromarray(image[0].numpy()) for image in images]
+    for place, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{place}.png")
+    paths = [tmp_path / f"{place}.png" for place in range(len(pictures))]
+
+    class Squares:
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, place):
+            return pictures[place % len(pictures)], int(labels[place])
+
+    def register(part):
+        lfmcw_app.register_dataset("squares", lambda root: (part(), None, names))
+
+    register(lambda: zip(pictures, labels.tolist(), strict=True))
+    whole = searched(tmp_path / "whole", quiet=True)
+    register(Squares)
+    with stopping(monkeypatch):
+        searched(tmp_path / "run", quiet=True)
+    register(lambda: (paths, labels))
+    Image.fromarray(255 - images[1, 0].numpy()).save(paths[1])
+    with pytest.raises(InputError, match="class 'right' has other images"):
+        searched(tmp_path / "run")
+    pictures[1].save(paths[1])
+    assert searched(tmp_path / "run", quiet=True) == whole
     assert learned(tmp_path / "run") == learned(tmp_path / "whole")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from trained_runs import copied
 import mlo
 from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.errors import InputError
-from lfmcw_app.network_file import NetworkFile
+from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.run_files import EVALUATED, NETWORK
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.runs import Run
 from lfmcw_app.search_space.genotype import Genotype
 
 CPU = torch.device("cpu")
@@ -68,6 +70,60 @@ def test_reading_draws_no_random_number(trained):
     torch.manual_seed(5)
     state = torch.get_rng_state()
     NetworkFile.load(trained.path / NETWORK).network()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_reading_leaves_what_another_thread_draws(trained, monkeypatch):
+    """Put back, the random states would give a run in that thread the same numbers again."""
+    build = NetworkPlan.build
+
+    built = []
+
+    def meanwhile(plan, **options):
+        built.append(plan)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.rand, 3).result()
+        return build(plan, **options)
+
+    monkeypatch.setattr(NetworkPlan, "build", meanwhile)
+    torch.manual_seed(5)
+    Run(trained.path).predict(next((trained.pictures / "test").rglob("*.png")))
+    found = torch.rand(3)
+    torch.manual_seed(5)
+    torch.rand(3 * 2)  # it is built once without memory, to be checked, and once more
+    assert torch.equal(found, torch.rand(3)) and len(built) == 2
+
+
+def test_each_network_of_a_file_has_weights_of_its_own(trained):
+    file = NetworkFile.load(trained.path / NETWORK)
+    one, other = file.network(), file.network()
+    expected = NetworkFile.load(trained.path / NETWORK).weights
+    with torch.no_grad():
+        for tensor in one.state_dict().values():
+            tensor.zero_()
+    assert all(map(torch.equal, other.state_dict().values(), expected.values()))
+    assert all(parameter.requires_grad for parameter in other.parameters())
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_tensors_that_are_in_no_file_have_their_values(kind, trained, monkeypatch):
+    """Operations of plugins may have some; no random number is drawn for them either."""
+    build = NetworkPlan.build
+
+    def with_tensor(plan, **options):
+        network = build(plan, **options)
+        if kind == "buffer":
+            network.register_buffer("scale", torch.full((2,), 3.0), persistent=False)
+        else:
+            network.scale = torch.full((2,), 3.0)
+        return network
+
+    monkeypatch.setattr(NetworkPlan, "build", with_tensor)
+    state = torch.get_rng_state()
+    file = NetworkFile.load(trained.path / NETWORK)
+    network = file.network()
+    assert torch.equal(network.scale, torch.tensor([3.0, 3.0]))
+    assert all(map(torch.equal, network.state_dict().values(), file.weights.values()))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lfmcw_app.data import load_dataset
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
+from lfmcw_app.readers import Images
 
 NAMES = ("cat", "dog", "bee")
 COUNT = 15
@@ -101,6 +104,7 @@ def forms(folder):
         "tensors": Flowers(pictures=tensors, labels=list(torch.tensor(LABELS))),
         "columns": (Column(PHOTOS), Column(LABELS)),
         "table": (Frame(paths), Frame(words)),
+        "paths": (list(map(Path, paths)), LABELS),
         "arrays of texts": (np.array(paths), np.array(words)),
         "lists": (arrays, LABELS),
         "items": list(zip(PHOTOS, LABELS, strict=True)),
@@ -109,8 +113,8 @@ def forms(folder):
 
 
 FORMS = (
-    "data set", "medmnist", "tensors", "columns", "table", "arrays of texts", "lists", "items",
-    "stream",
+    "data set", "medmnist", "tensors", "columns", "table", "paths", "arrays of texts", "lists",
+    "items", "stream",
 )  # fmt: skip
 
 
@@ -125,6 +129,10 @@ def test_pictures_become_pixels_as_files_of_a_folder_do(form, tmp_path):
     assert data.summary.startswith(
         "21 images, 3 classes, 15 train / 3 validation / 3 test, 24×20 to 24×34 → 8×8, 3 channels"
     )
+    # No other part says that these are pictures.
+    alone = loaded(forms(tmp_path)[form])
+    assert alone.decoding == Decoding(size=8)
+    assert (len(alone.train), len(alone.test)) == (12, 3)
 
 
 def test_a_data_set_is_fetched_once_but_for_a_few_items():
@@ -148,13 +156,30 @@ def test_the_channels_are_those_of_the_training_images():
     data = loaded(Flowers(grey), Flowers())
     assert torch.equal(data.train.pixels, expected(grey, channels=1))
     assert torch.equal(data.test.pixels, expected(PHOTOS, channels=1))
+    three = loaded(Flowers(grey), Flowers(), options=DecodingOptions(channels=3))
+    assert torch.equal(three.train.pixels, expected(grey, channels=3))
+
+
+def test_an_error_of_the_data_set_itself_is_passed_on():
+    def broken():
+        yield from zip(PHOTOS, LABELS, strict=True)
+        raise ValueError("the server is down")
+
+    for given in (broken(), ((picture for picture, _ in broken()), LABELS)):
+        with pytest.raises(ValueError, match="the server is down"):
+            loaded(given)
 
 
 def test_a_tensor_beside_pictures_is_taken_image_by_image():
     arrays = np.stack([np.array(picture.resize((8, 8))) for picture in PHOTOS])
-    data = loaded((arrays, LABELS), Flowers())
-    assert torch.equal(data.train.pixels, torch.from_numpy(arrays).movedim(3, 1))
-    assert torch.equal(data.test.pixels, expected(PHOTOS))
+    pixels = torch.from_numpy(arrays).movedim(3, 1)
+    labels = torch.tensor(LABELS)
+    for given in (arrays, labels), (pixels.numpy(), labels), Images(pixels=pixels, labels=labels):
+        data = loaded(given, Flowers())
+        assert torch.equal(data.train.pixels, pixels)
+        assert torch.equal(data.test.pixels, expected(PHOTOS))
+    with pytest.raises(InputError, match="item 0 must be a pair of an image and its label"):
+        loaded("ab", Flowers())
 
 
 def test_damaged_files_are_left_out_or_named(tmp_path):
@@ -165,6 +190,20 @@ def test_damaged_files_are_left_out_or_named(tmp_path):
     data = loaded(given, Flowers(), options=DecodingOptions(on_damaged="skip"))
     assert data.train.labels.tolist() == LABELS
     assert "1 skipped: damaged" in data.summary and "bad.png" in data.summary
+    # Where items are fetched a second time, they are compared with themselves.
+    pairs = Column(list(zip(*given, strict=True)))
+    again = loaded(pairs, Flowers(), options=DecodingOptions(on_damaged="skip"))
+    assert torch.equal(again.train.pixels, data.train.pixels)
+
+
+def test_a_damaged_picture_without_a_file_is_named_by_its_place(tmp_path):
+    PHOTOS[0].save(tmp_path / "half.png")
+    content = (tmp_path / "half.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "half.png") as half:
+        words = "The image The training images of the data set mine: item 1 cannot be read"
+        with pytest.raises(InputError, match=words):
+            loaded(([PHOTOS[1], half, *PHOTOS[2:]], LABELS))
 
 
 DEEP = Image.fromarray(np.full((20, 20), 4000, np.uint16))
@@ -179,7 +218,11 @@ def jitter(picture):
     [
         (Flowers(transform=jitter), 8, "item 0 is another image each time .*search.augmentation"),
         (Flowers(), None, r"no common size \(.*item 1 has 24×21, the first one 24×20"),
-        (Flowers(transform=lambda picture: torch.rand(3, 8, 8)), 8, "float32.*ToTensor"),
+        (
+            Flowers(transform=lambda picture: torch.rand(3, 8, 8)),
+            8,
+            "item 0: An array.*float32.*ToTensor",
+        ),
         (Flowers(transform=lambda picture: np.array(picture) / 255), 8, "float64.*PILToTensor"),
         (Flowers([DEEP] * COUNT), 8, "item 0 has integers of more than 8 bits.*folder:PATH"),
         (Column([{"img": PHOTOS[0], "label": 0}]), 8, r"keys img, label.*\(data\[\"image\"\]"),

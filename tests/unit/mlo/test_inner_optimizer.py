@@ -36,6 +36,12 @@ class Prepared(Optimizer):
         self.optimizer.load_state_dict(state)
 
 
+class Unlike(Prepared):
+    """Has settings of its own, and none of those of the optimizer inside."""
+
+    defaults = property(lambda self: {})
+
+
 class Named:
     """Takes the class of what it holds, as Lightning Fabric's optimizer does."""
 
@@ -116,7 +122,12 @@ def test_the_optimizer_inside_is_the_one_of_the_same_groups():
     outer = Prepared(Named(held))
     assert [type(layer).__name__ for layer in layers_of(outer)] == ["Prepared", "NamedSGD", "SGD"]
     outer.optimizer._optimizer = other
-    outer.other = held  # of other groups than those that it has now
+    assert innermost(outer) is other
+    # Others that it refers to, before it is asked for the one inside, are not inside.
+    more = SGD(Vector(torch.ones(2)).parameters(), lr=0.1)
+    more.param_groups.insert(0, other.param_groups[0])
+    outer = Prepared(other)
+    outer.__dict__ = {"own": outer, "before": held, "more": more, **vars(outer)}
     assert innermost(outer) is other
 
 
@@ -131,6 +142,16 @@ def test_a_run_is_that_of_the_optimizer_inside(wrap, engine):
     assert identical(
         ours.problems["x"].module.state_dict(), plain.problems["x"].module.state_dict()
     )
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts"])
+def test_a_step_is_as_differentiable_as_the_one_inside(engine):
+    """Without the option, and with it, where a plain step must be made without it."""
+    for options in ({}, {"differentiable": True}):
+        ours, plain = (run(wrap, engine, Adam, **options) for wrap in (Unlike, WRAPPERS[0]))
+        for name, problem in plain.problems.items():
+            found = ours.problems[name].module.state_dict()
+            assert identical(problem.module.state_dict(), found)
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=NAMES)
@@ -170,6 +191,17 @@ def test_what_an_outer_optimizer_adds_is_no_part_of_a_derivative():
 def test_a_scheduler_may_drive_the_optimizer_inside():
     optimizer = run(Prepared, "one_step", scheduler=lambda held: StepLR(held, 1, 0.5), rounds=1)
     assert optimizer.problems["w"].optimizers["w"].param_groups[0]["lr"] == 0.05 / 4
+    # The other way round, and with names, which must belong together.
+    w = Vector(torch.ones(2))
+    held = SGD(w.parameters(), lr=0.1)
+    outer = Prepared(held)
+    scheduler = StepLR(held, 1, 0.5)
+    for inside, driven in ((held, outer), (outer, held), (outer, outer)):
+        scheduler.optimizer = driven
+        for names in (inside, scheduler), ({"a": inside}, {"a": scheduler}):
+            mlo.Problem(
+                "w", module=w, loss=lambda w, _: w.v.sum(), optimizer=names[0], scheduler=names[1]
+            )
 
 
 def test_a_restart_empties_the_state_inside():

@@ -262,6 +262,20 @@ def test_a_loss_in_a_dict_says_what_to_return(others, advice):
         optimizer.step()
 
 
+def test_a_batch_that_a_loss_misses_is_told_of_data():
+    def noted(loss):
+        net = nn.Linear(2, 1)
+        problem = mlo.Problem("net", module=net, optimizer=SGD(net.parameters(), lr=0.1), loss=loss)
+        with pytest.raises((TypeError, AttributeError)) as caught:
+            mlo.MultilevelOptimizer([problem]).step()
+        return "Problem 'net' has no data=, so its batch is None." in caught.value.__notes__
+
+    assert noted(lambda net, batch: net(batch[0]).sum())
+    assert noted(lambda net, batch: net(batch.x).sum())
+    assert not noted(lambda net, batch: net.missing.sum())
+    assert not noted(lambda net, batch: net.weight.sum(axes=1))
+
+
 def test_an_argument_that_cannot_be_learned_is_told():
     """The weights of cross_entropy, for example; the note has the formula, which is the same."""
     torch.manual_seed(0)
@@ -760,16 +774,18 @@ def test_autocast_around_rounds_casts_weights_that_have_moved():
             ),
         ]
         optimizer = mlo.MultilevelOptimizer(problems, "one_step")
+        seen = []
         with torch.autocast("cpu", torch.bfloat16, enabled=around):
-            list(optimizer.run(3))
-            seen = net(x).float()
-        with torch.autocast("cpu", torch.bfloat16):
-            return seen, net(x).float(), decay["v"].detach()
+            for _ in optimizer.updates(rounds=3):
+                # The program may look at the network, and move it.
+                with torch.autocast("cpu", torch.bfloat16):
+                    seen.append(net(x).float())
+                with torch.no_grad():
+                    net.weight.mul_(0.9)
+        return [*seen, net.weight.detach(), decay["v"].detach()]
 
-    ours, plain = trained(True), trained(False)
-    assert torch.equal(ours[0], ours[1])
-    assert torch.equal(ours[1], plain[1])
-    assert torch.equal(ours[2], plain[2])
+    for ours, plain in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(ours, plain)
 
 
 @pytest.mark.parametrize("engine", ["one_step", "cg"])

@@ -4,6 +4,7 @@ derivative.
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import pytest
@@ -310,6 +311,17 @@ class CountingInGroups(Keeping):
         return self.param_groups[0]["made"].add_(1)
 
 
+class ReferringToItself(Keeping):
+    """Reaches its groups by an attribute, as a class with a helper object does."""
+
+    def __init__(self, parameters, kept):
+        super().__init__(parameters, kept)
+        self.me = self
+
+    def step(self, closure=None):
+        return Keeping.step(self.me, closure)
+
+
 @pytest.mark.parametrize(
     ("kind", "kept"),
     [
@@ -338,7 +350,10 @@ def test_a_trial_step_changes_nothing_of_the_run(kind, kept):
         loss=lambda x, batch, *, w: (w.v**2).sum(),
     )
     torch.manual_seed(0)
+    called = []
+    lower.optimizers["w"].register_step_post_hook(lambda *_: called.append(1))
     mlo.MultilevelOptimizer([lower, upper], "identity").step()
+    assert len(called) == 3
 
     plain = Vector(torch.arange(3.0))
     optimizer = kind(plain.parameters(), kept)
@@ -348,6 +363,29 @@ def test_a_trial_step_changes_nothing_of_the_run(kind, kept):
         ((plain.v - 1) ** 2).sum().backward()
         optimizer.step()
     assert torch.equal(w.v, plain.v)
+
+
+def test_a_twin_of_an_optimizer_refers_to_itself():
+    module = Vector(torch.ones(2))
+    optimizer = ReferringToItself(module.parameters(), dict)
+    assert decays_outside_gradient(optimizer, optimizer.param_groups[0]) is False
+
+
+def test_what_has_been_put_around_a_step_need_not_be_copied():
+    """Schedulers and other libraries replace the `step` of the object; a twin has the class's."""
+    module = Vector(torch.ones(2))
+    optimizer = Keeping(module.parameters(), dict)
+    optimizer.step = functools.partial(Keeping.step, optimizer, threading.Lock())
+    assert decays_outside_gradient(optimizer, optimizer.param_groups[0]) is False
+
+
+def test_a_repeated_step_draws_nothing():
+    module = Vector(torch.ones(2))
+    optimizer = DrawingNoise(module.parameters(), dict)
+    step = OptimizerStep.capture(mlo.Problem("w", module=module, optimizer=optimizer, loss=loss))
+    state = torch.get_rng_state()
+    step.apply({"v": torch.ones(2)}, {"v": torch.ones(2)})
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_what_a_twin_of_a_step_cannot_have_is_refused():

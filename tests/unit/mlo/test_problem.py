@@ -66,6 +66,8 @@ def test_a_lazy_module_is_refused_until_it_has_run():
     with torch.no_grad():
         net(torch.ones(4, 3))
     assert problem("w", module=net, optimizer=optimizer).size == 3 * 2 + 2 + 4
+    with pytest.raises(mlo.ProblemError, match=r"'1\.running_mean'.*have no shape"):
+        problem("w", module=nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d(affine=False)))
 
 
 def test_a_module_made_in_inference_mode_is_refused():
@@ -359,6 +361,15 @@ class ByEpoch:
         pass
 
 
+class Foreign:
+    """A function whose parameters Python does not know, as those of compiled code may be."""
+
+    __signature__ = "unknown"
+
+    def __call__(self):
+        pass
+
+
 def test_a_scheduler_that_needs_an_argument_is_refused():
     module = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -366,6 +377,10 @@ def test_a_scheduler_that_needs_an_argument_is_refused():
         problem("w", module=module, optimizer=optimizer, scheduler=ByEpoch(optimizer))
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)  # gets the loss
     problem("w", module=module, optimizer=optimizer, scheduler=plateau)
+    for step in (lambda *args, **options: None, lambda epoch=None: None, Foreign()):
+        passing = ByEpoch(optimizer)
+        passing.step, passing.state_dict, passing.load_state_dict = step, dict, dict
+        problem("w", module=module, optimizer=optimizer, scheduler=passing)
 
 
 def test_what_only_looks_like_an_optimizer_is_told_the_way():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import types
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,9 @@ def test_a_backward_in_plain_operations_is_accepted(theta, way):
     exact = torch.autograd.functional.hessian(lambda w: w.sin().tanh().square().sum(), theta)
     (found,) = torch.autograd.grad((gradient + 0.0 * theta).sum(), theta)
     assert torch.allclose(found, exact.sum(0) if way == "plain" else torch.zeros(4).double())
+    gc.collect()
+    functions = [held for held in gc.get_objects() if type(held) is types.FunctionType]
+    assert not [held for held in functions if "_hidden_backward.<locals>" in held.__qualname__]
 
 
 def test_darts_is_right_below_a_hidden_backward(recwarn):
