@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context
 from typing import ClassVar
 
 import torch
@@ -142,5 +141,8 @@ def conjugate_gradients(
 
 
 def _rounded_up(bound: float) -> str:
-    """A bound in three digits that is no smaller."""
-    return f"{float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(bound)):g}"
+    """A bound, not negative, in three digits that are no less, but for a rounding of floats."""
+    if not bound:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(bound)) - 2)
+    return f"{math.ceil(bound / unit) * unit:.3g}"

@@ -105,3 +105,16 @@ def test_the_advised_damping_is_the_total_that_is_needed(damping):
     reported = quadratic(INDEFINITE, mlo.ConjugateGradient(damping=0.25, max_steps=50))[0]
     with pytest.warns(mlo.SolveWarning, match=r"raise damping from 0\.25 to above"):
         reported.step()
+
+
+def test_a_direction_without_curvature_is_reported():
+    found = conjugate_gradients(
+        lambda u: 0.0 * u,
+        torch.ones(2).double(),
+        math.sqrt(2.0),
+        max_steps=3,
+        tol=1e-6,
+        others=EngineAdvice(),
+    )
+    assert not found.converged
+    assert "add damping above 0 " in found.advice
