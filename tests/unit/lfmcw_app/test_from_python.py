@@ -113,6 +113,7 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
     assert learned(tmp_path / "run") == learned(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_pictures_in_any_form_are_the_same_data_to_a_run(tmp_path, monkeypatch):
     """It begins with a data set and resumes with files, to the result of a run with an iterator."""
     (images, labels), _, names = squares()
