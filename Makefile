@@ -1,4 +1,4 @@
-# make run: the main job on the embedded data set.  make test: the tests of the core, the oracles and a short run (under 5
+# make run: the main job on the embedded data set.  make test: the tests of the core, the oracles and a short run (5 to 14
 # minutes on 2 cores).  make test-all: every test, make test-slow: those that make test leaves out.  All make .venv first.
 # make check: what .ci/run checks before the tests.  make docs: the documentation, in site/.
 # make results: the tables and figures of docs/results.md and docs/benchmarks.md, from docs/data.
