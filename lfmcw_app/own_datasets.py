@@ -101,7 +101,7 @@ def read_own(
     Raises:
         InputError: if what it returns cannot be used.
     """
-    return _parts(name, _function(name)(root), image_size, options or DecodingOptions())
+    return _parts(name, _function(name)(root), image_size, options)
 
 
 def _function(name: str) -> Callable[[Path], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +81,11 @@ class BatchStream:
         self._last: Any = None
         self._pending: list[tuple[Any, Any]] = []
         self._generators = _generators(data)
-        self._keeps_position = _keeps_position(data)
+
+    @cached_property
+    def _keeps_position(self) -> bool:
+        """Whether the data keep their own position; asked late, since asking may start workers."""
+        return _keeps_position(self._data)
 
     def next(self) -> Any:
         """Takes the next batch; begins a new pass after the last one ended.
@@ -179,19 +184,18 @@ class BatchStream:
         It holds no batches: those that are pending are taken again from the position of the first
         one. (If a pass ended among them, the next pass of a shuffled order is another one.)
         """
-        found = self._position_of_data()
-        if self._pending:
-            first = self._pending[0][0]
-            if self._keeps_position:
-                return {"data": first}
-            found |= first.state_dict()
-        return found
+        if not self._pending:
+            return self._position_of_data()
+        first = self._pending[0][0]
+        return {"data": first} if self._keeps_position else self._saved(first)
 
     def _position_of_data(self) -> dict[str, Any]:
         """The position behind all batches that were taken from the data."""
         if self._keeps_position:
             return {"data": self._data.state_dict()}  # type: ignore[union-attr]
-        position = _Position(self._pass_start, self._taken, self._continues, self._last)
+        return self._saved(_Position(self._pass_start, self._taken, self._continues, self._last))
+
+    def _saved(self, position: _Position) -> dict[str, Any]:
         generators = [generator.get_state() for generator in self._generators]
         return {**position.state_dict(), "generators": generators}
 
