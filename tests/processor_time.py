@@ -69,7 +69,10 @@ class ProcessorTime:
         if self._too_dear() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter):
+        # After pytest's own list of what was skipped: the end of a long output is what is read.
+        yield
         if self._file is not None:
             self._write()
         dear = self._too_dear()

@@ -65,6 +65,14 @@ def test_what_is_dear_and_not_slow_fails_and_is_named(run):
     done.assert_outcomes(passed=5)
 
 
+def test_what_is_dear_is_named_after_the_list_of_the_skipped(run, pytester):
+    pytester.makepyfile(test_other="import pytest\n\ndef test_skipped():\n    pytest.skip('why')\n")
+    lines = run("--cost-limit=0.25", "-rs").outlines
+    (dear,) = (n for n, line in enumerate(lines) if "not marked slow" in line)
+    (skipped,) = (n for n, line in enumerate(lines) if line.startswith("SKIPPED"))
+    assert skipped < dear
+
+
 def test_a_limit_that_is_kept_says_nothing(run):
     done = run("--cost-limit=100")
     assert done.ret == pytest.ExitCode.OK
