@@ -230,6 +230,7 @@ def test_first_order_keeps_the_direct_gradient():
     assert optimizer.step().solves == {}
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_gradient_add_up_and_each_path_has_one():
     # The round moves both architectures to the same place: nowhere.
     still = {"architecture.lr": 1e-30}
@@ -261,6 +262,7 @@ def test_the_architecture_rests_while_only_weights_move():
     assert not torch.equal(modules.arch.normal, before)
 
 
+@pytest.mark.slow
 def test_darts_agrees_with_one_step_on_a_smooth_network():
     *_, exact = make(primitives=list(SMOOTH), activation="silu")
     *_, difference = make(primitives=list(SMOOTH), activation="silu", engine="darts")

@@ -317,7 +317,10 @@ def losses_of(optimizer, rounds):
     return [optimizer.step().losses for _ in range(rounds)]
 
 
-@pytest.mark.parametrize(("method", "moves_first"), [("lfmcw", False), ("darts", True)])
+@pytest.mark.parametrize(
+    ("method", "moves_first"),
+    [pytest.param("lfmcw", False, marks=pytest.mark.slow), ("darts", True)],
+)
 def test_a_search_does_not_depend_on_the_depth(method, moves_first, pictures, monkeypatch):
     """Rounds, a resumed run and a return to an earlier state with other batches."""
 

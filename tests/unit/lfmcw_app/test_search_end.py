@@ -68,6 +68,7 @@ def end_of(folder):
     return modules, search_parts(folder.recipe, dataset), dataset, judge
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_measurements(tmp_path):
     """Bit for bit: lines, checkpoints, cells."""
     found = {}
