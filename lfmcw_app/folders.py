@@ -48,11 +48,13 @@ LONGEST_CLASSES = 2**24
 """Bytes of that file."""
 
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
-TABLES = {
+"""Endings of a file, given in place of a folder, that is to be unpacked."""
+OTHER_FORMS = {
     ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".arrow", ".npz", ".npy", ".h5",
     ".hdf5", ".mat", ".tar",
 }  # fmt: skip
-"""Endings of files that may tell the classes of images, or hold images and labels."""
+"""Endings of files in a folder without classes that may tell the classes of its images, or hold
+images and labels (`.tar`: the shards of WebDataset, which nobody unpacks)."""
 ANOTHER_FORM = 'lfmcw_app.register_dataset; "Other forms of data" in docs/own-pictures.md'
 
 SYSTEM_FOLDERS = {
@@ -611,9 +613,9 @@ def _check_number(folder: Path, classes: Sequence[Path]) -> None:
     instead = ""
     if classes and len(_folders(classes[0])) >= 2:
         instead = f" Did you mean folder:{classes[0]}?"
-    elif tables := _tables([folder, *classes]):
+    elif others := _other_forms([folder, *classes]):
         instead = (
-            f" If the classes or the images are in {listed(tables)}, write a function instead "
+            f" If the classes or the images are in {listed(others)}, write a function instead "
             f"({ANOTHER_FORM})."
         )
     raise InputError(
@@ -622,13 +624,13 @@ def _check_number(folder: Path, classes: Sequence[Path]) -> None:
     )
 
 
-def _tables(folders: Sequence[Path]) -> list[str]:
+def _other_forms(folders: Sequence[Path]) -> list[str]:
     """The names of files that may tell the classes of images."""
     entries = [entry for folder in folders for entry in _entries(folder)]
     return [
         _text(entry.name)
         for entry in entries
-        if _suffix(entry.name) in TABLES and not entry.name.startswith(".")
+        if _suffix(entry.name) in OTHER_FORMS and not entry.name.startswith(".")
     ]
 
 

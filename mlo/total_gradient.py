@@ -282,9 +282,8 @@ class _Lone:
         """Id of an input → what flows into it."""
         if all(map(IS_NONE, cotangents)):
             return {}
-        # (What `torch.no_grad()` does, in a fifth of its time.)
         enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        torch.set_grad_enabled(False)  # `no_grad` takes twice the time, in each round
         try:
             found = pulled_back(
                 self.solution,
@@ -296,7 +295,7 @@ class _Lone:
                 cotangents=cotangents,
             )
         finally:
-            torch._C._set_grad_enabled(enabled)
+            torch.set_grad_enabled(enabled)
         flows: dict[int, Tensor] = {}
         for tensor, entry in zip(self.inputs, found, strict=True):
             if entry is not None:

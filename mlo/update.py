@@ -190,8 +190,7 @@ class Updater:
             return
 
         engine = history.step_engines[name] if last else None
-        late: list[BaseException] = []
-        step = self._step(problem, found, norm, engine, settings, late)
+        step, raised = self._step(problem, found, norm, engine, settings)
         # Parameters have moved by now. So whatever is raised, the update is made: it is recorded,
         # and the next call does not make it again.
         try:
@@ -199,8 +198,8 @@ class Updater:
                 self._finish(problem, found.evaluation, players)
             if problem.schedulers:
                 _move_schedulers(problem, found, players)
-            if late:
-                raise late[0]
+            if raised is not None:
+                raise raised
         finally:
             history.updates[name] += 1
             history.mark(name)
@@ -271,8 +270,7 @@ class Updater:
         norm: GradientNorm,
         engine: StepEngine | None,
         settings: Mapping[str, Mapping[str, Any]],
-        late: list[BaseException],
-    ) -> OptimizerStep | None:
+    ) -> tuple[OptimizerStep | None, BaseException | None]:
         """Clips the gradient and lets the optimizers move; leaves no gradient behind.
 
         Args:
@@ -281,11 +279,10 @@ class Updater:
             norm: of that.
             engine: what differentiates this step; None: nothing does.
             settings: those of this step, where they are learned.
-            late: receives what is raised once parameters have moved, by a hook that is called after
-                a step, for example. It is to be raised when the update is complete.
 
         Returns:
-            What the engine needs of the step.
+            What the engine needs of the step; and what was raised once parameters had moved, by a
+            hook after a step, for example. That is to be raised when the update is complete.
         """
         gradient = found.gradient
         by_formula = problem.settings is not None
@@ -316,19 +313,12 @@ class Updater:
             before = {key: problem.parameters[key].detach().clone() for key in used}
 
         kept = self._kept_in_groups(problem)
+        raised = None
         if by_formula:
             made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
             made.make(problem)
         else:
-            parameters = problem.parameters.values()
-            versions = [parameter._version for parameter in parameters]
-            for optimizer in optimizers:
-                try:
-                    _make_step(optimizer, problem)
-                except BaseException as error:
-                    if versions == [parameter._version for parameter in parameters]:
-                        raise
-                    late.append(error)
+            raised = _make_steps(problem)
         for parameter in problem.parameters.values():
             parameter.grad = None
         self._check_groups(problem, kept)
@@ -337,7 +327,7 @@ class Updater:
             bare = {key: found.gradient[key] for key in before}
             advice = self._history.losses[problem.name].advice
             self._step_checks.check(problem, engine, checked, before, bare, advice)
-        return step
+        return step, raised
 
     @staticmethod
     def _kept_in_groups(problem: Problem) -> list[tuple[Optimizer, dict[str, Any]]]:
@@ -510,6 +500,25 @@ class Updater:
                     f"{report.problem!r}{residual}. {report.advice} Later failures on this problem "
                     "are only in the records."
                 )
+
+
+def _make_steps(problem: Problem) -> BaseException | None:
+    """Lets all optimizers move; returns the first error of a step that has moved parameters.
+
+    The others move all the same, since such an update counts as made. An error before anything has
+    moved is raised.
+    """
+    parameters = problem.parameters.values()
+    versions = [parameter._version for parameter in parameters]
+    first: BaseException | None = None
+    for optimizer in problem.optimizers.values():
+        try:
+            _make_step(optimizer, problem)
+        except BaseException as error:
+            if versions == [parameter._version for parameter in parameters]:
+                raise
+            first = error if first is None else first
+    return first
 
 
 def _make_step(optimizer: Optimizer, problem: Problem) -> None:

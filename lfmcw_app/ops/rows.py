@@ -63,13 +63,21 @@ def _by(kernels: ModuleType | None, x: Tensor, y: Tensor, smoothing: float) -> T
     return ce
 
 
+def _is_in_old_vmap(x: Tensor) -> bool:
+    """Whether the vmap of `is_grads_batched=True` runs, which needs PyTorch's own operations.
+
+    It does not know `Function.vmap`. A version that lacks this private name has no such vmap.
+    """
+    told = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
+    return told is not None and bool(told(x))
+
+
 def _formulation(x: Tensor) -> ModuleType | None:
     """The module with the formulas for these logits; None for the plain composition."""
     forced = os.environ.get("LFMCW_OPS", "")
     if forced not in ("", "eager", "triton"):
         raise InputError(f"LFMCW_OPS must be eager or triton, got {forced!r}.")
-    # The vmap of is_grads_batched=True does not know `_Forward.vmap`.
-    if torch._C._functorch.is_legacy_batchedtensor(x):
+    if _is_in_old_vmap(x):
         return None
     if forced == "triton":
         return _triton(x)
@@ -146,8 +154,7 @@ class _Forward(torch.autograd.Function):
         if g is None:
             return None, None, None, None
         x, y, aux = ctx.saved_tensors
-        # Here too: the old vmap needs PyTorch's own operations.
-        if torch._C._functorch.is_legacy_batchedtensor(g):
+        if _is_in_old_vmap(g):
             return _off(x, y, ctx.smoothing) * g.unsqueeze(1), None, None, None
         return _Gradient.apply(x, aux, y, g, ctx.smoothing, ctx.kernels), None, None, None
 
@@ -185,7 +192,7 @@ class _Gradient(torch.autograd.Function):
         ctx: Any, v: Tensor
     ) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
         x, aux, y, g = ctx.saved_tensors
-        if torch._C._functorch.is_legacy_batchedtensor(v):
+        if _is_in_old_vmap(v):
             found, along = _plain_second(x, y, g, v, None, ctx.smoothing)
             return found, None, None, along, None, None
         in_x, in_g = _Second.apply(x, aux, y, g, v, None, ctx.smoothing, ctx.kernels)

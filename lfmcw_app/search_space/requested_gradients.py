@@ -35,9 +35,10 @@ def gradient_requested(ctx: Any, index: int) -> bool:
     """Whether the running backward pass needs the gradient in an input of a Function.
 
     PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires
-    gradients. For a leaf PyTorch does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to
-    the function instead. A compiler traces the backward pass without any engine. It gets the answer
-    yes too, and drops what nobody uses.
+    gradients. The answer is yes where PyTorch does not tell: of a leaf (pass `leaf.view_as(leaf)`
+    to the function instead), and of any input in a version without the private name that is asked.
+    A compiler traces the backward pass without any engine. It gets the answer yes too, and drops
+    what nobody uses.
 
     Args:
         ctx: the function's context, in its `backward`.
@@ -49,4 +50,5 @@ def gradient_requested(ctx: Any, index: int) -> bool:
     if node is None:
         return False
     is_leaf = hasattr(node, "variable")
-    return is_leaf or bool(torch._C._will_engine_execute_node(node))
+    will_run = getattr(torch._C, "_will_engine_execute_node", None)
+    return is_leaf or will_run is None or bool(will_run(node))

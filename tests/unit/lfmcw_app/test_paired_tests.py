@@ -77,15 +77,24 @@ def test_a_rounding_error_does_not_make_patterns_differ():
     assert sign_flip_p([0.0, 0.6, 0.2, 0.9, -0.3]) == 12 / 32
 
 
-def test_what_is_detectable_is_seen_in_80_percent_of_experiments():
+@pytest.mark.parametrize(("pairs", "tests"), [(6, 1), (7, 1), (10, 8), (12, 2)])
+def test_what_is_detectable_is_seen_in_80_percent_of_experiments(pairs, tests):
     """Experiments with exactly that true difference, in which the SD has to be estimated too."""
-    numbers, pairs, tests = random.Random(0), 12, 2
+    numbers = random.Random(0)
     effect = detectable_in_spreads(pairs, tests)
     seen = sum(
         sign_flip_p([numbers.gauss(effect, 1.0) for _ in range(pairs)]) < 0.05 / tests
-        for _ in range(400)
+        for _ in range(800)
     )
-    assert 0.74 < seen / 400 < 0.86
+    assert 0.76 < seen / 800 < 0.84
+
+
+@pytest.mark.parametrize("tests", [1, 2, 5, 8])
+def test_the_fewest_pairs_detect_only_what_gives_all_one_sign(tests):
+    """n normal differences with mean d and SD 1 are all positive with probability Φ(d)ⁿ."""
+    pairs = least_pairs(tests)
+    detectable = detectable_in_spreads(pairs, tests)
+    assert NormalDist().cdf(detectable) ** pairs == pytest.approx(0.8, abs=0.02)
 
 
 def test_fewer_seeds_than_a_test_needs_can_see_nothing():

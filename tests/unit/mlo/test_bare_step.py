@@ -130,6 +130,11 @@ def hooked_everywhere(optimizer, monkeypatch):
     monkeypatch.setattr(torch_optimizer, "_global_optimizer_post_hooks", hooks)
 
 
+def untold(optimizer, monkeypatch):
+    missing = (torch_optimizer, "_a_name_that_a_later_version_lacks")
+    monkeypatch.setattr(bare_step, "ASKED", (*bare_step.ASKED, missing))
+
+
 def differentiable(optimizer, monkeypatch):
     optimizer.defaults["differentiable"] = True
 
@@ -141,6 +146,7 @@ REASONS = {
     hooked_before: "registered on it",
     hooked_after: "registered on it",
     hooked_everywhere: "on all optimizers",
+    untold: "does not tell",
     differentiable: "differentiable=True",
 }
 

@@ -74,3 +74,14 @@ def test_an_unknown_formulation_is_refused(monkeypatch):
     monkeypatch.setenv("LFMCW_OPS", "cuda")
     with pytest.raises(InputError, match="must be eager or triton, got 'cuda'"):
         row_cross_entropy(*example())
+
+
+def test_a_version_without_the_old_vmap_is_not_asked_for_it(monkeypatch):
+    monkeypatch.delattr(torch._C._functorch, "is_legacy_batchedtensor")
+    monkeypatch.setattr(rows, "ANALYTIC_FROM", 0)
+    x, y = example()
+    found = row_cross_entropy(x, y)
+    expected = F.cross_entropy(x, y, reduction="none")
+    assert torch.allclose(found, expected)
+    gradients = [torch.autograd.grad(each.sum(), x)[0] for each in (found, expected)]
+    assert torch.allclose(*gradients)

@@ -58,6 +58,14 @@ def test_gradients_that_are_not_asked_for_are_not_computed(create_graph, monkeyp
     assert (both, of_x, of_weight) == (2, 1, 1)
 
 
+def test_all_gradients_are_computed_where_pytorch_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch._C, "_will_engine_execute_node")
+    x = torch.randn(2, 40, 4, 4, requires_grad=True)
+    pointwise = PointwiseConv(20, 20, groups=2)
+    named = operators_of_gradient(pointwise(x.sin()), x, create_graph=False)
+    assert named.count("bmm") == 2
+
+
 def test_under_autocast_all_inputs_are_of_its_type():
     single, double = torch.ones(2), torch.ones(2, dtype=torch.float64)
     assert all(a is b for a, b in zip(autocasted(single, double), (single, double), strict=True))
