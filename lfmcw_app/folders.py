@@ -176,8 +176,10 @@ def list_folder(folder: Path) -> FolderListing:
     if folder.is_file():
         raise InputError(f"{folder} is a file, and not a folder of images. {_instead_of(folder)}")
     if not folder.is_dir():
+        place = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(
-            f"There is no folder {folder}.{_unexpanded(folder)}{near_paths(folder, os.path.isdir)}"
+            f"There is no folder {folder}{place}.{_unexpanded(folder)}"
+            f"{near_paths(folder, os.path.isdir)}"
         )
     found = _Skipped()
     children = _folders(folder, found)

@@ -278,35 +278,11 @@ def build_search(
     rests = search.architecture.warmup_epochs * per_epoch
     of_arch = validating.alike()
     of_arch.position = rests
-    penalty = None
-    if isinstance(modules.arch, Architecture):  # only DARTS's cells have a budget
-        penalty = make_penalty(recipe, dataset, modules.arch.primitives, device)
-    arch = Problem(
-        "arch",
-        module=modules.arch,
-        optimizer=torch.optim.Adam(
-            modules.arch.parameters(),
-            lr=search.architecture.lr,
-            betas=search.architecture.betas,
-            weight_decay=search.architecture.weight_decay,
-            **step_options(device),
-        ),
-        grad_clip=search.architecture.grad_clip,
-        precision=search.precision,
-        loss=make_arch_loss(penalty),
-        data=of_arch,
-        warmup_steps=rests,
-    )
-    engines = "first_order" if search.order == "first" else search.hypergradient
+    arch = _architecture_problem(recipe, dataset, modules.arch, of_arch, rests, device)
+    engines = _engines(search, modules)
     order: Literal["outermost_first", "lower_first"] = (
         "outermost_first" if search.architecture.moves_first else "lower_first"
     )
-
-    # The engines of problems that the search does not have are left out.
-    if isinstance(engines, Mapping) and "name" not in engines:
-        there = {"default", "w2"}
-        there |= {name for name in ("w1", "gan") if getattr(modules, name) is not None}
-        engines = {name: engine for name, engine in engines.items() if name in there}
     if modules.w1 is None:  # plain DARTS
         problems = [weights_problem("w2", modules.w2, plain_w2_loss, training.alike()), arch]
         return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
@@ -335,6 +311,47 @@ def build_search(
         compiled = compile_discriminator(search, modules)
         problems.insert(1, _game(search, modules.gan, training.alike(), device, compiled))
     return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
+
+
+def _engines(search: Search, modules: SearchModules) -> Any:
+    """The engines of a search, without those of problems that it does not have."""
+    engines = "first_order" if search.order == "first" else search.hypergradient
+    if not isinstance(engines, Mapping) or "name" in engines:
+        return engines
+    there = {"default", "w2"}
+    there |= {name for name in ("w1", "gan") if getattr(modules, name) is not None}
+    return {name: engine for name, engine in engines.items() if name in there}
+
+
+def _architecture_problem(
+    recipe: Recipe,
+    dataset: Dataset,
+    module: nn.Module,
+    batches: Batches,
+    rests: int,
+    device: torch.device | str,
+) -> Problem:
+    """Declares the problem of α, which rests and draws nothing in the first `rests` rounds."""
+    search, how = recipe.search, recipe.search.architecture
+    penalty = None
+    if isinstance(module, Architecture):  # only DARTS's cells have a budget
+        penalty = make_penalty(recipe, dataset, module.primitives, device)
+    return Problem(
+        "arch",
+        module=module,
+        optimizer=torch.optim.Adam(
+            module.parameters(),
+            lr=how.lr,
+            betas=how.betas,
+            weight_decay=how.weight_decay,
+            **step_options(device),
+        ),
+        grad_clip=how.grad_clip,
+        precision=search.precision,
+        loss=make_arch_loss(penalty),
+        data=batches,
+        warmup_steps=rests,
+    )
 
 
 def _game(

@@ -99,7 +99,17 @@ def _searched(
             if index == 0:
                 load_into_supernets(modules, folder.recipe)
             _begin_with_generator(modules, warmed, how.generator.init)
-        _run_stage(stage, modules, candidates, parts, folder, dataset, judge, console, device)
+        _run_stage(
+            stage,
+            modules,
+            candidates,
+            parts,
+            folder,
+            dataset=dataset,
+            judge=judge,
+            console=console,
+            device=device,
+        )
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)
     return genotype, _source(modules, parts)
@@ -128,6 +138,7 @@ def _run_stage(
     candidates: Any,
     parts: SearchParts,
     folder: RunFolder,
+    *,
     dataset: Dataset,
     judge: Judge,
     console: Console,

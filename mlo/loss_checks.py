@@ -64,8 +64,16 @@ class LossChecks:
         for name in graph.problems:
             strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
             mixed = _is_mixed(graph.problems[name], engines[name])
-            look = partial(_examine, name, strays, advice[name], name in self.twice, mixed)
-            self.pending[name], self._later[name] = partial(look, True), partial(look, False)
+            look = partial(
+                _examine,
+                name=name,
+                strays=strays,
+                advice=advice[name],
+                twice=name in self.twice,
+                mixed=mixed,
+            )
+            self.pending[name] = partial(look, first=True)
+            self._later[name] = partial(look, first=False)
         self._warned: set[str] = set()
 
     def examine(self, name: str, *, again: bool) -> Examine | None:
@@ -218,18 +226,27 @@ def _reached(graph: DependencyGraph, names: Collection[str]) -> set[str]:
 
 
 def _examine(
+    loss: Tensor,
+    leaves: Sequence[Tensor],
+    *,
     name: str,
     strays: Mapping[int, tuple[str, str, str]],
     advice: EngineAdvice,
     twice: bool,
     mixed: bool,
     first: bool,
-    loss: Tensor,
-    leaves: Sequence[Tensor],
 ) -> None:
-    """Looks at a loss that is differentiated `twice`, or once, first in the leaves.
+    """Looks at a loss before it is differentiated.
 
-    The second derivative is `mixed` where it is taken in what the loss reads only.
+    Args:
+        loss: its value, with its graph.
+        leaves: in which it is differentiated first.
+        name: its problem.
+        strays: parameters that may not be in the graph; see `_strays`.
+        advice: names other engines.
+        twice: whether it is differentiated twice.
+        mixed: whether the second derivative is taken in what the loss reads only.
+        first: whether it is the problem's first look, which tries a double backward pass.
     """
     check_checkpointing(name, loss)
     for leaf in leaves_of(loss):

@@ -36,6 +36,7 @@ SNAPSHOT_EVERY = 100
 def nonfinite_error(
     problem: Problem,
     found: TotalGradient,
+    *,
     round_number: int,
     update: int,
     lowers: Sequence[str],

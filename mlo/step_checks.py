@@ -59,6 +59,7 @@ class StepChecks:
         problem: Problem,
         engine: AbstractEngine,
         step: OptimizerStep,
+        *,
         before: Tensors,
         gradient: Tensors,
         advice: EngineAdvice,

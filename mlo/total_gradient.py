@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from operator import attrgetter
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ from mlo.tensors import add, add_all, zeros_for_none
 __all__ = ["Flow", "TotalGradient", "total_gradient"]
 
 NOTHING: frozenset[str] = frozenset()
+P = ParamSpec("P")
+R = TypeVar("R")
 
 REQUIRES_GRAD = attrgetter("requires_grad")
 
@@ -90,6 +93,20 @@ class Flow:
                 self.read.setdefault(leaf.partition("/")[0], []).append(v)
 
 
+def _with_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which enables gradients where the caller has disabled them."""
+
+    @wraps(function)
+    def enabled(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        with torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return enabled
+
+
+@_with_gradients
 def total_gradient(
     evaluation: Evaluation,
     *,
@@ -124,21 +141,6 @@ def total_gradient(
         begun: the random state now, where it is known.
         flow: is told what came through solutions.
     """
-    if not torch.is_grad_enabled():
-        with torch.enable_grad():
-            return total_gradient(
-                evaluation,
-                is_update=is_update,
-                players=players,
-                keep_graph=keep_graph,
-                held_constant=held_constant,
-                examine=examine,
-                displaced=displaced,
-                linked=linked,
-                estimates=estimates,
-                begun=begun,
-                flow=flow,
-            )
     loss, problem = evaluation.loss, evaluation.loss.problem
     live: Any = problem.parameters  # which are only read
     reading = Reading(
@@ -225,6 +227,23 @@ def total_gradient(
         graph = _kept_graph(problem, parameters, cut.tensors, found)
         for key, value in gradient.items():
             gradient[key] = None if value is None else value.detach()
+    full, unused = _with_zeros(problem, gradient)
+    return TotalGradient(
+        gradient=full,
+        unused=unused,
+        losses=found.losses,
+        metrics=found.metrics,
+        reports=reading.reports,
+        evaluation=evaluation,
+        has_derivative=found.has_derivative,
+        graph=graph,
+    )
+
+
+def _with_zeros(
+    problem: Problem, gradient: Mapping[str, Tensor | None]
+) -> tuple[Tensors, frozenset[str]]:
+    """The gradient with zeros for parameters on which the loss does not depend, and their names."""
     full: Tensors = {}
     unused: list[str] = []
     for key, parameter in problem.parameters.items():
@@ -233,16 +252,7 @@ def total_gradient(
             unused.append(key)
             value = torch.zeros_like(parameter)
         full[key] = value
-    return TotalGradient(
-        gradient=full,
-        unused=frozenset(unused) if unused else NOTHING,
-        losses=found.losses,
-        metrics=found.metrics,
-        reports=reading.reports,
-        evaluation=evaluation,
-        has_derivative=found.has_derivative,
-        graph=graph,
-    )
+    return full, frozenset(unused) if unused else NOTHING
 
 
 @dataclass(kw_only=True, eq=False)

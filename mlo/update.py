@@ -126,50 +126,8 @@ class Updater:
     ) -> None:
         """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
-
-        # The gradient. What is drawn or moved on the way is kept, to be restored if it fails.
-        taken = self.draw(name)
-        batches = taken.batches
-        history.taken_for_solves.clear()
-        if self._parallel is not None and history.updates[name] == 0:
-            self._parallel.warn_of_equal_batches(name, tensors_of(batches))
-        memory, random = history.copied_memory(), RandomState.capture(problem.generators)
-        levels = self._levels[name]
-        known = levels.copied_solutions()
-        repeats = False
-        try:
-            found = levels.differentiate(
-                name,
-                batches,
-                is_update=True,
-                players=players,
-                keep_graph=keep_graph,
-                begun=random,
-            )
-            settings: Mapping[str, Mapping[str, Any]] = {}
-            if problem.settings is not None:
-                try:
-                    settings = self._set(problem, found.evaluation)
-                except BaseException:
-                    restore_buffers(found.evaluation)
-                    raise
-        except BaseException as error:
-            # An update happens completely or not at all: the same batches and noise come again.
-            history.streams[name].put_back(taken)
-            for stream, others in reversed(history.taken_for_solves):
-                stream.put_back(others)
-            # Solutions that were made for it go, since they would be made again with other draws.
-            levels.restore_solutions(known)
-            random.restore(problem.generators)
-            history.restore_memory(memory)
-            if not isinstance(error, NotCountable):
-                raise
-            repeats = True
-        if repeats:
-            self._update_once(name, players, record, last=last, keep_graph=keep_graph, moves=moves)
-            return
-
-        history.taken_for_solves.clear()
+        memory = history.copied_memory()
+        found, settings = self._gradient(name, players, memory, keep_graph=keep_graph)
         # All solves are noted, also those of an update that is left out, or of a player's move.
         self._note_solves(found, record)
 
@@ -189,6 +147,74 @@ class Updater:
         elif not finite:
             return
 
+        self._move(problem, players, found, norm, settings, record, last=last)
+
+    def _gradient(
+        self,
+        name: str,
+        players: tuple[str, ...],
+        memory: Mapping[str, Mapping[str, Tensor]],
+        *,
+        keep_graph: bool,
+    ) -> tuple[TotalGradient, Mapping[str, Mapping[str, Any]]]:
+        """Draws batches; returns the total gradient, and the settings of the step.
+
+        An update happens completely or not at all. So if this raises, what it has drawn or moved is
+        put back: the same batches and noise come again, and the engines' memory is as it was.
+        """
+        history, problem = self._history, self._history.graph.problems[name]
+        taken = self.draw(name)
+        batches = taken.batches
+        history.taken_for_solves.clear()
+        if self._parallel is not None and history.updates[name] == 0:
+            self._parallel.warn_of_equal_batches(name, tensors_of(batches))
+        random = RandomState.capture(problem.generators)
+        levels = self._levels[name]
+        known = levels.copied_solutions()
+        try:
+            found = levels.differentiate(
+                name,
+                batches,
+                is_update=True,
+                players=players,
+                keep_graph=keep_graph,
+                begun=random,
+            )
+            settings: Mapping[str, Mapping[str, Any]] = {}
+            if problem.settings is not None:
+                try:
+                    settings = self._set(problem, found.evaluation)
+                except BaseException:
+                    restore_buffers(found.evaluation)
+                    raise
+        except BaseException as error:
+            history.streams[name].put_back(taken)
+            for stream, others in reversed(history.taken_for_solves):
+                stream.put_back(others)
+            # Solutions that were made for it go, since they would be made again with other draws.
+            levels.restore_solutions(known)
+            random.restore(problem.generators)
+            history.restore_memory(memory)
+            if not isinstance(error, NotCountable):
+                raise
+        else:
+            history.taken_for_solves.clear()
+            return found, settings
+        return self._gradient(name, players, memory, keep_graph=keep_graph)
+
+    def _move(
+        self,
+        problem: Problem,
+        players: tuple[str, ...],
+        found: TotalGradient,
+        norm: GradientNorm,
+        settings: Mapping[str, Mapping[str, Any]],
+        record: Record,
+        *,
+        last: bool,
+    ) -> None:
+        """Makes the step down a gradient, calls what follows it, and records the update."""
+        history, name = self._history, problem.name
         engine = history.step_engines[name] if last else None
         step, raised = self._step(problem, found, norm, engine, settings)
         # Parameters have moved by now. So whatever is raised, the update is made: it is recorded,
@@ -326,7 +352,9 @@ class Updater:
         if checked is not None and engine is not None:
             bare = {key: found.gradient[key] for key in before}
             advice = self._history.losses[problem.name].advice
-            self._step_checks.check(problem, engine, checked, before, bare, advice)
+            self._step_checks.check(
+                problem, engine, checked, before=before, gradient=bare, advice=advice
+            )
         return step, raised
 
     @staticmethod
@@ -459,11 +487,11 @@ class Updater:
         error = nonfinite_error(
             problem,
             found,
-            history.round + 1,
-            history.updates[name] + 1,
-            [other for other in graph.problems if other in differentiated],
-            {other: graph.problems[other] for other in graph.reads[name]},
-            again,
+            round_number=history.round + 1,
+            update=history.updates[name] + 1,
+            lowers=[other for other in graph.problems if other in differentiated],
+            reads={other: graph.problems[other] for other in graph.reads[name]},
+            gradient=again,
         )
         self.skips_in_a_row[name] += 1
         if self.on_nonfinite != "skip" or self.skips_in_a_row[name] > SKIPS_IN_A_ROW:

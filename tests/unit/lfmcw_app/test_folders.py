@@ -180,6 +180,13 @@ def test_a_table_beside_images_without_folders_is_pointed_out(tmp_path):
         list_folder(tmp_path)
 
 
+def test_a_missing_relative_folder_is_told_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_dataset("folder:nowhere")
+    assert f"There is no folder nowhere in {tmp_path}." in str(caught.value)
+
+
 def test_an_unusable_folder_is_refused_with_advice(tmp_path):
     with pytest.raises(InputError, match="There is no folder"):
         load(tmp_path / "nowhere")
