@@ -81,6 +81,14 @@ def test_multiply_adds_count_whatever_makes_them(layer, by_hand):
     assert network_cost(layer(), 4, 4).multiply_adds * 1e6 == pytest.approx(by_hand)
 
 
+def test_frozen_parameters_are_not_among_the_trainable_ones():
+    network, _ = cifar_and_imagenet("DARTS_V2")
+    whole = network.parameter_count()
+    network.classifier.bias.requires_grad_(False)
+    assert network.parameter_count() == whole - 10
+    assert network_cost(network, 32).parameters * 1e6 == pytest.approx(whole - 10)
+
+
 # P-DARTS, Table 2, and PC-DARTS, Table 2: millions of multiply-adds on ImageNet, which count norms,
 # activations and pools.
 @pytest.mark.parametrize(
