@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet
 from lfmcw_app.spaces import space_named
 from mlo.distributed import global_mean, rank_and_size
+from mlo.randomness import preserved
 
 __all__ = [
     "GAN",
@@ -205,8 +207,12 @@ def make_generator(
 
 
 def generator_for(how: Generator, dataset: Dataset) -> ImageGenerator:
-    """Builds the generator of a recipe for the images of a data set."""
-    return make_generator(
+    """Builds the generator of a recipe for the images of a data set.
+
+    Raises:
+        InputError: if it is another package's, and its images are no images of the data set.
+    """
+    generator = make_generator(
         how,
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
@@ -214,6 +220,35 @@ def generator_for(how: Generator, dataset: Dataset) -> ImageGenerator:
         mean=dataset.mean,
         std=dataset.std,
     )
+    if not GAMES.is_built_in(how.name):
+        _check_images(generator, how.name, dataset)
+    return generator
+
+
+@torch.no_grad()
+def _check_images(generator: ImageGenerator, name: str, dataset: Dataset) -> None:
+    """Refuses images that a search would take without a word, as a network takes every size.
+
+    Raises:
+        InputError: if they have another shape than those of the data set, or other values.
+    """
+    labels = torch.arange(2, device=generator.mean.device) % dataset.num_classes
+    with preserved():
+        tried = copy.deepcopy(generator)  # a norm of it may keep statistics
+        noise = torch.randn(2, tried.noise_dim, device=labels.device)
+        pixels = tried.pixels(noise, labels)
+    wanted = (2, dataset.channels, dataset.image_size, dataset.image_size)
+    if pixels.shape != wanted:
+        raise InputError(
+            f"The generator {name!r} draws {list(pixels.shape)} for 2 labels. Its `pixels` must "
+            f"return {list(wanted)}: [B, image_channels, image_size, image_size]."
+        )
+    largest = 0.0 if pixels.is_meta else float(pixels.abs().max())
+    if not largest <= 1.0 + 1e-3:  # False for NaN too
+        raise InputError(
+            f"The generator {name!r} draws values of up to {largest:.3g}. Its `pixels` must be in "
+            "[-1, 1], where -1 is black and 1 is white: end it with torch.tanh."
+        )
 
 
 def _players(

@@ -22,6 +22,7 @@ from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.kept_data import reader
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.names import FOLDER
+from lfmcw_app.operation_checks import check_operations
 from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
@@ -57,11 +58,13 @@ def read_data(
         The recipe, whose batches may be smaller (`fits_batch`), and the data set.
 
     Raises:
-        InputError: if it cannot be read, or has fewer images than a batch of the recipe.
+        InputError: if it cannot be read, or has fewer images than a batch of the recipe; or if an
+            operation of another package cannot be used.
     """
     # Arithmetic refuses what cannot fit: once before anything is read, and again when the sizes of
     # the images are known.
     device = device or torch.device("cpu")
+    check_operations(space_named(recipe.search.space).operations(recipe.search), recipe)
     searches = searches and recipe.search.method != "random"
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
     check_sizes(recipe, image_size=least, device=device, searches=searches)

@@ -24,7 +24,7 @@ from lfmcw_app.printing import printable
 
 __all__ = [
     "FolderListing", "Listing", "identity_of", "image_suffixes", "images_below", "list_folder",
-    "list_parts",
+    "list_parts", "name_as_text",
 ]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -303,8 +303,8 @@ def _listed_as_classes(folder: Path, children: Sequence[Path]) -> bool:
         text = text_of(folder / CLASSES_FILE, LONGEST_CLASSES, encoding="utf-8-sig")
     except (OSError, ValueError):  # most folders have none; another file of this name is no list
         return False
-    names = {_text(path.name).strip() for path in children}
-    return names <= {_text(line).strip() for line in text.splitlines()}
+    names = {name_as_text(path.name).strip() for path in children}
+    return names <= {name_as_text(line).strip() for line in text.splitlines()}
 
 
 def _check_no_parts(folder: Path, children: Sequence[Path]) -> None:
@@ -350,7 +350,7 @@ def _inner(folder: Path) -> list[str]:
     """The names of the folders in a folder that has no image beside them; otherwise none."""
     if any(not _leads(entry.is_dir) and _is_image(entry) for entry in _entries(folder)):
         return []
-    return [_text(path.name) for path in _folders(folder)]
+    return [name_as_text(path.name) for path in _folders(folder)]
 
 
 def _likeness(name: str) -> str | None:
@@ -404,7 +404,7 @@ class _Skipped:
                 kind = _kind(entry)
                 self.kinds[f"{kind} outside of class folders" if _is_image(entry) else kind] += 1
             elif parts and entry.name not in parts and not _is_ignored(entry.name):
-                self.folders.append(_text(entry.name))
+                self.folders.append(name_as_text(entry.name))
 
     def add(self, other: _Skipped) -> None:
         """Adds what another one holds."""
@@ -459,10 +459,10 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "hidden"
     if entry.is_symlink() and not os.path.exists(entry.path):
         return "linked to nothing"
-    return _text(_suffix(entry.name)) or "without an ending"
+    return name_as_text(_suffix(entry.name)) or "without an ending"
 
 
-def _text(name: str) -> str:
+def name_as_text(name: str) -> str:
     """A file's name as text: one spelling on all systems, on one line, and always printable.
 
     Some systems write é as e with an accent. What is not UTF-8, or would steer a terminal, becomes
@@ -479,7 +479,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     # `scandir` knows what is a file without asking the system for each of a million.
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: _text(entry.name))
+            return sorted(entries, key=lambda entry: name_as_text(entry.name))
     except OSError as error:
         raise InputError(
             f"The folder {folder} cannot be read ({error.strerror or error})."
@@ -494,7 +494,7 @@ def _folders(folder: Path, found: _Skipped | None = None) -> list[Path]:
             if not _is_ignored(entry.name):
                 chosen.append(folder / entry.name)
             elif found is not None:
-                found.folders.append(_text(entry.name))
+                found.folders.append(name_as_text(entry.name))
     return chosen
 
 
@@ -545,12 +545,12 @@ def _files(
             reading.pop()
         elif _leads(entry.is_dir):
             if _is_ignored(entry.name) or identity_of(entry.path) in seen:
-                found.folders.append(_text(entry.name))
+                found.folders.append(name_as_text(entry.name))
                 continue
             seen.add(identity_of(entry.path))
-            reading.append((f"{prefix}{_text(entry.name)}/", iter(_entries(entry.path))))
+            reading.append((f"{prefix}{name_as_text(entry.name)}/", iter(_entries(entry.path))))
         elif _is_image(entry):
-            yield f"{prefix}{_text(entry.name)}", entry.path, entry.stat().st_size
+            yield f"{prefix}{name_as_text(entry.name)}", entry.path, entry.stat().st_size
         else:
             found.kinds[_kind(entry)] += 1
 
@@ -603,7 +603,7 @@ def _joined(names: Sequence[str], files: Sequence[list[tuple[str, str, int]]]) -
     return Listing(
         paths=tuple(path for _, path, _ in flat),
         labels=torch.arange(len(names)).repeat_interleave(counts),
-        class_names=tuple(map(_text, names)),
+        class_names=tuple(map(name_as_text, names)),
         names=tuple(name for name, _, _ in flat),
         sizes=torch.tensor([size for _, _, size in flat], dtype=torch.int64),
     )
@@ -630,7 +630,7 @@ def _other_forms(folders: Sequence[Path]) -> list[str]:
     """The names of files that may tell the classes of images."""
     entries = [entry for folder in folders for entry in _entries(folder)]
     return [
-        _text(entry.name)
+        name_as_text(entry.name)
         for entry in entries
         if _suffix(entry.name) in OTHER_FORMS and not entry.name.startswith(".")
     ]
@@ -641,11 +641,11 @@ def _check_names(classes: Mapping[str, Sequence[Path]]) -> None:
     for paths in classes.values():
         named: dict[str, Path] = {}
         for path in paths:
-            other = named.setdefault(_text(path.name), path)
+            other = named.setdefault(name_as_text(path.name), path)
             if other is not path:
                 raise InputError(
                     f"The class folders {str(other)!r} and {str(path)!r} have one name in text, "
-                    f"{_text(path.name)!r}. Rename one of them."
+                    f"{name_as_text(path.name)!r}. Rename one of them."
                 )
 
 

@@ -18,8 +18,10 @@ from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_and_tell
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.idle_settings import idle_settings
 from lfmcw_app.names import FOLDER
 from lfmcw_app.printing import say
+from lfmcw_app.recipe_loading import merged_settings
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_files import CONFIG
 from lfmcw_app.run_folder import RunFolder
@@ -116,6 +118,8 @@ def run_search(
         cuda = target.type == "cuda"
         recipe = resolve_recipe(dataset, preset, None, settings, seed, cuda=cuda)
         check_outside(dataset, path)
+        for told in idle_settings(recipe, given=merged_settings(settings or {})):
+            say(console, told)
 
     recipe, images = read_and_tell(console, recipe, Path(data), device=target)
     held = opened or RunFolder.create(path, recipe)

@@ -10,7 +10,7 @@ table's group of entry points:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -33,14 +33,22 @@ class Table(Mapping[str, Entry]):
         group: of the entry points.
         of: the type of entries.
         entries: the table's own ones.
+        reserved: names that no entry can have.
     """
 
     def __init__(
-        self, kind: str, group: str, of: type[Entry], entries: Mapping[str, Entry]
+        self,
+        kind: str,
+        group: str,
+        of: type[Entry],
+        entries: Mapping[str, Entry],
+        *,
+        reserved: Iterable[str] = (),
     ) -> None:
         self._kind, self._group, self._type = kind, group, of
         self._entries = dict(entries)
-        self._own = frozenset(entries)
+        self._own = dict(entries)
+        self._reserved = frozenset(reserved)
         self._found: dict[str, list[EntryPoint]] | None = None
 
     def register(self, name: str, entry: Entry, *, replace: bool = False) -> None:
@@ -74,6 +82,10 @@ class Table(Mapping[str, Entry]):
                 f"{self._group})."
             )
         return self[name]
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether an entry is the application's own, and no other one has replaced it."""
+        return name in self._own and self[name] is self._own[name]
 
     def __getitem__(self, name: str) -> Entry:
         places = [point.value for point in self._others().get(name, [])]
@@ -123,6 +135,11 @@ class Table(Mapping[str, Entry]):
             raise InputError(
                 f"A {self._kind} cannot be called {name!r} ({where}): its name must have only "
                 "letters, digits and underscores, and start with a letter."
+            )
+        if name in self._reserved:
+            raise InputError(
+                f"A {self._kind} cannot be called {name!r} ({where}): modules of PyTorch have an "
+                f"attribute of that name. Choose another one, such as {name}_op."
             )
         if not isinstance(entry, self._type):
             raise InputError(

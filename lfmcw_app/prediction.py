@@ -15,7 +15,7 @@ from torch import Tensor
 from lfmcw_app.classifier import Classifier, Preprocess
 from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
-from lfmcw_app.folders import identity_of, images_below
+from lfmcw_app.folders import identity_of, images_below, name_as_text
 from lfmcw_app.near_paths import near_paths
 
 __all__ = [
@@ -155,7 +155,7 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundIma
     if missing:
         named = listed(list(map(str, missing)))
         raise InputError(f"There is no file or folder {named}.{near_paths(missing[0])}")
-    labels = {name: label for label, name in enumerate(class_names)}
+    labels = {name_as_text(name): label for label, name in enumerate(class_names)}
     # A file may be named twice, by links or by folders that overlap; not each name tells a class.
     paths: dict[tuple[int, int], Path] = {}
     found: dict[tuple[int, int], set[int]] = {}

@@ -179,15 +179,26 @@ def merged_settings(*parts: Mapping[str, Any]) -> dict[str, Any]:
     A section that is given as a mapping, in a file or as one setting, sets the keys that it has and
     leaves the others of the section as they are. Mappings that are values (an engine with its
     options, `class_shares`, `primitives`) replace what was there as a whole.
+
+    Raises:
+        InputError: if one mapping gives a key two values, as `search.steps` and within `search`.
     """
     found: dict[str, Any] = {}
     for part in parts:
+        of_part: dict[str, Any] = {}
         for key, value in part.items():
+            inner = {key: value}
             if key in _sections() and isinstance(value, Mapping):
-                inner = {f"{key}.{name}": entry for name, entry in value.items()}
-                found |= merged_settings(inner)
-            else:
-                found[key] = value
+                inner = merged_settings({f"{key}.{name}": entry for name, entry in value.items()})
+            for name, entry in inner.items():
+                if name in of_part and of_part[name] != entry:
+                    raise InputError(
+                        f"{name} is {shown(of_part[name])} in one place and {shown(entry)} in "
+                        "another, within its section and by its dotted name. Only one of the two "
+                        "can count, so drop one."
+                    )
+                of_part[name] = entry
+        found |= of_part
     return found
 
 

@@ -17,7 +17,7 @@ from lfmcw_app.bounded_files import read_object
 from lfmcw_app.copies import digest_of_contents
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
-from lfmcw_app.folders import Listing
+from lfmcw_app.folders import Listing, name_as_text
 from lfmcw_app.names import FOLDER
 from lfmcw_app.prediction import ImageFile
 from lfmcw_app.readers import split_folder
@@ -90,7 +90,7 @@ class TrainedImages:
         there = [picture.path for picture in known if picture.path is not None]
         if there and any(self._digest(path) == self._digest(other) for other in there):
             return True
-        whole = f"/{path.absolute().as_posix()}"
+        whole = f"/{name_as_text(path.absolute().as_posix())}"
         gone = (picture for picture in known if picture.path is None)
         return any(whole.endswith(f"/{picture.name}") for picture in gone)
 

@@ -70,6 +70,7 @@ def evaluate(
     from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.idle_settings import idle_settings
     from lfmcw_app.memory_projection import count_memory, print_memory
+    from lfmcw_app.operation_checks import check_operations
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_network_fits
 
@@ -132,6 +133,7 @@ def evaluate(
             place = options.place(out, f"{short_name(recipe.dataset)}-lookup")
             _look_up(folder, place, recipe, cells, console)
             return
+        check_operations(cells.primitives, recipe)
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 

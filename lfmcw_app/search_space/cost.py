@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["Cost", "network_cost"]
 
@@ -23,7 +23,8 @@ class Cost:
 
     Attributes:
         parameters: trainable parameters without an auxiliary head, in millions.
-        multiply_adds: of the convolutions and linear layers, in millions.
+        multiply_adds: of the convolutions and matrix products, in millions, whatever module or
+            function they are made by.
         elementwise: operations of the other layers, in millions: two per output of a norm, one per
             output of an activation, one per input of a pool. P-DARTS and PC-DARTS publish the sum
             of this and `multiply_adds`.
@@ -38,8 +39,8 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
     """Counts parameters and multiply-adds, without arithmetic and without changing the network.
 
     An output of a convolution takes (input channels / groups) · kernel area multiply-adds, one of a
-    linear layer its number of inputs. Biases and sums are not counted, nor is a module named
-    `auxiliary`, which runs in training only.
+    linear layer its number of inputs, and attention those of its two products. Biases and sums are
+    not counted, nor is a module named `auxiliary`, which runs in training only.
 
     Args:
         network: called with images [1, in_channels, image_size, image_size], in evaluation mode.
@@ -48,16 +49,11 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
     """
     # On the meta device a layer computes the shape of its output only.
     shapes = copy.deepcopy(network).to("meta").eval()
-    multiply_adds = elementwise = 0
+    elementwise = 0
 
     def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal multiply_adds, elementwise
-        if isinstance(module, nn.Linear):
-            multiply_adds += output.numel() * module.in_features
-        elif isinstance(module, nn.Conv2d):
-            inputs = module.in_channels // module.groups * math.prod(module.kernel_size)
-            multiply_adds += output.numel() * inputs
-        elif isinstance(module, NORMS):
+        nonlocal elementwise
+        if isinstance(module, NORMS):
             elementwise += 2 * output.numel()
         elif isinstance(module, ACTIVATIONS):
             elementwise += output.numel()
@@ -66,7 +62,7 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
 
     for module in shapes.modules():
         module.register_forward_hook(count)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shapes(torch.empty(1, in_channels, image_size, image_size, device="meta"))
 
     auxiliary = getattr(network, "auxiliary", None)
@@ -78,6 +74,6 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
     )
     return Cost(
         parameters=parameters / 1e6,
-        multiply_adds=multiply_adds / 1e6,
+        multiply_adds=counter.get_total_flops() / 2e6,  # a multiply-add is two operations
         elementwise=elementwise / 1e6,
     )

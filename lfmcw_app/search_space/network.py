@@ -157,7 +157,10 @@ class ImageNetwork(nn.Module):
     def parameter_count(self) -> int:
         """Trainable parameters without the auxiliary head, as papers count them."""
         auxiliary = self.auxiliary.parameters() if self.auxiliary is not None else ()
-        return sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in auxiliary)
+        excluded = {id(p) for p in auxiliary}
+        return sum(
+            p.numel() for p in self.parameters() if p.requires_grad and id(p) not in excluded
+        )
 
 
 class DerivedNetwork(ImageNetwork):

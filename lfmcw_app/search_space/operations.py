@@ -152,6 +152,7 @@ PRIMITIVES: Table[Primitive] = Table(
             draws=True,
         ),
     },
+    reserved=dir(nn.ModuleDict()),  # whose keys they are in supernets
 )
 """Name → primitive. The first eight are DARTS's; nor_conv is the name in NAS-Bench-201."""
 

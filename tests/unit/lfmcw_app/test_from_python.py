@@ -189,6 +189,18 @@ def test_settings_of_a_script_are_taken_as_values(tmp_path, monkeypatch):
     assert recipe.search == load_recipe("smoke", space="pcdarts", overrides=settings).search
 
 
+def test_a_script_is_told_of_settings_that_change_nothing(tmp_path, monkeypatch, capsys):
+    def stop(console, recipe, root, *, device):
+        raise InputError("this far")
+
+    monkeypatch.setattr("lfmcw_app.from_python.read_and_tell", stop)
+    settings = {"search": {"partial_channels": 2}, "search.steps": 2}
+    with pytest.raises(InputError, match="this far"):
+        lfmcw_app.run_search("squares", tmp_path / "run", preset="smoke", settings=settings)
+    told = "search.partial_channels changes nothing here: only the space pcdarts has partial"
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
 def test_paths_numbers_and_devices_of_a_script_are_taken(tmp_path, monkeypatch):
     def told(console, recipe, data, *, device):
         raise RuntimeError(recipe, data, device)

@@ -76,6 +76,20 @@ def test_names_can_stand_in_files_keys_and_pages(monkeypatch, name):
         table(monkeypatch, (name, "math:pi"))[name]
 
 
+def test_a_reserved_name_is_refused(monkeypatch):
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    numbers = Table("number", "a.group", float, {"one": 1.0}, reserved=("half",))
+    with pytest.raises(InputError, match=r"cannot be called 'half'.* such as half_op"):
+        numbers.register("half", 0.5)
+
+
+def test_a_replaced_entry_is_not_built_in(monkeypatch):
+    numbers = table(monkeypatch, ("pi", "math:pi"))
+    assert [numbers.is_built_in(name) for name in ("one", "pi")] == [True, False]
+    numbers.register("one", 1.5, replace=True)
+    assert not numbers.is_built_in("one")
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch):
     with pytest.raises(ValueError, match=r"Unknown number 'oen'. Did you mean 'one'.*a\.group"):
         table(monkeypatch).named("oen")

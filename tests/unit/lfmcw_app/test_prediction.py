@@ -33,6 +33,12 @@ def test_images_are_found_with_their_classes(tmp_path):
     assert found.skipped == {".txt": 1, "hidden": 1}
 
 
+def test_a_class_is_found_however_a_script_has_written_it(tmp_path):
+    write(tmp_path / "été" / "a.png")
+    (image,) = find_images([tmp_path], ("cat", "e\u0301te\u0301")).images
+    assert image.label == 1
+
+
 def test_an_image_that_is_named_twice_counts_once(tmp_path):
     write(tmp_path / "cat" / "a.png")
     (tmp_path / "b.data").write_bytes((tmp_path / "cat" / "a.png").read_bytes())

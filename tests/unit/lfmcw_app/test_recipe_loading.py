@@ -163,6 +163,30 @@ def test_sections_that_are_given_twice_are_joined():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "search.steps: 7\nsearch: {steps: 8}\n",
+        "search: {steps: 8}\nsearch.steps: 7\n",
+        "search: {weights.lr: 1e-3, weights: {lr: 1e-2}}\n",
+        "search.weights: {lr: 1e-3}\nsearch: {weights: {lr: 1e-2}}\n",
+    ],
+)
+def test_two_values_of_one_setting_in_one_place_are_refused(text, tmp_path):
+    """By a dotted name and within a section: which of them counts would depend on their order."""
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    for given in ({"config": file}, {"overrides": parse_yaml(text)}):
+        with pytest.raises(InputError, match=r"search\.(steps|weights\.lr) is .* drop one"):
+            load_recipe("smoke", **given)
+
+
+def test_one_value_of_a_setting_may_be_given_twice():
+    given = {"search.steps": 7, "search": {"steps": 7, "layers": 4}}
+    search = load_recipe("smoke", overrides=given).search
+    assert (search.steps, search.layers) == (7, 4)
+
+
+@pytest.mark.parametrize(
     ("key", "first", "second"),
     [
         ("search.hypergradient", {"name": "neumann", "num_terms": 3}, {"name": "cg"}),

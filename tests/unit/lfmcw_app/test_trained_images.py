@@ -83,6 +83,15 @@ def test_without_the_pictures_names_and_sizes_decide(places, tmp_path):
     assert [path.relative_to(moved) for path in held_out(moved, run)] == before
 
 
+def test_moved_pictures_are_found_however_accents_are_written(places, tmp_path):
+    """Some systems write é as e with an accent, also in a copy elsewhere."""
+    pictures, run = places
+    begun(pictures, run, train={"été": 2, "horse": 2}, test={"été": 1, "horse": 1})
+    moved = pictures.rename(tmp_path / "moved")
+    decomposed = (moved / "train" / "été").rename(moved / "train" / "e\u0301te\u0301")
+    assert all(TrainedImages.of(run).holds(path) for path in decomposed.iterdir())
+
+
 def test_pictures_that_chose_the_cell_are_not_held_out(places):
     """A search saw them; the evaluation of a given cell did not."""
     pictures, run = places

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small_networks import cifar_and_imagenet
 from torch import nn
+from torch.nn import functional as F
 
 from lfmcw_app.search_space.cost import network_cost
 
@@ -40,6 +42,51 @@ def test_the_cost_of_a_small_network_is_what_is_counted_by_hand():
     assert net.training
     assert next(net.parameters()).device.type == "cpu"
     assert not net.classifier._forward_hooks
+
+
+class Weighted(nn.Module):
+    """Maps [B, 4, 4, 4] convolved by a weight of its own, without a layer of PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight / self.weight.norm(), padding=1)
+
+
+class Attention(nn.Module):
+    """Attention of the pixels of maps [B, 4, 4, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        pixels = x.flatten(2).mT
+        return self.layer(pixels, pixels, pixels, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "by_hand"),
+    [
+        (Weighted, 16 * 4 * 4 * 9),
+        # Four maps of 4 to 4 features for each of 16 pixels, and 16·16 pairs of them twice.
+        (Attention, 4 * 16 * 4 * 4 + 2 * 16 * 16 * 4),
+        (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2), 16 * 4 * 6 * 4),
+        (lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 8, 3, padding=1)), 16 * 8 * 4 * 3),
+    ],
+)
+def test_multiply_adds_count_whatever_makes_them(layer, by_hand):
+    assert network_cost(layer(), 4, 4).multiply_adds * 1e6 == pytest.approx(by_hand)
+
+
+def test_frozen_parameters_are_not_among_the_trainable_ones():
+    network, _ = cifar_and_imagenet("DARTS_V2")
+    whole = network.parameter_count()
+    network.classifier.bias.requires_grad_(False)
+    assert network.parameter_count() == whole - 10
+    assert network_cost(network, 32).parameters * 1e6 == pytest.approx(whole - 10)
 
 
 # P-DARTS, Table 2, and PC-DARTS, Table 2: millions of multiply-adds on ImageNet, which count norms,
