@@ -2,7 +2,7 @@
 
 A target that is detached, a straight-through estimator or a reversed gradient makes the steps
 follow a map F that is the gradient of no function. Its fixed point depends on all that is detached,
-which autograd takes for a constant; of a reversed gradient, autograd reverses the second derivative
+which autograd treats as constant; of a reversed gradient, autograd reverses the second derivative
 too. So products that are exact for autograd are not those with the derivative of F.
 
 Values show it, and kinks do not disturb them: a loss changes continuously across a kink.

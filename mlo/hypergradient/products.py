@@ -553,7 +553,7 @@ class Engine(PullbackEngine):
                 f"{differing[0]:.3g}, and its gradient says {differing[1]:.3g}, so its gradient is "
                 "not that of its value (.detach(), a straight-through estimator, gradient "
                 f"reversal, samples that depend on the parameters). The engine {self.label!r} "
-                "takes what is detached for a constant, although the solution depends on it, and "
+                "treats what is detached as constant, although the solution depends on it, and "
                 "the second derivative of what is reversed has the wrong sign. Give parts that "
                 "follow different losses to the players of a game (players=), each with its own "
                 "loss; with implicit_solution state the condition (stationarity=)."
