@@ -679,11 +679,25 @@ def _restart_source(problem: str, value: Any) -> str | None:
 
 
 def _check_data(problem: str, data: Any) -> None:
-    """Refuses a sequence of loaders, each of which would count as a batch.
+    """Refuses what cannot be iterated, and what would yield other things than batches.
 
     Raises:
         ProblemError: with what to do.
     """
+    if isinstance(data, Mapping):
+        raise ProblemError(
+            f"Problem {problem!r}: data is a {type(data).__name__}, whose iteration yields its "
+            "keys. For a single batch pass a list of it: data=[batch]."
+        )
+    # (Python iterates whatever can be indexed too, such as a data set of PyTorch.)
+    kind = type(data)
+    if data is not None and not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
+        call = " Of a generator function make a class whose __iter__ is that function."
+        raise ProblemError(
+            f"Problem {problem!r}: data={data!r:.60} cannot be iterated. Pass an "
+            "iterable of batches, such as a DataLoader or a list."
+            f"{call if callable(data) else ''}"
+        )
     if not isinstance(data, (list, tuple)):
         return
     if any(isinstance(entry, (DataLoader, Dataset, Iterator)) for entry in data):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mlo.errors import CheckpointError, CheckpointWarning, warn_user
 from mlo.history import History
@@ -278,8 +279,34 @@ def _load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
         for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
             group.update({name: own[name] for name in KERNELS if name in own})
         optimizer.load_state_dict(state)
+        _keep_precisions(problem, optimizer, saved, key)
     for key, scheduler in problem.schedulers.items():
         scheduler.load_state_dict(_copied(saved["schedulers"][key]))
+
+
+def _keep_precisions(
+    problem: Problem, optimizer: Optimizer, saved: Mapping[str, Any], key: str
+) -> None:
+    """Gives an optimizer's entries the precision that they were saved in.
+
+    `load_state_dict` casts them to that of their parameter: float32 moments of bfloat16 weights
+    would be rounded. Where the module had another precision when it was saved, the cast is right.
+    """
+    before = saved["module"]
+    same = {
+        id(parameter)
+        for name, parameter in problem.parameters.items()
+        if name in before and before[name].dtype == parameter.dtype
+    }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entries in saved["optimizers"][key]["state"].items():
+        if isinstance(index, str) or id(parameters[index]) not in same:
+            continue
+        own = optimizer.state[parameters[index]]
+        for entry, value in entries.items():
+            cast = own.get(entry)
+            if isinstance(value, Tensor) and isinstance(cast, Tensor) and cast.dtype != value.dtype:
+                own[entry] = value.to(cast.device, copy=True)
 
 
 @torch.no_grad()

@@ -335,17 +335,22 @@ def _misfit(optimizer: Optimizer, saved: Any, kind: Any) -> str:
         if why := _group_misfit(own, group, optimizer, mine):
             return why
 
-    # An entry per element of a parameter (momentum, moments) must have the parameter's shape.
+    # An entry per element of a parameter (momentum, moments) must have the parameter's shape. Other
+    # libraries' entries of these names may have other shapes (one moment per row), and they may
+    # keep entries that belong to no parameter.
+    foreign = is_foreign(innermost(optimizer))
     states, parameters = saved.get("state", {}), [p for group in groups for p in group["params"]]
     if not isinstance(states, Mapping):
         return "its entries by parameter are no mapping"
     for index, entries in states.items():
+        if foreign and isinstance(index, str):
+            continue
         if not isinstance(index, int) or not 0 <= index < len(parameters):
             return f"it has a state of parameter {index!r} of {len(parameters)}"
         if not isinstance(entries, Mapping):
             return f"its state of parameter {index} is no mapping"
         shape = parameters[index].shape
-        for key in ELEMENTWISE.intersection(entries):
+        for key in () if foreign else ELEMENTWISE.intersection(entries):
             # (The first momentum is made by the first step.)
             none_yet = key == "momentum_buffer" and entries[key] is None
             if not none_yet and _shape(entries[key]) != shape:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from mlo.hypergradient.products import (
     Products,
     register_products,
 )
+from mlo.hypergradient.tf32 import without_tf32
 from mlo.once import SharedResults
 from mlo.replays import differing
 from mlo.response import Cotangent, Pullback
@@ -472,31 +473,6 @@ class FiniteDifferenceSystem(LinearSystem):
         slope = sum(float(real_inner(own[name], u)) for name, u in directions.items())
         noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / float(e)
         return (values[0] - values[1]) / (2.0 * float(e)), slope, noise
-
-
-@contextmanager
-def without_tf32(device: torch.device, *, allowed: bool) -> Iterator[None]:
-    """Computes convolutions and matrix products on a GPU in full float32 while the body runs.
-
-    TF32, PyTorch's default for convolutions on Ampere and later, keeps ten bits of the mantissa,
-    which a difference of two gradients magnifies. The setting is one of the whole process.
-
-    Args:
-        device: where the loss is computed.
-        allowed: leaves the setting alone.
-    """
-    if allowed or device.type != "cuda":
-        yield
-        return
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
 
 
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -28,12 +28,14 @@ from mlo.backward import grad
 from mlo.errors import EngineError, nearest, warn_user
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
+from mlo.hypergradient.custom_gradient import find_custom_gradient
 from mlo.hypergradient.double_backward import (
     check_silent_operations,
     check_third_derivative,
     explains_double_backward,
 )
 from mlo.hypergradient.kinks import find_kink
+from mlo.hypergradient.tf32 import without_tf32
 from mlo.loss import gradients
 from mlo.optimizer_step import OptimizerStep, l2_penalty, maximized
 from mlo.problem import Problem
@@ -521,11 +523,41 @@ class Engine(PullbackEngine):
         if system.assumes:
             system.check_assumptions(solve.q, pulled, self.label)
             if self.inverts and not call.differentiate:
+                self._check_gradient(system, solve.q)
                 self._check_bias(system, cotangent, pulled)
         total = [None if entry is None else -entry for entry in pulled]
         if solve.direct is not None:
             total = list(map(add, total, solve.direct))
         return total, solve.report
+
+    def _check_gradient(self, system: LinearSystem, u: Cotangent) -> None:
+        """Warns, at a problem's first solve, of a loss whose gradient is not that of its value."""
+        evaluation = system.call.solution.evaluation
+        loss, problem = evaluation.loss, evaluation.loss.problem
+        # Finite differences have a comparison of their own; a residual has no value, and that of a
+        # loss lacks the response of a solution that depends on its problem.
+        if not self.products.uses_second_derivatives or system.call.residual is not None:
+            return
+        if evaluation.dependent or loss.sharded or problem.runs_compiled or problem.precision:
+            return
+        if any(theta.dtype.itemsize < 4 for theta in system.parameters):
+            return
+        if not loss.checks.is_due("custom gradient", once=True):
+            return
+        parameters = dict(zip(system.names, system.parameters, strict=True))
+        with without_tf32(problem.device, allowed=False):
+            differing = find_custom_gradient(system.call, parameters, system._by_player(u))
+        if differing:
+            warn_user(
+                f"Problem {system.problem!r}: along a direction its loss changes by "
+                f"{differing[0]:.3g}, and its gradient says {differing[1]:.3g}, so its gradient is "
+                "not that of its value (.detach(), a straight-through estimator, gradient "
+                f"reversal, samples that depend on the parameters). The engine {self.label!r} "
+                "treats what is detached as constant, although the solution depends on it, and "
+                "the second derivative of what is reversed has the wrong sign. Give parts that "
+                "follow different losses to the players of a game (players=), each with its own "
+                "loss; with implicit_solution state the condition (stationarity=)."
+            )
 
     def _check_bias(
         self, system: LinearSystem, cotangent: Cotangent, pulled: Sequence[Tensor | None]

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, nearest
-from mlo.hypergradient.finite_difference import without_tf32
 from mlo.hypergradient.options import count, number_or_auto
+from mlo.hypergradient.tf32 import without_tf32
 from mlo.loss import gradients
 from mlo.optimizer_step import StateKey
 from mlo.problem import Tensors

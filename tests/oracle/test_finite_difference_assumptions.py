@@ -178,22 +178,3 @@ def test_values_are_compared_where_there_is_no_second_derivative():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(honest, "darts").gradient("a")
-
-
-# ------------------------------ TF32
-
-
-def test_displaced_gradients_are_computed_without_tf32(monkeypatch):
-    """On a GPU; here the switch itself, with the settings of PyTorch."""
-    from mlo.hypergradient.finite_difference import without_tf32
-
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    with without_tf32(torch.device("cuda"), allowed=False):
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
-    for device, allowed in (("cuda", True), ("cpu", False)):
-        with without_tf32(torch.device(device), allowed=allowed):
-            assert torch.backends.cudnn.allow_tf32
-    assert mlo.FiniteDifference(tf32=True) != mlo.FiniteDifference()

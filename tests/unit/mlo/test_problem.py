@@ -160,6 +160,20 @@ def test_a_wrong_declaration_is_refused_with_advice(options, message):
         problem("w", **options)
 
 
+@pytest.mark.parametrize("setting", ["data", "solve_data"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"x": torch.ones(2)}, r"a dict, whose iteration yields its keys.*data=\[batch\]"),
+        (3, "data=3 cannot be iterated. Pass an iterable of batches"),
+        (lambda: iter([None]), "function.* cannot be iterated.*whose __iter__ is that"),
+    ],
+)
+def test_data_that_yield_no_batches_are_refused(data, message, setting):
+    with pytest.raises(mlo.ProblemError, match=message):
+        problem("w", **{setting: data})
+
+
 def test_a_name_must_be_an_identifier():
     with pytest.raises(mlo.ProblemError, match="not a Python identifier"):
         problem("my weights")

@@ -189,6 +189,48 @@ def test_moments_of_another_shape_are_refused():
     refused(optimizer, state, "exp_avg has the shape")
 
 
+class Unusual(torch.optim.Optimizer):
+    """Keeps what optimizers of other libraries keep: see the comments."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.state["k"] = self.state.get("k", torch.zeros(1)) + 1  # of no parameter (MADGRAD)
+        self.state["ema"] = {"loss": float(self.state["k"])}  # (EmoNavi)
+        for p in self.param_groups[0]["params"]:
+            own = self.state[p]
+            if not own:
+                own["momentum_buffer"] = {0.5: torch.zeros_like(p)}  # several (AggMo)
+                own["exp_avg_sq"] = torch.zeros(())  # one per tensor or row (Amos, Nero)
+                own["weight"] = torch.zeros((), dtype=torch.float32)  # (QHAdam)
+            own["momentum_buffer"][0.5].mul_(0.5).add_(p.grad)
+            own["exp_avg_sq"].mul_(0.9).add_(p.grad.square().mean())
+            own["weight"].mul_(0.9).add_(1.0)
+            rate = self.param_groups[0]["lr"] / own["weight"] / self.state["k"].sqrt()
+            p -= rate * own["momentum_buffer"][0.5] / own["exp_avg_sq"].sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_entries_of_other_libraries_optimizers_resume(dtype, tmp_path):
+    whole, resumed = (adam_pair(adam=Unusual, dtype=dtype) for _ in range(2))
+    list(whole.run(3))
+    mlo.save_checkpoint(whole.state_dict(), tmp_path / "state.pt")
+    resumed.load_state_dict(mlo.load_checkpoint(tmp_path / "state.pt"))
+    list(whole.run(3)), list(resumed.run(3))
+    assert identical(whole.state_dict(), resumed.state_dict())
+
+
+def test_a_module_that_was_converted_converts_its_moments():
+    saved, other = (adam_pair(dtype=dtype) for dtype in (torch.float32, torch.float64))
+    list(saved.run(2))
+    other.load_state_dict(saved.state_dict())
+    (entries,) = other.problems["x"].optimizers["x"].state.values()
+    assert entries["exp_avg"].dtype == torch.float64
+    other.step()
+
+
 def test_a_load_that_fails_half_way_is_undone(monkeypatch):
     optimizer, other = adam_pair(), adam_pair()
     list(optimizer.run(1)), list(other.run(3))

@@ -1,0 +1,93 @@
+"""Tests that a loss whose gradient is not that of its value is told of."""
+
+import pytest
+import torch
+from torch import nn
+
+import mlo
+from mlo.testing import Vector
+
+MATRIX = torch.tensor([[0.8, -0.3], [0.5, 0.6]], dtype=torch.float64)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def reversal(w, batch, *, h):
+    """A descends, b ascends, as in domain-adversarial training."""
+    a, b = w.v[:2], Reversed.apply(w.v[2:])
+    return (a**2).sum() - (b**2).sum() + a @ MATRIX @ b + h.v @ w.v
+
+
+def semi_gradient(w, batch, *, h):
+    """Temporal differences: the target is a constant for the step."""
+    value = torch.cat([MATRIX, MATRIX.T], 1) @ w.v
+    return ((h.v[:2] + 0.9 * value.detach().flip(0) - value) ** 2).sum() + 0.1 * (w.v**2).sum()
+
+
+def solved(loss, engine, *, steps=30, dtype=torch.float64):
+    start = torch.tensor([0.4, -0.3, 0.2, 0.5], dtype=dtype)
+    w, h = Vector(start), Vector(start.flip(0))
+    sgd = torch.optim.SGD(w.parameters(), lr=0.1)
+    up = torch.optim.SGD(h.parameters(), lr=0.0)
+    problems = [
+        mlo.Problem("w", module=w, optimizer=sgd, loss=loss, steps=steps),
+        mlo.Problem("h", module=h, optimizer=up, loss=lambda h, _, *, w: ((w.v - 1.0) ** 2).sum()),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine)
+
+
+@pytest.mark.parametrize("steps", [1, 200])  # at a solution every slope is zero
+@pytest.mark.parametrize("engine", ["gmres", "direct"])
+@pytest.mark.parametrize("loss", [reversal, semi_gradient])
+def test_a_gradient_that_is_not_the_losss_is_told(loss, engine, steps):
+    optimizer = solved(loss, engine, steps=steps)
+    with pytest.warns(mlo.SolveWarning, match=r"its gradient is not that of its value.*players="):
+        optimizer.step()
+    optimizer.step()  # once per problem: warnings are errors in the tests
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [1, 200])
+def test_kinks_and_constants_above_are_no_custom_gradient(steps, dtype):
+    def in_dtype(w, batch, *, h):
+        kinked = (torch.cat([MATRIX, -MATRIX], 1).to(dtype) @ w.v - 0.1).relu()
+        smooth = (w.v**2).sum() + h.v @ w.v + h.v.detach().sum()
+        return (kinked**2).sum() + (w.v - 0.3).abs().sum() + smooth
+
+    solved(in_dtype, "cg", steps=steps, dtype=dtype).step()
+
+
+def test_the_game_that_the_warning_advises_is_exact():
+    """The fixed point of temporal differences, with the target as a player of its own."""
+
+    def losses(c, batch, *, h):
+        value = MATRIX @ c["value"].v
+        target = h.v[:2] + 0.5 * (MATRIX @ c["target"].v).flip(0)
+        return {
+            "value": ((target - value) ** 2).sum() / 2,
+            "target": ((c["target"].v - c["value"].v) ** 2).sum() / 2,
+        }
+
+    c = nn.ModuleDict({key: Vector(torch.zeros(2).double()) for key in ("value", "target")})
+    h = Vector(torch.tensor([0.4, -0.3]).double())
+    sgd, up = (torch.optim.SGD(module.parameters(), lr=lr) for module, lr in ((c, 0.5), (h, 0.0)))
+    players = {"value": "value", "target": "target"}
+    problems = [
+        mlo.Problem("c", module=c, optimizer=sgd, loss=losses, players=players, steps=300),
+        mlo.Problem("h", module=h, optimizer=up, loss=lambda h, _, *, c: (c["value"].v ** 2).sum()),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "gmres")
+    optimizer.step()
+    v = h.v.detach().clone().requires_grad_()
+    flip = torch.eye(2).double().flip(0)  # M w = v + F M w / 2
+    found = torch.linalg.solve((torch.eye(2).double() - 0.5 * flip) @ MATRIX, v)
+    (expected,) = torch.autograd.grad((found**2).sum(), v)
+    torch.testing.assert_close(optimizer.gradient("h")["v"], expected, rtol=1e-6, atol=0.0)
