@@ -689,8 +689,14 @@ def _check_data(problem: str, data: Any) -> None:
             f"Problem {problem!r}: data is a {type(data).__name__}, whose iteration yields its "
             "keys. For a single batch pass a list of it: data=[batch]."
         )
-    # (Python iterates whatever can be indexed too, such as a data set of PyTorch.)
     kind = type(data)
+    if isinstance(data, Dataset) and not hasattr(kind, "__iter__"):
+        raise ProblemError(
+            f"Problem {problem!r}: data is a {type(data).__name__}, a data set whose items would "
+            "each be a batch. Pass DataLoader(data_set, batch_size=...); if its items are batches, "
+            "batch_size=None."
+        )
+    # (Python iterates whatever can be indexed, too.)
     if data is not None and not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
         call = " Of a generator function make a class whose __iter__ is that function."
         raise ProblemError(

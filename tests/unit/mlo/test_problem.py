@@ -18,6 +18,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -166,6 +167,7 @@ def test_a_wrong_declaration_is_refused_with_advice(options, message):
     [
         ({"x": torch.ones(2)}, r"a dict, whose iteration yields its keys.*data=\[batch\]"),
         (3, "data=3 cannot be iterated. Pass an iterable of batches"),
+        (TensorDataset(torch.ones(4, 2)), r"a TensorDataset, .*DataLoader\(data_set, batch_size"),
         (lambda: iter([None]), "function.* cannot be iterated.*whose __iter__ is that"),
     ],
 )
