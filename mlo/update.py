@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,13 @@ class Update:
     round: int
     record: Record
     ends_round: bool
+
+
+class _Watched(NamedTuple):
+    """A problem's parameters before its loss was evaluated."""
+
+    versions: Sequence[int]
+    values: Sequence[Tensor] | None
 
 
 class Updater:
@@ -171,6 +178,7 @@ class Updater:
         random = RandomState.capture(problem.generators)
         levels = self._levels[name]
         known = levels.copied_solutions()
+        before = self._watched(problem)
         try:
             found = levels.differentiate(
                 name,
@@ -181,12 +189,13 @@ class Updater:
                 begun=random,
             )
             settings: Mapping[str, Mapping[str, Any]] = {}
-            if problem.settings is not None:
-                try:
+            try:
+                self._check_unmoved(problem, before)
+                if problem.settings is not None:
                     settings = self._set(problem, found.evaluation)
-                except BaseException:
-                    restore_buffers(found.evaluation)
-                    raise
+            except BaseException:
+                restore_buffers(found.evaluation)
+                raise
         except BaseException as error:
             history.streams[name].put_back(taken)
             for stream, others in reversed(history.taken_for_solves):
@@ -441,6 +450,43 @@ class Updater:
                 "which the change would be missing. Make the change part of the loss, of the "
                 "optimizer or of after_step=, or give the problem the engine 'first_order'."
             )
+
+    def _watched(self, problem: Problem) -> _Watched | None:
+        """What to compare a problem's parameters with after its loss was evaluated.
+
+        None if the loss may move them: its solution is not differentiated, or one step of it from a
+        start that is a constant, as the moved start is too.
+        """
+        engine = self._history.engines[problem.name]
+        one = isinstance(engine, StepEngine) and engine.recorded_steps == 1
+        if problem.name not in self._history.differentiated or (one and not problem.restart_from):
+            return None
+        parameters = problem.parameters.values()
+        # Versions do not tell of changes by `.data`.
+        due = self._history.losses[problem.name].checks.is_due("moves in its loss")
+        values = copies(parameters) if due else None
+        return _Watched([parameter._version for parameter in parameters], values)
+
+    def _check_unmoved(self, problem: Problem, before: _Watched | None) -> None:
+        """Refuses a loss that moves a solution where the move would be missing in its derivative.
+
+        Raises:
+            ProblemError: naming the parameter.
+        """
+        if before is None:
+            return
+        for index, (key, parameter) in enumerate(problem.parameters.items()):
+            moved = parameter._version != before.versions[index]
+            if not moved and before.values is not None:
+                moved = not _equal(before.values[index], parameter)
+            if moved:
+                raise ProblemError(
+                    f"The loss of problem {problem.name!r} changes its parameter {key!r} in place, "
+                    f"and the engine {self._history.engines[problem.name].label!r} differentiates "
+                    "its solution, in which the change would be missing. Compute with a changed "
+                    "copy (for max_norm= of an embedding: scale the rows that it returns), project "
+                    "in after_step=, or give the problem the engine 'first_order'."
+                )
 
     def _copied_values(self, problem: Problem) -> dict[str, Tensors]:
         """Problem → copies of its parameters: this one, and all that its solution depends on."""

@@ -472,6 +472,67 @@ def test_weights_may_move_before_a_step_that_nothing_reads():
     two_levels("one_step", upper={"before_update": moves_own}).step()
 
 
+def clamped(v):
+    with torch.no_grad():
+        v.clamp_(-0.1, 0.1)
+    return v
+
+
+def clamped_data(v):
+    v.data.clamp_(-0.1, 0.1)
+    return v
+
+
+def bounded_rows(v):
+    rows = torch.nn.functional.embedding(torch.tensor([0]), v[None], max_norm=0.1)
+    return rows[0]
+
+
+def bounded(move, engine, steps):
+    """w goes from a start that its loss moves towards x, and x is judged by w."""
+    w, x = (Vector(torch.tensor(start).double()) for start in ([0.9, 0.05], [1.0, 2.0]))
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
+            loss=lambda w, _, *, x: ((move(w.v) - x.v) ** 2).sum(),
+            steps=steps,
+        ),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+            loss=lambda x, _, *, w: (w.v**2).sum() + 0.0 * x.v.sum(),
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine)
+
+
+MOVES = pytest.mark.parametrize("move", [clamped, clamped_data, bounded_rows])
+
+
+@MOVES
+@pytest.mark.parametrize("engine", ["cg", {"name": "unroll", "steps": 2}])
+def test_a_loss_may_not_move_what_is_differentiated(move, engine):
+    optimizer = bounded(move, engine, steps=2)
+    with pytest.raises(mlo.ProblemError, match="loss of problem 'w' changes its parameter 'v'"):
+        optimizer.step()
+
+
+@MOVES
+@pytest.mark.parametrize("engine", ["one_step", "first_order"])
+def test_one_step_from_where_a_loss_moved_is_exact(move, engine):
+    """The start c is a constant, moved or not: w = c − 2 lr (c − x), so dΣw²/dx = 4 lr w."""
+    optimizer = bounded(move, engine, steps=1)
+    optimizer.step()
+    w, x = (optimizer.problems[name].module.v.detach() for name in ("w", "x"))
+    start = move(torch.tensor([0.9, 0.05]).double())
+    assert relative_error({"v": w}, {"v": start - 0.2 * (start - x)}) < 1e-12
+    if engine == "one_step":
+        assert relative_error(optimizer.gradient("x"), {"v": 0.4 * w}) < 1e-12
+
+
 @pytest.mark.parametrize("who", ["lower", "upper"])
 def test_an_update_whose_last_hook_fails_is_made(who):
     """The round goes on behind an update that Ctrl-C ends in `after_update`."""
