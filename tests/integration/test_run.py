@@ -55,6 +55,7 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     assert torch.load(folder / "search.pt", weights_only=True)["phase"] == "search"
 
 
+@pytest.mark.slow
 def test_a_run_is_a_function_of_its_seed(whole, tmp_path):
     """The same seed gives the same run, and another seed another."""
     folder, _ = whole

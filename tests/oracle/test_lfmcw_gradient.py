@@ -97,7 +97,10 @@ def oracle(recipe, modules, optimizer):
         )
 
 
-@pytest.mark.parametrize("grad_clip", [None, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize(
+    "grad_clip",
+    [pytest.param(None, id="unclipped"), pytest.param(0.5, id="clipped", marks=pytest.mark.slow)],
+)
 def test_one_step_equals_the_equations_differentiated_naively(grad_clip):
     recipe, modules, optimizer = make(grad_clip=grad_clip, primitives=None)
     expected = oracle(recipe, modules, optimizer)

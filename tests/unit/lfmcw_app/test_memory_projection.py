@@ -76,6 +76,7 @@ def test_what_is_held_is_parameters_optimizers_and_images():
     assert known <= training.held <= most
 
 
+@pytest.mark.slow
 def test_the_peak_grows_with_the_batch_in_a_straight_line():
     peaks = [counted(search__batch_size=size).peak for size in (4, 8, 12)]
     assert peaks[0] < peaks[1] < peaks[2]

@@ -144,6 +144,7 @@ def test_a_search_without_images_to_draw_is_refused(digits):
         build_search(how, digits, parts.train, parts.validation, modules)
 
 
+@pytest.mark.slow
 def test_a_search_with_real_images_resumes_bit_for_bit(digits):
     _, whole = search(digits)
     list(whole.run(2))

@@ -148,7 +148,7 @@ def settings_of(optimizer):
     }
 
 
-@pytest.mark.parametrize("rounds", [1, 7])
+@pytest.mark.parametrize("rounds", [1, pytest.param(7, marks=pytest.mark.slow)])
 def test_rates_after_a_state_are_those_of_the_new_recipe(rounds):
     """They are what a run by the new recipe has after so many rounds, in every optimizer."""
     recipe = load_recipe(

@@ -77,6 +77,7 @@ def state():
     return made.state_dict()
 
 
+@pytest.mark.slow
 def test_every_edit_of_a_state_is_refused_whole_or_works(state):
     """Nothing but a CheckpointError, and then nothing has changed; or the run continues."""
     run, refused, taken = optimizer(), 0, 0
