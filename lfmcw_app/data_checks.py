@@ -64,8 +64,9 @@ def read_data(
     # Arithmetic refuses what cannot fit: once before anything is read, and again when the sizes of
     # the images are known.
     device = device or torch.device("cpu")
-    check_operations(space_named(recipe.search.space).operations(recipe.search), recipe)
+    names = space_named(recipe.search.space).operations(recipe.search) if searches else ()
     searches = searches and recipe.search.method != "random"
+    check_operations(names, recipe, searches=searches)
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
     check_sizes(recipe, image_size=least, device=device, searches=searches)
     how = recipe.data

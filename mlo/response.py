@@ -79,7 +79,13 @@ Cotangent = Sequence[Tensor | None]
 
 IS_NONE = partial(is_, None)
 
-COMPARES_EVALUATIONS = ("stand-ins", "repeats", "finite difference", "batch bias")
+COMPARES_EVALUATIONS = (
+    "stand-ins",
+    "repeats",
+    "finite difference",
+    "batch bias",
+    "custom gradient",
+)
 """The checks that evaluate a loss once more. One that keeps state shows nothing else in them."""
 
 

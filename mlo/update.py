@@ -62,7 +62,7 @@ class Update:
 class _Watched(NamedTuple):
     """A problem's parameters before its loss was evaluated."""
 
-    versions: Sequence[int]
+    versions: list[int]
     values: Sequence[Tensor] | None
 
 
@@ -93,6 +93,7 @@ class Updater:
         self.skips_in_a_row = dict.fromkeys(history.graph.problems, 0)
         self._step_checks = StepChecks()
         self._warned: set[str] = set()
+        self._written: set[str] = set()  # problems whose losses write to their parameters
 
     def update(self, name: str, record: Record, *, keep_graph: bool, moves: bool = True) -> None:
         """Makes an update of a problem: one move or, with `player_steps`, several.
@@ -455,16 +456,18 @@ class Updater:
         """What to compare a problem's parameters with after its loss was evaluated.
 
         None if the loss may move them: its solution is not differentiated, or one step of it from a
-        start that is a constant, as the moved start is too.
+        start that is a constant, as the moved start is too. Sharded parameters are not compared.
         """
         engine = self._history.engines[problem.name]
         one = isinstance(engine, StepEngine) and engine.recorded_steps == 1
         if problem.name not in self._history.differentiated or (one and not problem.restart_from):
             return None
+        if self._history.losses[problem.name].sharded:
+            return None
         parameters = problem.parameters.values()
-        # Versions do not tell of changes by `.data`.
+        # Versions do not tell of changes by `.data`, nor whether a value is another one.
         due = self._history.losses[problem.name].checks.is_due("moves in its loss")
-        values = copies(parameters) if due else None
+        values = copies(parameters) if due or problem.name in self._written else None
         return _Watched([parameter._version for parameter in parameters], values)
 
     def _check_unmoved(self, problem: Problem, before: _Watched | None) -> None:
@@ -475,11 +478,14 @@ class Updater:
         """
         if before is None:
             return
-        for index, (key, parameter) in enumerate(problem.parameters.items()):
-            moved = parameter._version != before.versions[index]
-            if not moved and before.values is not None:
-                moved = not _equal(before.values[index], parameter)
-            if moved:
+        parameters = problem.parameters
+        if before.values is None:
+            versions = [parameter._version for parameter in parameters.values()]
+            if versions != before.versions:
+                self._written.add(problem.name)  # from the next update on, values are compared
+            return
+        for (key, parameter), value in zip(parameters.items(), before.values, strict=True):
+            if not _unchanged(value, parameter):
                 raise ProblemError(
                     f"The loss of problem {problem.name!r} changes its parameter {key!r} in place, "
                     f"and the engine {self._history.engines[problem.name].label!r} differentiates "
@@ -654,6 +660,11 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     return one is other or (type(one) is type(other) and bool(one == other))
+
+
+def _unchanged(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values, of which some may be NaN."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

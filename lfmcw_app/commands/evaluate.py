@@ -133,7 +133,7 @@ def evaluate(
             place = options.place(out, f"{short_name(recipe.dataset)}-lookup")
             _look_up(folder, place, recipe, cells, console)
             return
-        check_operations(cells.primitives, recipe)
+        check_operations(cells.primitives, recipe, searches=False)
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 

@@ -35,7 +35,6 @@ from mlo.hypergradient.double_backward import (
     explains_double_backward,
 )
 from mlo.hypergradient.kinks import find_kink
-from mlo.hypergradient.tf32 import without_tf32
 from mlo.loss import gradients
 from mlo.optimizer_step import OptimizerStep, l2_penalty, maximized
 from mlo.problem import Problem
@@ -545,8 +544,7 @@ class Engine(PullbackEngine):
         if not loss.checks.is_due("custom gradient", once=True):
             return
         parameters = dict(zip(system.names, system.parameters, strict=True))
-        with without_tf32(problem.device, allowed=False):
-            differing = find_custom_gradient(system.call, parameters, system._by_player(u))
+        differing = find_custom_gradient(system.call, parameters, system._by_player(u))
         if differing:
             warn_user(
                 f"Problem {system.problem!r}: along a direction its loss changes by "
@@ -556,7 +554,8 @@ class Engine(PullbackEngine):
                 "treats what is detached as constant, although the solution depends on it, and "
                 "the second derivative of what is reversed has the wrong sign. Give parts that "
                 "follow different losses to the players of a game (players=), each with its own "
-                "loss; with implicit_solution state the condition (stationarity=)."
+                "loss; with implicit_solution state the condition (stationarity=)"
+                f"{system.advice.phrase('; or use {}, which differentiates the step', 'one_step')}."
             )
 
     def _check_bias(

@@ -10,6 +10,8 @@ from several_processes import launch
 from mlo.testing import relative_error
 
 
+# Its weights are of detached losses, as in Meta-Weight-Net, and Neumann's series solves.
+@pytest.mark.filterwarnings("ignore:Problem 'low'.* is not that of its value:mlo.SolveWarning")
 @pytest.mark.slow
 def test_two_processes_end_where_one_does_on_the_whole_batches(tmp_path):
     launch(2, tmp_path, betty_in_processes.__file__)

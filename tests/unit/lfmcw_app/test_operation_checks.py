@@ -32,6 +32,8 @@ USABLE = {
     "plain": Maps,
     "with_norm": lambda c, s: nn.Sequential(nn.Conv2d(c, c, 1, s), nn.BatchNorm2d(c)),
     "skips": lambda c, s: nn.AvgPool2d(s),
+    "windows_of_7": lambda c, s: Maps(c, s, lambda m, x: x.reshape(*x.shape[:2], 7, -1)),
+    "of_large_maps": lambda c, s: nn.Sequential(nn.ReflectionPad2d(9), nn.Conv2d(c, c, 19, s)),
     "shared_pools": lambda c, s: POOL if s == 2 else Maps(c, s),
 }
 
@@ -64,11 +66,11 @@ class Half(nn.AvgPool2d):
 def checked(monkeypatch):
     monkeypatch.setattr(PRIMITIVES, "_entries", dict(PRIMITIVES._entries))
 
-    def check(make, space="darts", **more):
+    def check(make, space="darts", *, searches=True, **more):
         layer = lambda channels, stride, style: make(channels, stride)  # noqa: E731
-        PRIMITIVES.register("mine", Primitive(layer=layer, colour="#000000", **more))
+        PRIMITIVES.register("mine", Primitive(layer=layer, colour="#000000", **more), replace=True)
         names = {"mine", "none", *DARTS_PRIMITIVES}
-        check_operations(names, load_recipe("smoke", space=space))
+        check_operations(names, load_recipe("smoke", space=space), searches=searches)
 
     return check
 
@@ -85,6 +87,13 @@ def test_an_operation_that_would_end_a_run_is_refused(name, checked):
     make, why = REFUSED[name]
     with pytest.raises(InputError, match=rf"The operation 'mine' \(channels \d, stride.*{why}"):
         checked(make)
+
+
+def test_a_network_alone_is_tried_at_its_own_channels(checked):
+    grouped = lambda c, s: nn.Conv2d(c, c, 1, s, groups=8)  # noqa: E731 - the supernet has 4
+    checked(grouped, searches=False)
+    with pytest.raises(ValueError, match="divisible by groups"):
+        checked(grouped)
 
 
 def test_noise_may_depend_on_the_draw_if_it_says_so(checked):

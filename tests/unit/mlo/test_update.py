@@ -520,6 +520,48 @@ def test_a_loss_may_not_move_what_is_differentiated(move, engine):
         optimizer.step()
 
 
+def looked_up(v):
+    torch.nn.functional.embedding(torch.tensor([0]), v[None], max_norm=100.0)
+    return v
+
+
+def restored(v):
+    with torch.no_grad():
+        old = v.clone()
+        v.add_(1.0)
+        v.copy_(old)
+    return v
+
+
+@pytest.mark.parametrize("write", [looked_up, restored])
+@pytest.mark.parametrize("engine", ["cg", {"name": "unroll", "steps": 2}])
+def test_a_loss_may_write_what_is_there_already(write, engine):
+    optimizer = bounded(write, engine, steps=2)
+    for _ in range(3):
+        optimizer.step()
+
+
+def test_a_bound_that_is_reached_between_looks_is_refused():
+    """v goes to 2 by 2 − 1.95 · 0.8ᵏ, and values are looked at in the updates 1, 2, 4, 8."""
+
+    def bound(v):
+        with torch.no_grad():
+            v.clamp_(-1.3, 1.3)
+        return v
+
+    optimizer = bounded(bound, {"name": "unroll", "steps": 2}, steps=2)
+    list(optimizer.run(2))
+    with pytest.raises(mlo.ProblemError, match="loss of problem 'w' changes its parameter 'v'"):
+        optimizer.step()
+
+
+def test_a_number_that_is_not_one_has_not_moved():
+    optimizer = bounded(lambda v: torch.where(v.isnan(), 0.0, v), "cg", steps=2)
+    with torch.no_grad():
+        optimizer.problems["w"].module.v[1] = torch.nan
+    next(optimizer.updates(rounds=1))
+
+
 @MOVES
 @pytest.mark.parametrize("engine", ["one_step", "first_order"])
 def test_one_step_from_where_a_loss_moved_is_exact(move, engine):

@@ -65,6 +65,40 @@ def test_kinks_and_constants_above_are_no_custom_gradient(steps, dtype):
     solved(in_dtype, "cg", steps=steps, dtype=dtype).step()
 
 
+@pytest.mark.parametrize("frequency", [30.0, 37.0, 50.0])
+def test_a_loss_that_oscillates_within_a_step_is_none(frequency):
+    """Differences over many periods agree with each other, and with no slope."""
+    times = torch.linspace(0.0, 10.0, 60, dtype=torch.float64)
+
+    def loss(w, batch, *, h):
+        fit = ((w.v[:1] * times).sin() - (frequency * times).sin()).square().mean()
+        return fit + 1e-6 * h.v.exp()[0] * w.v[0] ** 2
+
+    w, h = Vector(torch.tensor([frequency]).double()), Vector(torch.zeros(1).double())
+    sgd, up = (torch.optim.SGD(module.parameters(), lr=0.0) for module in (w, h))
+    problems = [
+        mlo.Problem("w", module=w, optimizer=sgd, loss=loss),
+        mlo.Problem("h", module=h, optimizer=up, loss=lambda h, _, *, w: (w.v**2).sum()),
+    ]
+    mlo.MultilevelOptimizer(problems, "gmres").step()
+
+
+def test_a_loss_may_be_undefined_beside_its_solution():
+    data = torch.tensor([0.1, -0.4, 0.7], dtype=torch.float64)
+
+    def loss(w, batch, *, h):
+        normal = torch.distributions.Normal(h.v[:1], w.v)
+        return -normal.log_prob(data[:, None]).mean() + 0.1 * (w.v**2).sum()
+
+    w, h = (Vector(torch.tensor(start).double()) for start in ([5.0, 2.0, 0.05], [0.0]))
+    sgd, up = (torch.optim.SGD(module.parameters(), lr=0.0) for module in (w, h))
+    problems = [
+        mlo.Problem("w", module=w, optimizer=sgd, loss=loss),
+        mlo.Problem("h", module=h, optimizer=up, loss=lambda h, _, *, w: -w.v[2]),
+    ]
+    mlo.MultilevelOptimizer(problems, "direct").step()
+
+
 def test_the_game_that_the_warning_advises_is_exact():
     """The fixed point of temporal differences, with the target as a player of its own."""
 
