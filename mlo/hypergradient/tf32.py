@@ -25,12 +25,59 @@ def without_tf32(device: torch.device, *, allowed: bool) -> Iterator[None]:
     if allowed or device.type != "cuda":
         yield
         return
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
+    with _products_in_float32(), _convolutions_in_float32():
+        yield
+
+
+# PyTorch has two ways to set either precision, and refuses to read one of them after a program has
+# used the other. So each is set in the way in which it can be read.
+
+
+@contextmanager
+def _products_in_float32() -> Iterator[None]:
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        with _ieee(torch.backends.cuda.matmul):
+            yield
+        return
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _convolutions_in_float32() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    wider = (getattr(module, "fp32_precision", "none") for module in (torch.backends, cudnn))
+    try:
+        before = cudnn.allow_tf32
+        is_old = all(precision == "none" for precision in wider)
+    except RuntimeError:
+        is_old = False
+    if not is_old:
+        with _ieee(cudnn.conv, cudnn.rnn):
+            yield
+        return
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _ieee(*backends: Any) -> Iterator[None]:
+    before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = False
+            backend.fp32_precision = "ieee"
         yield
     finally:
         for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+            backend.fp32_precision = value
