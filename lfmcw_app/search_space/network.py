@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.search_space.cost import parameter_count
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
 from lfmcw_app.search_space.layers import FactorizedReduce, OperationStyle, ReLUConvNorm
 from lfmcw_app.search_space.operations import make_operation
@@ -156,11 +157,7 @@ class ImageNetwork(nn.Module):
 
     def parameter_count(self) -> int:
         """Trainable parameters without the auxiliary head, as papers count them."""
-        auxiliary = self.auxiliary.parameters() if self.auxiliary is not None else ()
-        excluded = {id(p) for p in auxiliary}
-        return sum(
-            p.numel() for p in self.parameters() if p.requires_grad and id(p) not in excluded
-        )
+        return parameter_count(self)
 
 
 class DerivedNetwork(ImageNetwork):
