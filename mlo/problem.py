@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import keyword
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -25,18 +22,27 @@ from torch.utils.data import (
 from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
-from mlo.inner_optimizer import innermost
 from mlo.notebook_table import table_html
+from mlo.problem_checks import (
+    at_least,
+    check_data,
+    check_module,
+    check_name,
+    check_optimizers,
+    check_schedulers,
+    checked_generators,
+    checked_norm,
+    checked_precision,
+    some,
+)
+from mlo.signatures import NOTHING_READ, problems_read
 from mlo.step_formulas import check_learned_settings
-from mlo.tensors import copied_options, sharing_memory
+from mlo.tensors import copied_options
 
 __all__ = ["Problem", "Tensors"]
 
 Tensors = dict[str, Tensor]
 """Parameter (or buffer) name → tensor."""
-
-RESERVED = ("default", "name")
-"""Names that a problem cannot have, because they are keys of the mappings in `hypergradient=`."""
 
 SHOWN_IF_SET = {
     "grad_clip": None, "precision": None, "compile": False, "accumulate": 1,
@@ -194,86 +200,24 @@ class Problem:
         accumulate_solves: int = 1,
         reads: Sequence[str] | None = None,
     ) -> None:
-        if (
-            not isinstance(name, str)
-            or not name.isidentifier()
-            or keyword.iskeyword(name)
-            or name in RESERVED
-        ):
-            raise ProblemError(
-                f"Problem name {name!r} is not a Python identifier, or is a keyword or one of "
-                f"{', '.join(RESERVED)}. A loss reads a problem through a keyword argument of its "
-                "name: use letters, digits and underscores."
-            )
-        if not isinstance(module, nn.Module):
-            raise ProblemError(
-                f"Problem {name!r}: module is a {type(module).__name__}, not a torch.nn.Module. "
-                "Put a bare parameter into a module, for example torch.nn.ParameterDict({'x': "
-                "parameter})."
-            )
-        scripted = [k for k, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
-        if scripted:
-            which = f"a part of its module ({scripted[0]})" if scripted[0] else "its module"
-            raise ProblemError(
-                f"Problem {name!r}: {which} was made by torch.jit.script or torch.jit.trace, "
-                "and TorchScript does not let mlo put other tensors in the place of its "
-                "parameters. Pass the Python module that it was made from; compile=True compiles "
-                "that. A part that is not trained may stay outside of the module, as a constant "
-                "that the loss calls."
-            )
-        lazy = [
-            key
-            for key, tensor in [*module.named_parameters(), *module.named_buffers()]
-            if nn.parameter.is_lazy(tensor)
-        ]
-        if lazy:
-            raise ProblemError(
-                f"Problem {name!r}: {_some(lazy)} of its module have no shape yet (lazy modules). "
-                "Call the module once on a batch, under torch.no_grad(), before the problem is "
-                "declared."
-            )
-        frozen = [
-            key
-            for key, tensor in [*module.named_parameters(), *module.named_buffers()]
-            if tensor.is_inference()
-        ]
-        if frozen:
-            raise ProblemError(
-                f"Problem {name!r}: {_some(frozen)} of its module were made under "
-                "torch.inference_mode(), so PyTorch can neither differentiate nor change them. "
-                "Make the module outside of it (torch.no_grad() does no harm), or give the module "
-                "clones of them: nn.Parameter(tensor.clone())."
-            )
-        _check_data(name, data)
+        check_name(name)
+        check_module(name, module)
+        check_data(name, data)
         self.name = name
         self.module = module
         self.loss = loss
         self.data = data
-        self.steps = _at_least(name, "steps", steps, 1)
-        self.accumulate = _at_least(name, "accumulate", accumulate, 1)
-        self.accumulate_solves = _at_least(name, "accumulate_solves", accumulate_solves, 1)
-        self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
-        if grad_clip is not None and (isinstance(grad_clip, str) or not grad_clip > 0):
-            raise ProblemError(
-                f"Problem {name!r}: grad_clip must be positive or None, got {grad_clip!r}."
-            )
-        self.grad_clip = grad_clip
-        if precision not in (None, "bf16"):
-            advice = ""
-            if precision in ("fp16", "float16", torch.float16):
-                advice = (
-                    " Gradients in float16 underflow unless the loss is scaled, and no engine "
-                    "knows the scale. Use 'bf16', or autocast inside the loss."
-                )
-            raise ProblemError(
-                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.{advice}"
-            )
-        self.precision = precision
+        self.steps = at_least(name, "steps", steps, 1)
+        self.accumulate = at_least(name, "accumulate", accumulate, 1)
+        self.accumulate_solves = at_least(name, "accumulate_solves", accumulate_solves, 1)
+        self.warmup_steps = at_least(name, "warmup_steps", warmup_steps, 0)
+        self.grad_clip = checked_norm(name, grad_clip)
+        self.precision = checked_precision(name, precision)
         self.compile = compile
-        self.generators = tuple(generators)
-        _check_data(name, solve_data)
+        self.generators = checked_generators(name, generators)
+        check_data(name, solve_data, option="solve_data")
         self.solve_data = solve_data
-        self.solve_batches = _at_least(name, "solve_batches", solve_batches, 1)
+        self.solve_batches = at_least(name, "solve_batches", solve_batches, 1)
         if solve_data is None and solve_batches > 1:
             raise ProblemError(
                 f"Problem {name!r}: solve_batches={solve_batches} counts batches of solve_data, "
@@ -297,13 +241,14 @@ class Problem:
                 f"Problem {name!r}: its module has no parameter that requires gradients, so there "
                 "is nothing to optimize."
             )
-        self._check_optimizers()
+        check_optimizers(name, module, self.parameters, self.optimizers)
         # As declared: later a step, a schedule or the user may have moved them.
         self.declared_options: dict[str, list[dict[str, Any]]] = {
             key: list(map(copied_options, optimizer.param_groups))
             for key, optimizer in self.optimizers.items()
         }
-        self._check_schedulers(named=isinstance(scheduler, Mapping))
+        named = isinstance(scheduler, Mapping)
+        check_schedulers(name, self.schedulers, self.optimizers, named=named)
 
         # A problem without players is a game of one player: the whole module, under its own name.
         # So derivatives are taken player by player everywhere.
@@ -320,13 +265,15 @@ class Problem:
         # A solution depends on everything that the three functions read, and on its start. Each
         # function is called with the problems that it names.
         self.after_step, self.settings = after_step, settings
-        of_loss = _reads(name, "loss", loss, "module", "batch", reads=_names(name, reads))
+        of_loss = problems_read(name, "loss", loss, "module", "batch", reads=_names(name, reads))
         of_step = of_settings = NOTHING_READ
         if after_step is not None:
-            of_step = _reads(name, "after_step", after_step, "parameters", "made", optional=1)
+            of_step = problems_read(
+                name, "after_step", after_step, "parameters", "made", optional=1
+            )
         if settings is not None:
             check_learned_settings(name, self.optimizers.values())
-            of_settings = _reads(name, "settings", settings, "made", optional=1)
+            of_settings = problems_read(name, "settings", settings, "made", optional=1)
         self.loss_reads, self.ignored_defaults = of_loss.names, of_loss.ignored
         self.after_step_reads, self.settings_reads = of_step.names, of_settings.names
         self.after_step_takes_count = of_step.positional == 2
@@ -436,7 +383,7 @@ class Problem:
                 f"its players. {nearest(unknown[0], list(self.players))}"
             )
         counts = {
-            player: _at_least(self.name, f"player_steps[{player!r}]", steps.get(player, 1), 1)
+            player: at_least(self.name, f"player_steps[{player!r}]", steps.get(player, 1), 1)
             for player in self.player_parameters
         }
         if min(counts.values()) > 1:
@@ -450,98 +397,6 @@ class Problem:
             return tuple(player for player, moves in counts.items() if moves >= remaining)
 
         return tuple(map(movers, range(max(counts.values()), 0, -1)))
-
-    def _check_schedulers(self, *, named: bool) -> None:
-        for name, scheduler in self.schedulers.items():
-            if not hasattr(scheduler, "step"):
-                raise ProblemError(
-                    f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
-                    f"{scheduler!r}."
-                )
-            if why := _needs_arguments(scheduler):
-                raise ProblemError(
-                    f"Problem {self.name!r}: its scheduler {type(scheduler).__name__} is called "
-                    f"as step() after each update, but {why}. Pass an object whose step() "
-                    "counts the updates and calls it, with state_dict() and load_state_dict()."
-                )
-            # A scheduler of another optimizer would run silently and change nothing here. It may be
-            # made from the optimizer that the problem's holds inside, or the other way round.
-            driven = getattr(scheduler, "optimizer", None)
-            if isinstance(driven, Optimizer):
-                driven = innermost(driven)
-            held = {key: innermost(optimizer) for key, optimizer in self.optimizers.items()}
-            if driven is not None and not any(driven is other for other in held.values()):
-                raise ProblemError(
-                    f"Problem {self.name!r}: its scheduler drives another optimizer than the "
-                    "problem's. Make the scheduler from the optimizer that you pass with it."
-                )
-            # Equal names show which scheduler and optimizer belong together.
-            namesake = held.get(name)
-            if named and None not in (driven, namesake) and driven is not namesake:
-                raise ProblemError(
-                    f"Problem {self.name!r}: its scheduler {name!r} drives another optimizer than "
-                    f"its optimizer {name!r}. Give a scheduler the name of the optimizer that it "
-                    "drives."
-                )
-
-    def _check_optimizers(self) -> None:
-        if not self.optimizers:
-            raise ProblemError(
-                f"Problem {self.name!r}: no optimizer was given. Pass a torch.optim optimizer of "
-                "its module's parameters, or a list or dict of several."
-            )
-        optimized: set[int] = set()
-        for optimizer in self.optimizers.values():
-            if not isinstance(optimizer, Optimizer):
-                alike = hasattr(optimizer, "param_groups") and not isinstance(optimizer, type)
-                raise ProblemError(
-                    f"Problem {self.name!r}: optimizer must be a torch.optim optimizer (an object, "
-                    f"not its class), got {optimizer!r}."
-                    + " Its class is not derived from torch.optim.Optimizer: write one that is, "
-                    "with its param_groups, whose step() and state_dict() call this one's." * alike
-                )
-            if isinstance(optimizer, torch.optim.LBFGS):
-                raise ProblemError(
-                    f"Problem {self.name!r}: LBFGS evaluates its loss several times per step "
-                    "through a closure, which MultilevelOptimizer does not offer. Use a "
-                    "first-order optimizer."
-                )
-            members = {
-                id(parameter) for group in optimizer.param_groups for parameter in group["params"]
-            }
-            if optimized & members:
-                raise ProblemError(
-                    f"Problem {self.name!r}: two of its optimizers hold the same parameter, which "
-                    "would move twice. Give each parameter to one optimizer."
-                )
-            optimized |= members
-
-        # Both ways: a parameter without an optimizer would never move, and an optimizer's own extra
-        # parameter would move without belonging to any problem.
-        missing = [
-            key for key, parameter in self.parameters.items() if id(parameter) not in optimized
-        ]
-        if missing:
-            raise ProblemError(
-                f"Problem {self.name!r}: its optimizer lacks {len(missing)} of "
-                f"{len(self.parameters)} parameters ({_some(missing)}). Pass all of "
-                "module.parameters() to the optimizer, or freeze the others with "
-                "requires_grad_(False)."
-            )
-        foreign = optimized - {id(parameter) for parameter in self.module.parameters()}
-        if foreign:
-            raise ProblemError(
-                f"Problem {self.name!r}: its optimizer also holds {len(foreign)} parameters that "
-                "are not in its module. Each problem optimizes its own module only."
-            )
-        alike = sharing_memory(self.parameters)
-        if alike is not None:
-            one, other = alike
-            raise ProblemError(
-                f"Problem {self.name!r}: its parameters {one!r} and {other!r} share memory (one's "
-                ".data is the other's), so that a step of one moves both. Tie the parameter itself "
-                "(decoder.weight = encoder.weight), or give each its own memory (.data.clone())."
-            )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
         # The players' submodules must divide all trainable parameters among themselves.
@@ -568,7 +423,7 @@ class Problem:
         unowned = [key for key in self.parameters if key not in owner]
         if unowned:
             raise ProblemError(
-                f"Problem {self.name!r}: no player controls {_some(unowned)}. Every trainable "
+                f"Problem {self.name!r}: no player controls {some(unowned)}. Every trainable "
                 "parameter of a game belongs to one player."
             )
 
@@ -577,15 +432,6 @@ class Problem:
         for key in self.parameters:
             found[owner[key]].append(key)
         return {player: tuple(keys) for player, keys in found.items()}
-
-
-def _at_least(problem: str, option: str, value: int, smallest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise ProblemError(
-            f"Problem {problem!r}: {option} must be an integer of at least {smallest}, got "
-            f"{value!r}."
-        )
-    return value
 
 
 def _fixed_pass(data: Iterable[Any]) -> int | None:
@@ -635,21 +481,6 @@ def _players(problem: str, players: Any) -> dict[str, str]:
     return dict(players)
 
 
-def _needs_arguments(scheduler: Any) -> str:
-    """What a scheduler's step() cannot be called without, in words; empty if nothing."""
-    if isinstance(scheduler, ReduceLROnPlateau):  # gets the loss
-        return ""
-    try:
-        parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):  # of code that is not Python's
-        return ""
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC]
-    return f"its step() needs {' and '.join(map(repr, needed))}" if needed else ""
-
-
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
 def _by_name(problem: str, value: Any) -> dict[str, Any]:
     """Name → value: the names of a dict, numbers for a list, the problem's for a single value."""
     if value is None:
@@ -676,145 +507,3 @@ def _restart_source(problem: str, value: Any) -> str | None:
         f"Problem {problem!r}: restart_from must be the name of a problem that is listed later, or "
         f"of a submodule of it, such as 'init' or 'init.head', got {value!r}."
     )
-
-
-def _check_data(problem: str, data: Any) -> None:
-    """Refuses what cannot be iterated, and what would yield other things than batches.
-
-    Raises:
-        ProblemError: with what to do.
-    """
-    if isinstance(data, Mapping):
-        raise ProblemError(
-            f"Problem {problem!r}: data is a {type(data).__name__}, whose iteration yields its "
-            "keys. For a single batch pass a list of it: data=[batch]."
-        )
-    kind = type(data)
-    if isinstance(data, Dataset) and not hasattr(kind, "__iter__"):
-        raise ProblemError(
-            f"Problem {problem!r}: data is a {type(data).__name__}, a data set whose items would "
-            "each be a batch. Pass DataLoader(data_set, batch_size=...); if its items are batches, "
-            "batch_size=None."
-        )
-    # (Python iterates whatever can be indexed, too.)
-    if data is not None and not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
-        call = " Of a generator function make a class whose __iter__ is that function."
-        raise ProblemError(
-            f"Problem {problem!r}: data={data!r:.60} cannot be iterated. Pass an "
-            "iterable of batches, such as a DataLoader or a list."
-            f"{call if callable(data) else ''}"
-        )
-    if not isinstance(data, (list, tuple)):
-        return
-    if any(isinstance(entry, (DataLoader, Dataset, Iterator)) for entry in data):
-        raise ProblemError(
-            f"Problem {problem!r}: data is a {type(data).__name__} of loaders or data sets, whose "
-            "entries would each be taken for one batch. Pass one iterable of batches: for "
-            "several loaders together, an iterable that yields a batch of each as a tuple (a "
-            "class whose __iter__ returns zip(first, second)), or give each problem its own."
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
-
-
-class _Signature(NamedTuple):
-    """What a function of a problem reads.
-
-    Attributes:
-        required: keyword-only arguments without a default: problems that it reads.
-        optional: arguments with a default: problems that it reads if they exist.
-        ignored: positional arguments that are never passed. The graph refuses any that name a
-            problem.
-        positional: the number of positional arguments that are passed.
-    """
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    ignored: tuple[str, ...]
-    positional: int
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All problems that it may be called with."""
-        return self.required + self.optional
-
-
-NOTHING_READ = _Signature(required=(), optional=(), ignored=(), positional=0)
-"""The signature of a function that the problem does not have."""
-
-
-def _reads(
-    problem: str,
-    what: str,
-    function: Callable[..., Any],
-    *positional_names: str,
-    optional: int = 0,
-    reads: Sequence[str] | None = None,
-) -> _Signature:
-    """Which problems a function reads, from its signature.
-
-    Args:
-        problem: the problem, for messages.
-        what: what the function is to it: "loss", "after_step" or "settings".
-        function: the function.
-        positional_names: what its positional arguments are.
-        optional: how many of the last ones are optional. It receives only those that have no
-            default of their own (`mlo.constraints.simplex` has one for its total).
-        reads: problems that are passed to it whatever its signature says (`**problems`).
-
-    Raises:
-        ProblemError: if it cannot be called so.
-    """
-    call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
-    try:
-        arguments = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError) as error:
-        raise ProblemError(
-            f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "
-            f"in a Python function `def {call}: ...`."
-        ) from error
-
-    # Exactly these positional arguments must fit.
-    count, fewest = len(positional_names), len(positional_names) - optional
-    positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
-    variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
-    required = [a for a in positional if a.default is a.empty]
-    if len(required) > count or (len(positional) < fewest and not variadic):
-        raise ProblemError(
-            f"Problem {problem!r}: its {what} takes the positional arguments "
-            f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
-            f"{_counted(fewest, count)}, then the problems that it reads, after a *."
-        )
-    keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
-    named = [a.name for a in keywords if a.default is a.empty]
-    for argument in arguments:
-        if argument.kind is argument.VAR_KEYWORD:
-            if reads is None:
-                raise ProblemError(
-                    f"Problem {problem!r}: its {what} takes **{argument.name}, from which it "
-                    "cannot be told what it reads. Name the problems that it reads behind a *"
-                    + (", or list them: reads=['task0', 'task1', ...]." if what == "loss" else ".")
-                )
-            break
-    else:
-        if unknown := [name for name in reads or () if name not in {a.name for a in keywords}]:
-            raise ProblemError(
-                f"Problem {problem!r}: reads= names {unknown[0]!r}, which its loss does not take. "
-                "Add **problems to its arguments, or the name behind a *."
-            )
-    return _Signature(
-        required=tuple(dict.fromkeys([*named, *(reads or ())])),
-        optional=tuple(
-            a.name for a in keywords if a.default is not a.empty and a.name not in (reads or ())
-        ),
-        ignored=tuple(a.name for a in positional[count:]),
-        positional=count if variadic else max(fewest, len(required)),
-    )
-
-
-def _counted(fewest: int, most: int) -> str:
-    if fewest < most:
-        return f"{fewest} or {most} positional arguments"
-    return {1: "one positional argument", 2: "two positional arguments"}[most]
