@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ from lfmcw_app.recipe import Recipe, Search
 from lfmcw_app.recipe_loading import merged_settings, parsed_settings, preset_recipe, with_options
 from lfmcw_app.resolving import resolve_recipe
 
-__all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]
+__all__ = [
+    "TABLES",
+    "Arm",
+    "arm_recipe",
+    "check_arms",
+    "check_settings",
+    "contrasts",
+    "table_recipes",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +137,48 @@ def arm_recipe(
     given = merged_settings(given, longer)
     recipe = resolve_recipe(dataset, preset, config, given, seed, space=space, order=order)
     return _without_what_is_unused(recipe)
+
+
+def table_recipes(
+    name: str,
+    dataset: str,
+    preset: str | None,
+    config: Path | None,
+    assign: Sequence[str],
+    seeds: Iterable[int],
+    *,
+    space: str | None,
+    order: str | None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[tuple[str, int], Recipe]:
+    """The recipes of a table's runs, by arm and seed.
+
+    They come seed by seed, so that the arms of an unfinished table have equal numbers of runs.
+
+    Args:
+        name: one of `TABLES`.
+        dataset: of all runs; it and the following are as in `arm_recipe`.
+        preset: of --preset.
+        config: of --config.
+        assign: of --set.
+        seeds: of each arm's searches.
+        space: of --space.
+        order: of --order.
+        settings: of other options.
+
+    Raises:
+        InputError: if a setting cannot be used, or makes two arms the same.
+    """
+    check_settings(name, assign)
+    recipes = {
+        (label, seed): arm_recipe(
+            arm, dataset, preset, config, assign, seed, space=space, order=order, settings=settings
+        )
+        for seed in seeds
+        for label, arm in TABLES[name].items()
+    }
+    check_arms(name, recipes)
+    return recipes
 
 
 OF_GENERATED_IMAGES = (

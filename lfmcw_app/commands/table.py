@@ -24,25 +24,28 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings, contrasts
+from lfmcw_app.arms import TABLES, contrasts, table_recipes
 from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
 from lfmcw_app.recipe_loading import key_value
-from lfmcw_app.run_files import RESULT
 from lfmcw_app.stopping import ENDS
-from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
+from lfmcw_app.sweep import LAUNCHERS, Launcher, make_launcher, resume_command, sweep
 from mlo.errors import nearest
+
+if TYPE_CHECKING:
+    from lfmcw_app.table_plan import TablePlan
 
 
 def table(
@@ -104,11 +107,7 @@ def table(
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
-    from lfmcw_app.data_checks import adaptations, describe_parts, fitted, read_data
-    from lfmcw_app.lookup import table_of
-    from lfmcw_app.reused_results import reused_results
-    from lfmcw_app.starting_weights import check_generator_fits
-    from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
+    from lfmcw_app.table_plan import plan_table
     from lfmcw_app.table_projection import print_table_projection, project_arms
 
     console = Console()
@@ -117,109 +116,117 @@ def table(
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         options.check_keep(keep)
         options.check_outside(dataset, out or Path("tables"), runs)
-        assign = assign or []
-        check_settings(name, assign)
-        settings = options.given_settings(None, {"lookup.file": lookup})
-
-        # Seed by seed, so that the arms of an unfinished table have equal numbers of runs.
-        recipes = {}
-        for seed in range(first_seed, first_seed + seeds):
-            for label, arm in TABLES[name].items():
-                recipes[label, seed] = arm_recipe(
-                    arm, dataset, preset, config, assign, seed,
-                    space=space, order=order, settings=settings,
-                )  # fmt: skip
-        check_arms(name, recipes)
-        first = next(iter(recipes.values()))
-        table_of(first)  # whether it fits
-        _, images = read_data(first, data)
-        fitting = fitted(first, images)
-        adapted = adaptations(first, fitting, images)
-        for said in (images.summary, *describe_parts(fitting, images), *adapted):
-            say(console, said)
-        recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
-        reused, found = reused_results(reuse or (), recipes, images)
-        for said in found:
-            say(console, said)
-        paths = {key: run_path(runs, recipe, images) for key, recipe in recipes.items()}
-        complete = {key for key, path in paths.items() if (path / RESULT).exists()}
-        for key, path in paths.items():
-            if not (key in complete or key in reused or any(path.glob("*.pt"))):
-                check_generator_fits(recipes[key], images)
+        recipes = table_recipes(
+            name,
+            dataset,
+            preset,
+            config,
+            assign or [],
+            range(first_seed, first_seed + seeds),
+            space=space,
+            order=order,
+            settings=options.given_settings(None, {"lookup.file": lookup}),
+        )
+        tell = partial(say, console)
+        plan = plan_table(name, recipes, runs=runs, reuse=reuse or (), data=data, tell=tell)
         of_launcher = dict(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )
         place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=of_launcher)
 
-        firsts = {label: recipes[label, first_seed] for label in TABLES[name]}
-
         if dry_run:
-            done = Counter(label for label, _ in complete | reused.keys())
-            say(console, "Measuring two rounds of each phase of each arm …")
-            options.set_threads(threads, first.preset)
+            tell("Measuring two rounds of each phase of each arm …")
+            options.set_threads(threads, plan.preset)
             target = options.pick_device(device)
-            projected = project_arms(firsts, done, seeds, images, target)
+            projected = project_arms(plan.arms, plan.made, seeds, plan.images, target)
             print_table_projection(projected, len(contrasts(name)), jobs, console)
             return
 
-        # Complete runs go into the report at once; the rest is missing.
-        folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
-        claim(folder, firsts, images, first_seed=first_seed)
-        report = TableReport(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
-        for key, row in reused.items():
-            report.add_reused(key, row)
-        folders = {
-            key: run_folder(runs, recipe, images, keep=keep)
-            for key, recipe in recipes.items()
-            if key not in reused
-        }
-        keys = {path: key for key, path in folders.items()}
-        missing = report.collect(folders)
-        if len(missing) < len(recipes):
-            report.write_so_far()
-        say(
-            console,
-            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them already complete. Logs: "
-            f"{runs}/*/log.txt",
-        )
-
         # The runs share the processor, unless each needs only one thread.
         shared = max(1, (os.cpu_count() or 1) // jobs)
-        cpu_threads = threads or options.default_threads(first.preset) or shared
         command = partial(
             resume_command,
             data=data,
             device=device,
-            threads=cpu_threads,
+            threads=threads or options.default_threads(plan.preset) or shared,
             keep=keep,
             lookup=lookup,
         )
-        for end in ENDS:
-            if signal.getsignal(end) != signal.SIG_IGN:
-                signal.signal(end, _stop)
-        failures = []
-        with place as where:
-            for outcome in sweep(missing, command, where, retries=retries):
-                key = keys[outcome.folder]
-                run = f"{key[0]}, seed {key[1]}"
-                tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
-                if outcome.failure is None and outcome.folder not in report.collect(folders):
-                    report.write_so_far()
-                    say(console, f"{run}: {report.said(key)}{tries}")
-                else:
-                    failures.append(f"{run}: {outcome.failure}{tries}")
-                    say(console, f"Failed: {failures[-1]}")
+        folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{plan.preset}"
+        _make(plan, folder, runs, place, command, keep=keep, retries=retries, tell=tell)
 
-        if len(failures) < len(recipes):
-            report.write()
-            say(console, report.path.read_text("utf-8"))
-            say(console, f"In {folder}: table.md, runs.csv, figure.png")
-            say(console, report.to_contribute())
-        if failures:
-            raise InputError(
-                f"{len(failures)} of {len(recipes)} runs failed, and the table lacks them: "
-                f"{'; '.join(failures)}"
-            )
+
+def _make(
+    plan: TablePlan,
+    folder: Path,
+    runs: Path,
+    place: AbstractContextManager[Launcher],
+    command: Callable[[Path], list[str]],
+    *,
+    keep: str,
+    retries: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Makes the runs of a table that are missing, and writes the table after each.
+
+    Args:
+        plan: the table.
+        folder: of the table.
+        runs: the folder of the runs.
+        place: where they run.
+        command: run folder → the command that completes the run.
+        keep: which checkpoints a run keeps.
+        retries: how often a failed run is tried again.
+        tell: is called with each sentence about the progress.
+
+    Raises:
+        InputError: if runs failed, at the end.
+    """
+    from lfmcw_app.table_files import TableReport, claim, run_folder
+
+    # Complete runs go into the report at once; the rest is missing.
+    claim(folder, plan.arms, plan.images, first_seed=plan.first_seed)
+    report = TableReport(plan.name, folder, plan.title)
+    for key, row in plan.reused.items():
+        report.add_reused(key, row)
+    folders = {
+        key: run_folder(runs, recipe, plan.images, keep=keep)
+        for key, recipe in plan.recipes.items()
+        if key not in plan.reused
+    }
+    missing = report.collect(folders)
+    total = len(plan.recipes)
+    if len(missing) < total:
+        report.write_so_far()
+    tell(f"{total} runs, {total - len(missing)} of them already complete. Logs: {runs}/*/log.txt")
+
+    for end in ENDS:
+        if signal.getsignal(end) != signal.SIG_IGN:
+            signal.signal(end, _stop)
+    keys = {path: key for key, path in folders.items()}
+    failures = []
+    with place as where:
+        for outcome in sweep(missing, command, where, retries=retries):
+            key = keys[outcome.folder]
+            run = f"{key[0]}, seed {key[1]}"
+            tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
+            if outcome.failure is None and outcome.folder not in report.collect(folders):
+                report.write_so_far()
+                tell(f"{run}: {report.said(key)}{tries}")
+            else:
+                failures.append(f"{run}: {outcome.failure}{tries}")
+                tell(f"Failed: {failures[-1]}")
+
+    if len(failures) < total:
+        report.write()
+        tell(report.path.read_text("utf-8"))
+        tell(f"In {folder}: table.md, runs.csv, figure.png")
+        tell(report.to_contribute())
+    if failures:
+        raise InputError(
+            f"{len(failures)} of {total} runs failed, and the table lacks them: "
+            f"{'; '.join(failures)}"
+        )
 
 
 def _stop(number: int, *_: Any) -> NoReturn:

@@ -24,8 +24,8 @@ def test_a_generator_that_does_not_fit_is_refused_before_any_run(tmp_path, monke
         checked.append((recipe.seed, dataset.name))
         raise InputError("it has seen D_val")
 
-    monkeypatch.setattr("lfmcw_app.starting_weights.check_generator_fits", refuses)
-    monkeypatch.setattr("lfmcw_app.sweep.sweep", lambda *_, **__: iter(()))
+    monkeypatch.setattr("lfmcw_app.table_plan.check_generator_fits", refuses)
+    monkeypatch.setattr("lfmcw_app.commands.table.sweep", lambda *_, **__: iter(()))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(table)
     places = [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
