@@ -79,9 +79,9 @@ class EngineRow:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row as text: an entry per heading, or the label and that it was not served."""
+        """The row as text: an entry per heading, or the label and that it is not supported."""
         if self.failure:
-            return self.label, "not served"
+            return self.label, "not supported"
         cosine = "-" if self.cosine is None else f"{self.cosine:.6f}"
         numbers = f"{self.error:.1e}", cosine, f"{self.seconds:.2g}", str(self.products)
         return self.label, *numbers
