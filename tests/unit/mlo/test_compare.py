@@ -611,7 +611,7 @@ def test_a_comparison_prints_as_a_table(monkeypatch):
     assert title.startswith("Gradient of 'arch' at round 1; errors are relative to 'direct' (the")
     assert heading.split() == ["engine", "error", "cosine", "seconds", "products"]
     assert direct.split() == ["direct", "0.0e+00", "1.000000", "0.25", "15"]
-    assert refused.split() == ["direct(max_parameters=1)", "not", "served"]
+    assert refused.split() == ["direct(max_parameters=1)", "not", "supported"]
     assert len(heading) == len(first) == len(direct)
     assert note.startswith("direct(max_parameters=1): Engine 'direct' builds a dense Jacobian")
 
