@@ -18,7 +18,7 @@ COMMANDS = (run, evaluate, predict, export, sample, report, draw, table)
 
 def main() -> None:
     """Entry point."""
-    main_of(*COMMANDS, help="LFM-CW: search a network cell, and use what is found.")
+    main_of(*COMMANDS, help="LFM-CW: search for the cell of a network, and use what was found.")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Preprocess:
         """Returns an image as the network takes it, [C, S, S], float32.
 
         Args:
-            image: a file, an image of Pillow, a NumPy array ([H, W] or [H, W, C], as Pillow has it)
+            image: a file, a Pillow image, a NumPy array ([H, W] or [H, W, C], as Pillow has it)
                 or a tensor ([H, W] or [C, H, W], as torchvision has it) of uint8, grey ones also of
                 uint16. OpenCV puts blue first, so pass `array[..., ::-1]`.
 
@@ -93,7 +93,7 @@ def load_network(
 
     Returns:
         network: maps normalised images [B, C, S, S] to logits [B, classes]; in evaluation mode.
-        preprocess: maps one image (a path, an image of Pillow, an array or a tensor of uint8) to
+        preprocess: maps one image (a path, a Pillow image, an array or a tensor of uint8) to
             [C, S, S], as for the training.
         class_names: one name per logit.
 

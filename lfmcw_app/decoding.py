@@ -94,7 +94,7 @@ class Decoding:
         """Returns the pixels of an image: [channels, size, size], uint8.
 
         Args:
-            image: a file, or an image of Pillow.
+            image: a file, or a Pillow image.
 
         Raises:
             DamagedImage: if it cannot be read.
@@ -108,7 +108,7 @@ class Decoding:
         The window is nearly square and within the image, so `fit` and `margin` do not matter.
 
         Args:
-            image: a file, or an image of Pillow.
+            image: a file, or a Pillow image.
             draws: `CROP_DRAWS` numbers, uniform in [0, 1).
 
         Returns:
@@ -158,7 +158,7 @@ class Decoding:
         return pixels.expand(self.channels, -1, -1).contiguous()
 
     def _check_whole(self, image: Image.Image) -> None:
-        """Refuses an image of Pillow that was loaded and of which values were lost by that."""
+        """Refuses a Pillow image that was loaded and of which values were lost by that."""
         if not may_have_lost(image):
             return
         path = getattr(image, "filename", "")
@@ -314,7 +314,7 @@ def _lost(path: str | bytes) -> bool | None:
 
 @contextmanager
 def _not_to_be_loaded(image: Image.Image) -> Iterator[Image.Image]:
-    """An image of Pillow, or the same opened anew where loading it would lose values.
+    """A Pillow image, or the same opened anew where loading it would lose values.
 
     Otherwise a second call with the same image would find other values.
     """

@@ -42,7 +42,7 @@ def shown(value: Any) -> str:
 
 
 class DataWarning(UserWarning):
-    """The data cannot serve everything that a run does with them; the message says what."""
+    """The data do not suffice for everything that a run does; the message says for what."""
 
 
 def listed(items: Sequence[str], *, most: int = 4) -> str:

@@ -68,7 +68,7 @@ def run_search(
     device: str | torch.device = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Searches a cell, trains its network and writes a report, or resumes the run in the folder.
+    """Searches for a cell, trains its network, writes a report; or resumes the run in the folder.
 
     The run depends on its recipe and data alone. The random states, default dtype, default device
     and autocast of the calling program have no effect on it, and are as before when it returns. A

@@ -1,6 +1,6 @@
-"""Settings that were given and change nothing: those of another method, space, generator or data.
+"""Settings that were given and have no effect: those of another method, space, generator or data.
 
-They are told and not refused, since one configuration file may serve several commands.
+They are reported rather than refused, since one configuration file may be used by several commands.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ RULES: tuple[Idle, ...] = (
         why="only images of a folder are read from files",
     ),
 )
-"""What is idle where; of a setting the first rule that holds is told."""
+"""What has no effect where; for each setting, the first rule that holds is reported."""
 
 
 def idle_settings(

@@ -1,4 +1,4 @@
-"""The forms of an image in a program: a file, an image of Pillow, an array, a tensor."""
+"""The forms of an image in a program: a file, a Pillow image, an array, a tensor."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ImageLike = str | PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
 
 
 def picture_of(image: ImageLike) -> Path | Image.Image:
-    """The file or the image of Pillow that `Decoding` takes; nothing is read.
+    """The file or the Pillow image that `Decoding` takes; nothing is read.
 
     Args:
-        image: a file, an image of Pillow, a NumPy array ([H, W] or [H, W, C], as Pillow has it) or
+        image: a file, a Pillow image, a NumPy array ([H, W] or [H, W, C], as Pillow has it) or
             a tensor ([H, W] or [C, H, W], as torchvision has it) of uint8, grey ones also of
             uint16.
 
@@ -39,7 +39,7 @@ def picture_of(image: ImageLike) -> Path | Image.Image:
         array = image
     else:
         raise InputError(
-            "An image is a path, an image of Pillow, or an array or tensor of its pixels, got "
+            "An image is a path, a Pillow image, or an array or tensor of its pixels, got "
             f"{shown(image)}."
         )
     if array.ndim == 3 and array.shape[2] == 1:

@@ -93,7 +93,7 @@ class Header:
 
 
 def header_of(source: Source) -> Header:
-    """Reads the header of a file, or of an image of Pillow.
+    """Reads the header of a file, or of a Pillow image.
 
     Raises:
         DamagedImage: if it cannot be read.

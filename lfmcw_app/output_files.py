@@ -1,4 +1,4 @@
-"""Files that commands make where the user says, completely or not at all."""
+"""Files that commands write where the user says, completely or not at all."""
 
 from __future__ import annotations
 

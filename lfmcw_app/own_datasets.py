@@ -42,7 +42,7 @@ FORM = (
 )
 PART_FORM = (
     "a pair of images and labels, or a data set of such pairs; images are uint8 [N, C, H, W], or N "
-    "paths, images of Pillow or arrays"
+    "paths, Pillow images or arrays"
 )
 
 
@@ -58,7 +58,7 @@ def register_dataset(name: str, function: Callable[[Path], Any]) -> None:
             training images is held out. Each part is a pair `(images, labels)`, or a data set of
             pairs of an image and its label, such as torchvision's and PyTorch's. Images are a uint8
             tensor or array [N, C, H, W] with C = 1 or 3, or [N, H, W] or [N, H, W, C]; or N
-            pictures of any size, each a path, an image of Pillow, an array or a tensor, as
+            pictures of any size, each a path, a Pillow image, an array or a tensor, as
             `load_network`'s `preprocess` takes them. Labels are N integers from 0, or class names.
             Class names are texts or integers in the order of the labels, or a mapping between each
             name and its label, such as torchvision's class_to_idx.

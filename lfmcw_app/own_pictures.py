@@ -1,4 +1,4 @@
-"""Pictures of your own that are given one after another, each as a file, an image or an array.
+"""Your own pictures, given one after another, each as a file, an image or an array.
 
 Unlike the images of one tensor, they may have any size. They become pixels as those of a folder do.
 They are fetched once and one at a time: a data set may decode files as it is indexed, and need not

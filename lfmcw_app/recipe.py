@@ -317,7 +317,7 @@ class Generator(Section):
     name: str = Field(
         default="dcgan",
         description="a name in generators/games.py, or real: draws training images that the "
-        "search does not use, the upper bound of a generator",
+        "search does not use, to leave a GAN's quality out of a comparison",
     )
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)

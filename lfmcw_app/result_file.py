@@ -1,4 +1,4 @@
-"""Reads result.json, which may have been edited: entries are refused that have another type."""
+"""Reads result.json, which may have been edited: entries of another type are refused."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Run:
         """Returns the probabilities of the classes, [images, classes], on the CPU.
 
         Args:
-            images: each a path, an image of Pillow, or an array or tensor of its pixels.
+            images: each a path, a Pillow image, or an array or tensor of its pixels.
 
         Raises:
             InputError: if there is no image or no network, or an image cannot be read.

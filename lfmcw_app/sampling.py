@@ -271,7 +271,7 @@ def _file_name(name: str) -> str:
 
 
 def _picture(image: Tensor) -> Image.Image:
-    """[C, H, W], uint8 → an image of Pillow."""
+    """[C, H, W], uint8 → a Pillow image."""
     return Image.fromarray(image.movedim(0, -1).squeeze(-1).contiguous().numpy())
 
 

@@ -51,7 +51,7 @@ STAGE_SEEDS = 1_000_003
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Cells:
-    """Searches a cell; writes genotype.json, genotype.txt and their pictures.
+    """Searches for a cell; writes genotype.json, genotype.txt and their pictures.
 
     The pictures are cells.png and cells.svg and, with a generator, samples.png and samples/.
     """

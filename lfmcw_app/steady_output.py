@@ -1,4 +1,4 @@
-"""Standard output and errors that outlive their readers: no run is lost with what it prints.
+"""Standard output and errors that outlive their readers: no run ends with its output.
 
 `| head`, a terminal that closes and a full disk end what is printed, not what is computed. What the
 encoding of a terminal or a pipe lacks is printed as an escape.

@@ -1,8 +1,8 @@
-"""Carries out many runs: in processes of this machine, on Ray, or on SLURM by submitit.
+"""Makes many runs: in processes on this machine, on Ray, or on SLURM through submitit.
 
 Each run is a separate command, `python -m lfmcw_app.run --resume FOLDER`, with its output in
 FOLDER/log.txt. Whatever happens to it, the others continue. A run that is retried resumes from its
-last checkpoint. Several sweeps may share run folders; each run is carried out by one of them.
+last checkpoint. Several sweeps may share run folders; each run is made by one of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HELD = HeldError.exit_code
 """The exit code where another process holds the run folder."""
 
 POLL = 2.0
-"""Seconds between looks at runs that other processes carry out."""
+"""Seconds between looks at runs that other processes make."""
 
 
 class Launcher(Protocol):
@@ -222,7 +222,7 @@ class LocalProcesses(_OfThisMachine):
 
 
 class Workers(_OfThisMachine):
-    """Processes that carry out one run after another.
+    """Processes that make one run after another.
 
     They import the program once and keep the data set (worker.py), while a process per run would do
     both again. If a worker dies, its run has failed, and another worker replaces it.

@@ -1,4 +1,4 @@
-"""`python -m lfmcw_app.worker`: carries out one run after another, for `--launcher workers`.
+"""`python -m lfmcw_app.worker`: makes one run after another, for `--launcher workers`.
 
 Each line of the input is a command and its log file, as JSON: the command is what follows `python`,
 `-m MODULE ARGUMENTS…`. It runs as in a separate process, but imported modules and the last data set

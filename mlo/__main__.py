@@ -1,4 +1,4 @@
-"""`python -m mlo`: says what of the library can be run."""
+"""`python -m mlo`: says which commands the library has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engines could serve a problem instead of its own, for advice that can be followed."""
+"""Which engines would work for a problem in place of its own, for advice that can be followed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOKING: ContextVar[bool] = ContextVar("LOOKING", default=False)
 
 
 def _any_engine(name: str) -> bool:
-    """Whether an engine serves a problem of which nothing else is known."""
+    """Whether an engine works for a problem of which nothing else is known."""
     return True
 
 
@@ -51,7 +51,7 @@ class EngineAdvice:
         return self.find_other(other) if self.find_other else EngineAdvice()
 
     def phrase(self, text: str, *names: str) -> str:
-        """The text with those of the engines that serve in place of its `{}`; empty if none does.
+        """The text with the engines that would work in place of its `{}`; empty if none would.
 
         Args:
             text: a part of a message, such as ", or use {}".

@@ -34,7 +34,7 @@ class Average(ABC):
 
     @abstractmethod
     def moved(self, kept: Mapping[str, Many], values: Many, count: int) -> dict[str, Many]:
-        """Takes one more iterate in.
+        """Adds one more iterate.
 
         Args:
             kept: what the last call returned; empty at the first.

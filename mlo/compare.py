@@ -57,14 +57,14 @@ class EngineRow:
 
     Attributes:
         label: of the engine.
-        gradient: parameter → gradient; None if the engine could not serve.
+        gradient: parameter → gradient; None if the engine does not support it.
         error: ‖g − r‖ / ‖r‖ with the reference's gradient r, over all parameters together.
         cosine: ⟨g, r⟩ / (‖g‖ ‖r‖), over the real numbers; None where one of them is zero.
         seconds: median of the processor time of one gradient (wall-clock time on a GPU).
         products: products with the Jacobians that its solves took.
         reports: of its solves.
         notes: remarks: warnings, solves that failed or were truncated, missing steps.
-        failure: why it could not serve; empty if it could.
+        failure: why the engine does not support it; empty if it does.
     """
 
     label: str
@@ -79,9 +79,9 @@ class EngineRow:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row as text: an entry per heading, or the label and that it was not served."""
+        """The row as text: an entry per heading, or the label and that it is not supported."""
         if self.failure:
-            return self.label, "not served"
+            return self.label, "not supported"
         cosine = "-" if self.cosine is None else f"{self.cosine:.6f}"
         numbers = f"{self.error:.1e}", cosine, f"{self.seconds:.2g}", str(self.products)
         return self.label, *numbers
@@ -214,14 +214,14 @@ def compare_engines(
         engines: choices as `hypergradient=` takes them, an engine per problem included; or a dict
             label → choice.
         reference: the label of the row to which errors are relative.
-        repetitions: how often each gradient is taken for its time, after one that is not timed;
-            no more often once that took a second.
+        repetitions: how often each gradient is computed to time it, after one that is not timed;
+            fewer times if those take more than a second in all.
         on_row: is called with each row as it is made, for progress. Its error is not known yet.
 
     Raises:
         GraphError: if there is no problem of that name, or its gradient flows through no solution.
         ConfigurationError: if `engines` is no such collection, or `reference` is not in it.
-        EngineError: if a choice is unknown, if no engine can serve, or if the gradient of the
+        EngineError: if a choice is unknown, if no engine supports it, or if the gradient of the
             reference is not finite.
     """
     graph = optimizer.graph

@@ -35,7 +35,7 @@ class GraphError(ValueError):
 
 
 class EngineError(ValueError):
-    """A hypergradient engine is unknown, misconfigured or cannot serve this graph."""
+    """A hypergradient engine is unknown, misconfigured or does not support this graph."""
 
 
 class ConfigurationError(ValueError):

@@ -97,7 +97,7 @@ def implicit_solution(
         ProblemError: for tensors or functions that do not fit; also where a function depends on a
             tensor that requires a gradient and is not in `reads`, whose derivative would be
             missing.
-        EngineError: for an engine that cannot serve.
+        EngineError: for an engine that does not support the condition.
     """
     kind, function = _chosen(loss=loss, stationarity=stationarity, fixed_point=fixed_point)
     unknowns, inputs = _Tensors(params, "params"), _Tensors(reads, READS)

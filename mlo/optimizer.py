@@ -88,7 +88,7 @@ class MultilevelOptimizer:
         ConfigurationError: if `on_nonfinite` or `order` is none of these, or if the processes do
             not fit together.
         GraphError: if the problems do not form a valid graph.
-        EngineError: if an engine is unknown or cannot serve this graph.
+        EngineError: if an engine is unknown or does not support this graph.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class MultilevelOptimizer:
             rollback.
 
         Raises:
-            ConfigurationError: if `steps` is no number of rounds.
+            ConfigurationError: if `steps` is not a number of rounds.
         """
         check_count("run", "steps", steps)
 

@@ -1,4 +1,4 @@
-"""How far a lower problem is from the solution that an implicit engine takes it for."""
+"""How far a lower problem is from the solution that an implicit engine assumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m lfmcw_app.predict RUN IMAGE...`: the classes that a run's network sees in images."""
+"""`python -m lfmcw_app.predict RUN IMAGE...`: the classes that a run's network predicts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def predict(
 
     The exit code is 0 if all images were predicted, 1 if some could not be read (they are named,
     and the others predicted), and 2 if nothing could be predicted. Damaged files of the run's own
-    folder do not count if the run was told to skip such files.
+    folder do not count if the run skips such files.
     """
     # Not needed for `--help`, and slow to import.
     from lfmcw_app import prediction, prediction_output

@@ -29,7 +29,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Writes the report of each run as one HTML file that needs no network."""
+    """Writes the report of each run as one HTML file, which needs no network connection."""
     # Not needed for `--help`, and slow to import: matplotlib.
     from lfmcw_app.report.page import comparison_page, run_page, write_page
     from lfmcw_app.report.reading import read_run

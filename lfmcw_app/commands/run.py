@@ -1,4 +1,4 @@
-"""`python -m lfmcw_app.run DATASET`: search a cell, train the derived network, report its error."""
+"""`python -m lfmcw_app.run DATASET`: search for a cell, train its network, report its error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(
         bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
     ] = False,
 ) -> None:
-    """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports the error."""
+    """Searches for a cell on DATASET by LFM-CW or DARTS, trains its network, reports the error."""
     waiting = Console(stderr=True, quiet=quiet)
     if waiting.is_terminal:
         waiting.print("Loading PyTorch …")

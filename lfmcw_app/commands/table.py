@@ -84,7 +84,7 @@ def table(
     ] = Path("tables/runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     launcher: Annotated[
-        str, typer.Option(help=f"Where the runs are carried out: {', '.join(LAUNCHERS)}.")
+        str, typer.Option(help=f"Where the runs are made: {', '.join(LAUNCHERS)}.")
     ] = "local",
     launcher_set: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""What a wrong option, value or argument of a command line gets as an answer."""
+"""The messages for wrong options, values and arguments of a command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all image generators share: images of given classes, normalised as the classifier's."""
+"""What all image generators share: images of given classes, normalised like the classifier's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross entropy of each row as one autograd function, differentiable as often as one likes.
+"""Cross entropy of each row as one autograd function, differentiable any number of times.
 
 Both modes of autograd, forward and backward, are supported.
 

@@ -1,4 +1,4 @@
-"""The primitives: the candidate operations of edges, with all that there is to know of each.
+"""The primitives: the candidate operations of edges, and what the program knows about each.
 
 A new one is one entry of `PRIMITIVES`, here or by `register_primitive` in a package of one's own
 (docs/adding-an-operation.md).

@@ -1,4 +1,4 @@
-"""Tells a loss whose gradient is not the derivative of its value.
+"""Detects a loss whose gradient is not the derivative of its value.
 
 A target that is detached, a straight-through estimator or a reversed gradient makes the steps
 follow a map F that is the gradient of no function. Its fixed point depends on all that is detached,

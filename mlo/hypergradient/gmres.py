@@ -1,4 +1,4 @@
-"""`gmres`: generalized minimal residuals, for Jacobians that are not symmetric, as of games."""
+"""`gmres`: generalized minimal residuals, for Jacobians that are not symmetric (games)."""
 
 from __future__ import annotations
 

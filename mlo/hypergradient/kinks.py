@@ -1,4 +1,4 @@
-"""Tells the solution of a non-smooth problem from one where the gradient vanishes.
+"""Distinguishes the solution of a non-smooth problem from one where the gradient vanishes.
 
 At the solution of a lasso ∇L + λ sign(θ) = 0 holds at the entries that are not zero. It does not
 hold at entries that the penalty keeps at exactly zero: a subgradient balances it. So F, with

@@ -39,7 +39,7 @@ HALVINGS = 3
 class Neumann(IterativeEngine):
     """K terms of the Neumann series, by K − 1 products with Aᵀ.
 
-    It also serves games whose Jacobian has eigenvalues with positive real parts.
+    It also works for games whose Jacobian has eigenvalues with positive real parts.
 
     Attributes:
         num_terms: K.

@@ -37,7 +37,7 @@ class Nystrom(IterativeEngine):
 
         q = (UΛUᵀ + ridge · I)⁻¹ v,
 
-    which is right only in the span of U. The residual tells how wrong it is elsewhere.
+    which is right only in the span of U. The residual shows how wrong it is elsewhere.
 
     Attributes:
         rank: r; at most the number of parameters is used. The approximation takes r products.

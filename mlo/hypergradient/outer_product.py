@@ -48,7 +48,7 @@ SOLVERS = "cg", "gmres", "neumann", "penalty"
 class OuterProduct(PullbackEngine):
     """Replaces the Hessian by the outer product of the lower gradient, at the cost of one gradient.
 
-    It suits a few steps far from the solution. At a solution it approximates nothing, and its
+    It suits a few steps far from the solution. At a solution the approximation is void, and its
     report says so.
 
     Attributes:

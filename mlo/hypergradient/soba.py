@@ -57,8 +57,8 @@ class Soba(Engine):
     products in one backward pass through the lower gradient's own graph. In any other order they
     are −Bᵀ q_{t+1}.
 
-    The first updates see a small q, and `gradient`, which changes nothing, does not advance it. The
-    response cannot be differentiated again, because q depends on earlier updates.
+    In the first updates q is too small, and `gradient`, which changes nothing, does not advance it.
+    The response cannot be differentiated again, because q depends on earlier updates.
 
     Attributes:
         step_size: α, below 2 / λmax. "auto" takes 1 / λmax, where λmax is estimated by ten products

@@ -500,7 +500,7 @@ def test_an_engine_that_cannot_serve_has_the_reason_in_its_row():
     assert "more than max_parameters=1" in rows["direct(max_parameters=1)"].failure
     assert found.reference == "gmres" and rows["cg"].gradient is None
     text = str(found).splitlines()
-    assert "cg                        not served" in text
+    assert "cg                        not supported" in text
     assert any(line.startswith("cg: Problem 'game' is a game") for line in text)
 
 
@@ -611,7 +611,7 @@ def test_a_comparison_prints_as_a_table(monkeypatch):
     assert title.startswith("Gradient of 'arch' at round 1; errors are relative to 'direct' (the")
     assert heading.split() == ["engine", "error", "cosine", "seconds", "products"]
     assert direct.split() == ["direct", "0.0e+00", "1.000000", "0.25", "15"]
-    assert refused.split() == ["direct(max_parameters=1)", "not", "served"]
+    assert refused.split() == ["direct(max_parameters=1)", "not", "supported"]
     assert len(heading) == len(first) == len(direct)
     assert note.startswith("direct(max_parameters=1): Engine 'direct' builds a dense Jacobian")
 
@@ -621,7 +621,7 @@ def test_a_notebook_shows_a_table(monkeypatch):
     rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
     assert rows[0] == ["engine", "error", "cosine", "seconds", "products", "notes"]
     assert rows[2] == ["direct", "0.0e+00", "1.000000", "0.25", "15", ""]
-    assert rows[3][:2] == ["direct(max_parameters=1)", "not served"] and "dense" in rows[3][2]
+    assert rows[3][:2] == ["direct(max_parameters=1)", "not supported"] and "dense" in rows[3][2]
 
 
 def test_a_picture_has_a_point_per_engine(monkeypatch):
