@@ -768,8 +768,10 @@ def _reads(
         ProblemError: if it cannot be called so.
     """
     call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
+    # (A module takes anything and passes it on to its `forward`.)
+    taken_by = function.forward if isinstance(function, nn.Module) else function
     try:
-        arguments = inspect.signature(function).parameters.values()
+        arguments = inspect.signature(taken_by).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
             f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "
