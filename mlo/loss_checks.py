@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlo.advice import WITHOUT_STEPS, EngineAdvice
 from mlo.errors import GraphError, ProblemError, warn_user
-from mlo.gradient_paths import Engines, differentiated_problems
+from mlo.gradient_paths import Engines, differentiated_problems, readers_of_response
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.double_backward import (
     check_checkpointing,
@@ -71,6 +71,7 @@ class LossChecks:
                 advice=advice[name],
                 twice=name in self.twice,
                 mixed=mixed,
+                once=not readers_of_response(graph, engines, name),
             )
             self.pending[name] = partial(look, first=True)
             self._later[name] = partial(look, first=False)
@@ -234,6 +235,7 @@ def _examine(
     advice: EngineAdvice,
     twice: bool,
     mixed: bool,
+    once: bool,
     first: bool,
 ) -> None:
     """Looks at a loss before it is differentiated.
@@ -246,6 +248,7 @@ def _examine(
         advice: names other engines.
         twice: whether it is differentiated twice.
         mixed: whether the second derivative is taken in what the loss reads only.
+        once: whether no engine differentiates a gradient that contains the problem's response.
         first: whether it is the problem's first look, which tries a double backward pass.
     """
     check_checkpointing(name, loss)
@@ -253,9 +256,9 @@ def _examine(
         if id(leaf) in strays:
             raise _stray_error(name, *strays[id(leaf)])
     if twice and first:
-        check_double_backward(name, loss, leaves, advice, mixed=mixed)
+        check_double_backward(name, loss, leaves, advice, mixed=mixed, once=once)
     elif twice:  # an operation that fails would say so itself
-        check_silent_operations(name, loss, advice)
+        check_silent_operations(name, loss, leaves if once else None, advice)
 
 
 def _is_mixed(problem: Problem, engine: AbstractEngine) -> bool:

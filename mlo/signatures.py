@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from mlo.errors import ProblemError
 
 
@@ -58,8 +60,10 @@ def problems_read(
         ProblemError: if it cannot be called so.
     """
     call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
+    # (A module takes anything and passes it on to its `forward`.)
+    taken_by = function.forward if isinstance(function, nn.Module) else function
     try:
-        arguments = inspect.signature(function).parameters.values()
+        arguments = inspect.signature(taken_by).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
             f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "

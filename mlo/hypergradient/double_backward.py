@@ -36,11 +36,14 @@ class WrongSecondDerivative:
         operation: what users call it.
         instead: what to use.
         applies: whether a node of the graph, which has the operation's name, is affected.
+        is_slope: whether its first derivative is that of its value, so that finite differences
+            serve.
     """
 
     operation: str
     instead: str
     applies: Callable[[Any], bool] = lambda node: True
+    is_slope: bool = True
 
 
 # Found by gradgradcheck over the common operations (tests/oracle/test_second_derivatives.py, which
@@ -62,6 +65,7 @@ WRONG_SECOND_DERIVATIVES = {
         operation="an embedding with scale_grad_by_freq=True",
         instead="Leave the option out and weight the loss instead.",
         applies=lambda node: bool(node._saved_scale_grad_by_freq),
+        is_slope=False,
     ),
 }
 """Name of a node of the autograd graph → what is wrong with it."""
@@ -95,6 +99,7 @@ def check_double_backward(
     advice: EngineAdvice = ANY_ENGINE,
     *,
     mixed: bool = False,
+    once: bool = False,
 ) -> None:
     """Refuses a loss whose gradient cannot be differentiated, by differentiating it.
 
@@ -108,13 +113,14 @@ def check_double_backward(
         advice: names other engines.
         mixed: whether it is differentiated in the others only. (A loss may have that derivative
             alone, as if an embedding bag is fitted with a learned weight decay.)
+        once: whether the gradient is differentiated once (see `check_silent_operations`).
 
     Raises:
         EngineError: naming the operation and what to do.
     """
     if not loss.requires_grad:
         return
-    check_silent_operations(problem, loss, advice)
+    check_silent_operations(problem, loss, parameters if once else None, advice)
 
     # Then operations that fail, tried before the first step rather than in the middle of a solve.
     # Names of nodes do not tell them: some fail only when they are run (`embedding_bag`), and some
@@ -137,25 +143,38 @@ def check_double_backward(
             raise
 
 
-def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = ANY_ENGINE) -> None:
+def check_silent_operations(
+    problem: str,
+    loss: Tensor,
+    parameters: Sequence[Tensor] | None = None,
+    advice: EngineAdvice = ANY_ENGINE,
+) -> None:
     """Refuses operations whose second derivative exists and is wrong.
 
     Args:
         problem: its name.
         loss: scalar, with its graph.
+        parameters: in which it is differentiated first, if its gradient is differentiated once.
+            An operation from which none of them is reached (a network above that makes the data)
+            then takes no part in the gradient, and gives its first derivative to the second. None:
+            all operations are differentiated twice.
         advice: names other engines.
 
     Raises:
         EngineError: naming the operation and what to do.
     """
     functions = []  # nodes of classes that are not PyTorch's own
-    for node in _graph([loss]):
+    suspects = [node for node in _graph([loss]) if _is_suspect(node)]
+    if suspects and parameters is not None:
+        twice = _leading_to(parameters, loss)
+        suspects = [node for node in suspects if node in twice]
+    for node in suspects:
         wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
-        if wrong is not None and wrong.applies(node):
+        if wrong is not None:
             raise EngineError(
                 f"Problem {problem!r}: its loss uses {wrong.operation}, whose second derivative is "
                 f"wrong in PyTorch (found with {torch.__version__} or before). {wrong.instead}"
-                + advice.phrase(" Or use {}.", *WITHOUT_SECOND)
+                + (advice.phrase(" Or use {}.", *WITHOUT_SECOND) if wrong.is_slope else "")
             )
         cls = getattr(node, "_forward_cls", None)  # of a torch.autograd.Function
         backward = getattr(cls, "backward", None)
@@ -176,6 +195,32 @@ def check_silent_operations(problem: str, loss: Tensor, advice: EngineAdvice = A
             "(for torchdiffeq: odeint instead of odeint_adjoint)"
             f"{advice.phrase(', or {}', *WITHOUT_SECOND)}."
         )
+
+
+def _is_suspect(node: Any) -> bool:
+    """Whether a second derivative of a node may be silently wrong."""
+    wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
+    return hasattr(node, "_forward_cls") if wrong is None else wrong.applies(node)
+
+
+def _leading_to(tensors: Sequence[Tensor], loss: Tensor) -> set[torch.autograd.graph.Node]:
+    """The nodes of a loss's graph from which some of the tensors are reached."""
+    leaves = set(map(id, tensors))
+    found = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
+    users: dict[torch.autograd.graph.Node, list[torch.autograd.graph.Node]] = {}
+    for node in _graph([loss]):
+        if id(getattr(node, "variable", None)) in leaves:
+            found.add(node)
+        for earlier, _ in node.next_functions:
+            if earlier is not None:
+                users.setdefault(earlier, []).append(node)
+    waiting = list(found)
+    while waiting:
+        for user in users.get(waiting.pop(), ()):
+            if user not in found:
+                found.add(user)
+                waiting.append(user)
+    return found
 
 
 def _hidden_backward(loss: Tensor, functions: Sequence[Any]) -> str | None:

@@ -179,8 +179,11 @@ class FiniteDifferenceSystem(LinearSystem):
         leaves = {name: theta.clone().requires_grad_() for name, theta in self._theta.items()}
         values = []
         with torch.enable_grad():
-            for theta, inputs in (self._theta, constants), (leaves, self.call.input_aliases()):
-                with self.call.losses(dict(theta), inputs) as losses:
+            for theta, inputs in (
+                (_aliases(self._theta), constants),
+                (leaves, self.call.input_aliases()),
+            ):
+                with self.call.losses(theta, inputs) as losses:
                     values.append({player: found.detach() for player, found in losses.items()})
         one, other = values
         if not loss.lends:  # the first may have asked for it by an error
@@ -360,10 +363,9 @@ class FiniteDifferenceSystem(LinearSystem):
             if problem.device.type == "cuda":
                 stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
-                # (They are constants already.)
-                theta = dict(parameters)
+                theta = _aliases(parameters)
                 if not in_inputs:
-                    theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
+                    theta = {name: tensor.requires_grad_() for name, tensor in theta.items()}
                 losses = stack.enter_context(
                     self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
@@ -466,13 +468,18 @@ class FiniteDifferenceSystem(LinearSystem):
         with torch.enable_grad():
             for _, parameters in self._both_sides(directions, e):
                 with self.call.losses(
-                    parameters, inputs, players=(player,), shared=shared
+                    _aliases(parameters), inputs, players=(player,), shared=shared
                 ) as losses:
                     values.append(float(losses[player].detach()))
         own = self._own_gradient(player)
         slope = sum(float(real_inner(own[name], u)) for name, u in directions.items())
         noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / float(e)
         return (values[0] - values[1]) / (2.0 * float(e)), slope, noise
+
+
+def _aliases(constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values in other tensors, which a loss may freeze and thaw (an attack's step)."""
+    return dict(zip(constants, map(Tensor.detach, constants.values()), strict=True))
 
 
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -344,7 +344,7 @@ class AutogradSystem(LinearSystem):
             EngineError: naming the operation.
         """
         for loss in self._losses.values():
-            check_silent_operations(self.problem, loss, self.advice)
+            check_silent_operations(self.problem, loss, advice=self.advice)
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
         # With its graph, once: every product is a further backward pass through it.

@@ -6,12 +6,13 @@ import functools
 
 import pytest
 from small_graphs import graph, problem
+from torch import nn
 
 import mlo
 
 
 def test_reads_are_found_in_any_callable():
-    """Reads are found in partials, methods and callable objects."""
+    """Reads are found in partials, methods, callable objects and modules."""
 
     def loss(own, batch, *, w, scale):
         return own.v.sum() * scale
@@ -23,7 +24,12 @@ def test_reads_are_found_in_any_callable():
         def method(self, own, batch, *, w):
             return own.v.sum()
 
-    for function in (functools.partial(loss, scale=2.0), Callable(), Callable().method):
+    class Criterion(nn.Module):
+        def forward(self, own, batch, *, w):
+            return own.v.sum()
+
+    partial = functools.partial(loss, scale=2.0)
+    for function in (partial, Callable(), Callable().method, Criterion()):
         assert graph(problem("w"), problem("x", function)).reads_below["x"] == ("w",)
 
 

@@ -123,6 +123,58 @@ def test_darts_is_right_below_a_hidden_backward(recwarn):
     assert not recwarn.list
 
 
+def hidden_above(engine, levels=2):
+    """x → tanh, once with a hidden backward and once without: the slopes in x, by operation."""
+    slopes = []
+    for tanh in (lambda v: HiddenTanh.apply(v, "no_grad"), torch.tanh):
+        w, x = Vector(torch.tensor([0.3, -0.7])), Vector(torch.tensor([0.5, 1.0]))
+        top = Vector(torch.tensor([0.2]))
+
+        def problem(name, module, loss):
+            sgd = torch.optim.SGD(module.double().parameters(), lr=0.1)
+            return mlo.Problem(name, module=module, optimizer=sgd, loss=loss, steps=2)
+
+        problems = [
+            problem("w", w, lambda w, _, *, x, tanh=tanh: (w.v * tanh(x.v) - 1).square().sum()),
+            problem("x", x, lambda x, _, *, w: (w.v - 1.0).pow(4).sum() + x.v.square().sum()),
+            problem("top", top, lambda top, _, *, x: (x.v - top.v).square().sum()),
+        ]
+        optimizer = mlo.MultilevelOptimizer(problems[:levels], engine)
+        optimizer.step()
+        slopes.append(optimizer.gradient("x"))
+    return slopes
+
+
+@pytest.mark.parametrize("engine", ["cg", {"name": "unroll", "steps": 2}])
+def test_operations_above_the_parameters_are_accepted(engine):
+    """The gradient in w does not go through them, so that the second derivative takes the first."""
+    one, other = hidden_above(engine)
+    assert relative_error(one, other) < 1e-12
+    with pytest.raises(EngineError, match=r"'w': .*whose backward computes where autograd"):
+        hidden_above("one_step", levels=3)  # there a gradient that contains it is differentiated
+
+
+def test_only_operations_that_lead_to_the_parameters_count(theta):
+    other = torch.ones(4, 1, dtype=torch.float64, requires_grad=True)
+    norms = other.norm(dim=1, keepdim=True).detach()
+    above = torch._weight_norm(other, norms, 0)
+    loss = (above[:, 0] * theta.sin()).sum()
+    check_double_backward("w", loss, [theta], once=True)
+    check_silent_operations("w", loss, [theta.detach(), theta])
+    for first in ([other], [above], [theta, other]):
+        with pytest.raises(EngineError, match="weight_norm"):
+            check_silent_operations("w", loss, first)
+    with pytest.raises(EngineError, match="weight_norm"):
+        check_double_backward("w", loss, [theta])
+
+
+def test_finite_differences_are_not_advised_where_they_are_wrong(theta):
+    """The gradient of scale_grad_by_freq is not that of the loss's value."""
+    rows = nn.functional.embedding(torch.tensor([0, 0]), theta[:, None], scale_grad_by_freq=True)
+    with pytest.raises(EngineError, match=r"weight the loss instead\.$"):
+        check_silent_operations("w", rows.square().sum())
+
+
 @pytest.mark.parametrize(
     "operation",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -53,6 +54,44 @@ def test_displaced_points_stay_in_their_memory():
     losses["w"].displaced = {key: tensor.double() for key, tensor in first.items()}
     optimizer.step()
     assert all(tensor.dtype == torch.float32 for tensor in losses["w"].displaced.values())
+
+
+@pytest.mark.parametrize(
+    "engine", ["darts", "penalty", {"name": "cg", "products": "finite_difference"}]
+)
+def test_a_loss_may_freeze_and_thaw_its_parameters(engine, recwarn):
+    """As adversarial training does around an attack on its own network."""
+
+    def net_loss(net, _, *, up, thaws):
+        for p in net.parameters() if thaws else ():
+            p.requires_grad_(False)
+        attack = 0.1 * net.weight.detach().sign()
+        for p in net.parameters() if thaws else ():
+            p.requires_grad_(True)
+        return (net(up["x"] + attack) - 1.0).square().sum() + net.weight.square().sum()
+
+    found = []
+    for thaws in (False, True):
+        torch.manual_seed(0)
+        net, up = nn.Linear(2, 1).double(), nn.ParameterDict({"x": torch.ones(2).double()})
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        loss = partial(net_loss, thaws=thaws)
+        optimizer = mlo.MultilevelOptimizer(
+            [
+                mlo.Problem("net", module=net, optimizer=sgd, loss=loss, steps=20),
+                mlo.Problem(
+                    "up",
+                    module=up,
+                    optimizer=torch.optim.SGD(up.parameters(), lr=0.1),
+                    loss=lambda up, _, *, net: net.weight.square().sum(),
+                ),
+            ],
+            engine,
+        )
+        for _ in range(3):
+            optimizer.step()
+        found.append(optimizer.gradient("up"))
+    assert torch.equal(found[0]["x"], found[1]["x"]) and bool(found[0]["x"].any())
 
 
 @pytest.mark.parametrize("filters", [True, False])
