@@ -23,8 +23,8 @@ from lfmcw_app.near_paths import near_paths
 from lfmcw_app.printing import printable
 
 __all__ = [
-    "FolderListing", "Listing", "identity_of", "image_suffixes", "images_below", "list_folder",
-    "list_parts", "name_as_text",
+    "FolderListing", "Listing", "identity_of", "image_suffixes", "images_below", "in_one_spelling",
+    "list_folder", "list_parts", "name_as_text",
 ]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -189,7 +189,14 @@ def list_folder(folder: Path) -> FolderListing:
 
     found.beside(folder)
     listing = _list_classes({TRAIN: folder}, {TRAIN: children}, found)[TRAIN]
-    return found.added_to({TRAIN: listing}, {}, ())
+    notes: tuple[str, ...] = ()
+    if others := _other_forms([folder]):  # a table of classes, perhaps, beside images and masks
+        notes = (f"the classes are the folders {_names_of(children)}, not from {listed(others)}",)
+    return found.added_to({TRAIN: listing}, {}, notes)
+
+
+def _names_of(folders: Sequence[Path]) -> str:
+    return listed([name_as_text(path.name) for path in folders])
 
 
 def _instead_of(file: Path) -> str:
@@ -267,6 +274,7 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
             f"{folder} holds parts ({listed([path.name for path in named])}), but {listed(flat)} "
             "has no class folders, so that no image of it has a class. Put its images into one "
             "folder per class, or move it elsewhere."
+            f"{_by_a_function([folder, *(folder / name for name in flat)])}"
         )
     parts: dict[str, Path] = {}
     for path in named:
@@ -304,7 +312,7 @@ def _listed_as_classes(folder: Path, children: Sequence[Path]) -> bool:
     except (OSError, ValueError):  # most folders have none; another file of this name is no list
         return False
     names = {name_as_text(path.name).strip() for path in children}
-    return names <= {name_as_text(line).strip() for line in text.splitlines()}
+    return names <= {in_one_spelling(line).strip() for line in text.splitlines()}
 
 
 def _check_no_parts(folder: Path, children: Sequence[Path]) -> None:
@@ -468,8 +476,16 @@ def name_as_text(name: str) -> str:
     Some systems write é as e with an accent. What is not UTF-8, or would steer a terminal, becomes
     a replacement character.
     """
-    text = printable(os.fsencode(name).decode("utf-8", "replace"))
-    return unicodedata.normalize("NFC", text.translate(BREAKS))
+    return in_one_spelling(os.fsencode(name).decode("utf-8", "replace"))
+
+
+def in_one_spelling(text: str) -> str:
+    """A name that is text already, such as a class of a network, as `name_as_text` has it.
+
+    (The system's encoding of file names, with which Python reads them, may lack its letters.)
+    """
+    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return unicodedata.normalize("NFC", printable(whole).translate(BREAKS))
 
 
 # ------------------------------ reading folders
@@ -615,14 +631,22 @@ def _check_number(folder: Path, classes: Sequence[Path]) -> None:
     instead = ""
     if classes and len(_folders(classes[0])) >= 2:
         instead = f" Did you mean folder:{classes[0]}?"
-    elif others := _other_forms([folder, *classes]):
-        instead = (
-            f" If the classes or the images are in {listed(others)}, write a function instead "
-            f"({ANOTHER_FORM})."
-        )
+    else:
+        instead = _by_a_function([folder, *classes])
     raise InputError(
         f"{folder} needs at least two folders of images, one per class, and has {len(classes)}. "
         f"For example: {folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}.{instead}"
+    )
+
+
+def _by_a_function(folders: Sequence[Path]) -> str:
+    """Advice on files in these folders that may tell the classes; "" without any."""
+    others = list(dict.fromkeys(_other_forms(folders)))
+    if not others:
+        return ""
+    return (
+        f" If the classes or the images are in {listed(others)}, write a function instead "
+        f"({ANOTHER_FORM})."
     )
 
 

@@ -1,4 +1,4 @@
-"""Files that commands write where the user says, completely or not at all."""
+"""Files and folders that commands write where the user says, completely or not at all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file replaces `path` when the body has ended well.
+    """Yields a temporary path; what is made there replaces `path` when the body has ended well.
 
     If the body fails, what was there stays.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lfmcw_app.classifier import Classifier, Preprocess
 from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
-from lfmcw_app.folders import identity_of, images_below, name_as_text
+from lfmcw_app.folders import identity_of, images_below, in_one_spelling
 from lfmcw_app.near_paths import near_paths
 
 __all__ = [
@@ -137,6 +137,15 @@ class FoundImages:
     ambiguous: tuple[Path, ...] = ()
 
 
+def _unexpanded(path: Path) -> str:
+    """Advice on a missing path that is written as a pattern or as standard input; "" for others."""
+    if str(path) == "-":
+        return " For a list of paths in standard input give --list -."
+    if set("*?[") & set(str(path)):
+        return " A pattern in quotes stays as it is: write it without them, or name the folder."
+    return ""
+
+
 def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundImages:
     """Finds the named images, and those in the named folders.
 
@@ -154,8 +163,10 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundIma
     missing = [path for path in sources if not os.path.exists(path)]
     if missing:
         named = listed(list(map(str, missing)))
-        raise InputError(f"There is no file or folder {named}.{near_paths(missing[0])}")
-    labels = {name_as_text(name): label for label, name in enumerate(class_names)}
+        raise InputError(
+            f"There is no file or folder {named}.{_unexpanded(missing[0])}{near_paths(missing[0])}"
+        )
+    labels = {in_one_spelling(name): label for label, name in enumerate(class_names)}
     # A file may be named twice, by links or by folders that overlap; not each name tells a class.
     paths: dict[tuple[int, int], Path] = {}
     found: dict[tuple[int, int], set[int]] = {}

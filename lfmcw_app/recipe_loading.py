@@ -6,6 +6,7 @@ A mistyped key is answered with the nearest valid name.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib import resources
@@ -268,6 +269,14 @@ def validate_recipe(tree: Any) -> Recipe:
         raise InputError(explain(error, Recipe)) from None
 
 
+def _as_text() -> str:
+    """What to do about the name of a file that is no text."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return "rename that"
+    return f"set PYTHONUTF8=1 (Python reads names of files as {encoding} here), or rename that"
+
+
 def _plain(value: Any, path: tuple[str, ...]) -> Any:
     """The value as text, numbers, truth values, lists and mappings alone, as YAML has them.
 
@@ -292,7 +301,7 @@ def _plain(value: Any, path: tuple[str, ...]) -> Any:
         except UnicodeEncodeError:
             raise InputError(
                 f"Configuration key {'.'.join(path)!r}: {shown(value)} is no text in UTF-8, which "
-                "a recipe must be. If it is the name of a file or a folder, rename that."
+                f"a recipe must be. If it is the name of a file or a folder, {_as_text()}."
             ) from None
         return str(value)
     if isinstance(value, bool | None):

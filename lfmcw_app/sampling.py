@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.near_paths import near_runs
+from lfmcw_app.output_files import new_file
 from lfmcw_app.pictures import as_sheet, with_settled_statistics
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.run_files import CONFIG, DATASET, EVALUATED
@@ -234,31 +236,32 @@ def _unfit(run: Path, stage: str, why: str) -> InputError:
 
 
 def save_images(images: Mapping[str, Tensor], folder: Path) -> None:
-    """Saves each image as a PNG file of its pixels: folder/CLASS/0000.png.
+    """Saves each image as a PNG file of its pixels: folder/CLASS/0000.png; all of them or none.
 
     Args:
         images: class name → [N, C, S, S], uint8.
         folder: a new one; it is then a folder of images that `folder:` reads.
 
     Raises:
-        InputError: if it exists, or cannot be written.
+        InputError: if it exists, cannot be written, or two classes have one name as a folder.
     """
-    if folder.exists():
-        raise InputError(
-            f"{folder} already exists, and nothing is overwritten. Name a new folder or a .png "
-            "file."
-        )
-    try:
-        for name, members in images.items():
-            place = folder / _file_name(name)
-            place.mkdir(parents=True)
-            for index, image in enumerate(members):
-                _picture(image).save(place / f"{index:04d}.png")
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror or error}). Free some space or fix the "
-            "permissions."
-        ) from None
+    places: dict[str, str] = {}
+    for name in images:
+        other = places.setdefault(_file_name(name), name)
+        if other != name:
+            raise InputError(
+                f"The classes {shown(other)} and {shown(name)} would be one folder, "
+                f"{_file_name(name)}. Draw them one after the other with --class, into two folders."
+            )
+    with new_file(folder) as unfinished:
+        try:
+            for place, name in places.items():
+                (unfinished / place).mkdir(parents=True)
+                for index, image in enumerate(images[name]):
+                    _picture(image).save(unfinished / place / f"{index:04d}.png")
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 def _file_name(name: str) -> str:

@@ -62,9 +62,8 @@ def carry_out(
     from lfmcw_app.complete_runs import is_complete  # slow to import, as a run's work is
 
     say(console, f"Run folder: {folder.path}")
-    if is_complete(folder):
-        say(console, "The run is complete, so nothing is left to do. Its result:")
-    if folder.begun and (changed := folder.changed_environment()):
+    complete = is_complete(folder)
+    if not complete and folder.begun and (changed := folder.changed_environment()):
         say(
             console,
             f"It began elsewhere ({', '.join(changed)}). It resumes, but its numbers may differ "
@@ -72,7 +71,9 @@ def carry_out(
         )
     go_on = f"python -m {module} --resume {shlex.quote(str(folder.path))}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
-        result = work()
+        result = work()  # of a complete run too: its data may have changed since
+    if complete:
+        say(console, "The run is complete, so nothing is left to do. Its result:")
     conclude(folder, result, console)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lfmcw_app.bounded_files import text_of
+from lfmcw_app.bounded_files import bytes_of
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
@@ -94,6 +95,8 @@ def predict(
         for path in (csv, picture):
             if path is not None:
                 check_new(path)
+        if picture is not None and picture.suffix.lower() != ".png":
+            raise InputError(f"--picture {picture}: it is drawn as PNG, so name it FILE.png.")
         sources = [*(images or []), *(_lines(list_file) if list_file is not None else [])]
         if not sources and not held_out:
             raise InputError(
@@ -218,18 +221,31 @@ def _held_out(images: Sequence[ImageFile]) -> tuple[ImageFile, ...]:
 def _lines(path: Path) -> list[Path]:
     """The paths in a text file, or in standard input for "-", one per line, without empty lines.
 
+    They are bytes, as the names of files are. After `find -print0`, zero bytes end them.
+
     Raises:
         InputError: if it cannot be read.
     """
-    is_input = str(path) == "-"
     try:
-        text = sys.stdin.read() if is_input else text_of(path, LONGEST_LIST, pipes=True)
+        if str(path) == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            content = bytes_of(path, LONGEST_LIST, pipes=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--list: {path} cannot be read ({why}).{near_paths(path, os.path.isfile)}"
-        ) from None
-    return [Path(line.strip()) for line in text.splitlines() if line.strip()]
+        near = "" if path.exists() else near_paths(path, os.path.isfile)
+        raise InputError(f"--list: {path} cannot be read ({why}).{near}") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"--list: {path} is text in UTF-16. Save it in UTF-8.")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [_path_in(line) for line in lines if line.strip()]
+
+
+def _path_in(line: bytes) -> Path:
+    """The path in a line, without the blanks around it unless they belong to a file's name."""
+    whole = Path(os.fsdecode(line))
+    return whole if os.path.exists(whole) else Path(os.fsdecode(line.strip()))
 
 
 def main() -> None:

@@ -81,13 +81,14 @@ def _place(folder: RunFolder) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder
     here = Path(os.path.expanduser(name.removeprefix(FOLDER))).resolve()
-    if not name.startswith(FOLDER) or began == here:
+    if not name.startswith(FOLDER):
         return None
     if began.is_dir():
-        return f"{FOLDER}{began}"
+        return None if began == here else f"{FOLDER}{began}"
     if here.is_dir():
         return None  # run and images were moved together
     raise InputError(
         f"The images of the run in {folder.path} were in {began}, which no longer exists. If "
-        f"they have moved, name the new place: folder:PATH --resume {folder.path}"
+        "they have moved, name the new place: folder:PATH --resume "
+        f"{shlex.quote(str(folder.path))}"
     )

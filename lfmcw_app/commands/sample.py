@@ -44,6 +44,7 @@ def sample(
     Image k of a class depends on the seed alone, not on the count or the other classes.
     """
     # Not needed for `--help`, and slow to import.
+    from lfmcw_app.folders import image_suffixes
     from lfmcw_app.output_files import check_new, new_file
     from lfmcw_app.sampling import (
         MOST_ON_A_SHEET,
@@ -57,10 +58,15 @@ def sample(
     with reported_errors(Console(stderr=True)):
         target = pick_device(device)
         check_new(out)
+        is_sheet = out.suffix.lower() == ".png"
+        if not is_sheet and out.suffix.lower() in image_suffixes():
+            raise InputError(
+                f"--out {out}: a sheet of images is a PNG file, named FILE.png; any other name is "
+                f"that of a folder, which should not end in {out.suffix}."
+            )
         trained = load_generator(run, target)
         names = list(dict.fromkeys(classes or trained.class_names))
         labels = [trained.label(name) for name in names]
-        is_sheet = out.suffix.lower() == ".png"
         if is_sheet and len(names) * count > MOST_ON_A_SHEET:
             raise InputError(
                 f"{len(names) * count:,} images are too many for one sheet (at most "

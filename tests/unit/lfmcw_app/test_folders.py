@@ -15,7 +15,7 @@ from small_pictures import load, write, write_classes
 
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
-from lfmcw_app.folders import image_suffixes, list_folder
+from lfmcw_app.folders import image_suffixes, in_one_spelling, list_folder
 
 
 def write_parts(folder, *names, classes=("a", "b"), count=2):
@@ -178,6 +178,20 @@ def test_a_table_beside_images_without_folders_is_pointed_out(tmp_path):
     (tmp_path / "._train.csv").write_text("hidden")
     with pytest.raises(InputError, match=r"are in train\.csv, metadata\.jsonl, write a function"):
         list_folder(tmp_path)
+    for part in ("train", "test"):  # as Hugging Face has its folders of images
+        write(tmp_path / "parts" / part / "1.png")
+        (tmp_path / "parts" / part / "metadata.csv").touch()
+    with pytest.raises(InputError, match=r"no class folders.* are in metadata\.csv, write a func"):
+        list_folder(tmp_path / "parts")
+
+
+def test_a_table_beside_class_folders_is_told(tmp_path):
+    """The folders could be images and masks, and the table tell the classes."""
+    write_classes(tmp_path, {"images": 3, "masks": 3})
+    assert "the classes are" not in list_folder(tmp_path).describe_left_out()
+    (tmp_path / "train.csv").touch()
+    told = list_folder(tmp_path).describe_left_out()
+    assert told.endswith("the classes are the folders images, masks, not from train.csv")
 
 
 def test_a_missing_relative_folder_is_told_with_its_place(tmp_path, monkeypatch):
@@ -371,6 +385,15 @@ def test_names_of_classes_are_one_printable_line(tmp_path):
     write_classes(tmp_path, {"a\nb\x1b[2J": 2, "c": 2})
     shown = "\N{REPLACEMENT CHARACTER}"
     assert list_folder(tmp_path).parts["train"].class_names == (f"a{shown}b{shown}[2J", "c")
+
+
+def test_text_has_one_spelling_whatever_the_systems_encoding(monkeypatch):
+    def lacks_it(name):
+        raise UnicodeEncodeError("ascii", name, 0, 1, "ordinal not in range(128)")
+
+    monkeypatch.setattr(os, "fsencode", lacks_it)
+    assert in_one_spelling("e\u0301te\u0301 猫") == "été 猫"
+    assert in_one_spelling("a\udcff\n") == "a\ufffd\ufffd"
 
 
 def test_classes_that_look_alike_are_refused(tmp_path):

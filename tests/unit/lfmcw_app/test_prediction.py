@@ -74,6 +74,10 @@ def test_what_is_missing_is_named_at_once(tmp_path):
         find_images([tmp_path / "a.png", tmp_path, tmp_path / "b.png"], NAMES)
     with pytest.raises(InputError, match="There are no images in"):
         find_images([tmp_path], NAMES)
+    with pytest.raises(InputError, match=r"\*\.png\. A pattern in quotes stays as it is"):
+        find_images([tmp_path / "*.png"], NAMES)
+    with pytest.raises(InputError, match=r"no file or folder -\. .* standard input give --list -"):
+        find_images([Path("-")], NAMES)
 
 
 @pytest.fixture

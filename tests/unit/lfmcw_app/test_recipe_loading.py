@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -263,3 +264,10 @@ def test_a_presets_recipe_asks_no_package(monkeypatch):
 def test_what_no_file_of_text_holds_is_refused(tree):
     with pytest.raises(InputError, match="is no text in UTF-8"):
         validate_recipe(tree)
+
+
+def test_names_that_python_reads_otherwise_are_no_fault(monkeypatch):
+    """As with LC_ALL=C PYTHONUTF8=0: the name is text, but not to this process."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(InputError, match=r"set PYTHONUTF8=1 \(Python reads .* as ascii here\)"):
+        validate_recipe({"dataset": "folder:caf\udcc3\udca9"})

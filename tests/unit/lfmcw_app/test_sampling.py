@@ -192,6 +192,34 @@ def test_files_are_a_folder_of_images(tmp_path):
         save_images(images, tmp_path / "made")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_folder_of_files_is_complete_or_not_there(error, tmp_path, monkeypatch):
+    """So the same command can be given again."""
+    place, saved = tmp_path / "made", []
+    save = Image.Image.save
+
+    def ends(image, path):
+        save(image, path)
+        saved.append(path)
+        if len(saved) == 8:
+            raise error
+
+    monkeypatch.setattr(Image.Image, "save", ends)
+    with pytest.raises((KeyboardInterrupt, InputError)):
+        save_images(made(6), place)
+    assert len(saved) == 8
+    assert list(tmp_path.iterdir()) == []
+    save_images(made(6), place)
+    assert len(list(place.rglob("*.png"))) == 18
+
+
+def test_classes_whose_folders_would_be_one_are_named(tmp_path):
+    images = {"a/b": made(1)["dog"], "a-b": made(1)["dog"]}
+    with pytest.raises(InputError, match="'a/b' and 'a-b' would be one folder, a-b"):
+        save_images(images, tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["..", ".", ""])
 def test_no_file_leaves_the_folder(name, tmp_path):
     with pytest.raises(InputError, match="cannot be the name of a folder"):

@@ -6,13 +6,15 @@ import io
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
 from modes_obeyed import with_mode
 from rich.console import Console
 
-from lfmcw_app.commands.execution import reported_errors, stoppable
+from lfmcw_app import complete_runs
+from lfmcw_app.commands.execution import carry_out, reported_errors, stoppable
 from lfmcw_app.errors import InputError
 
 
@@ -87,6 +89,20 @@ def test_a_second_interrupt_ends_at_once_whatever_becomes_of_it(capsys, turned_i
             raise turned_into from None
     assert caught.value.exit_code == 130
     assert "Interrupted at once; the last checkpoint is kept." in console.file.getvalue()
+
+
+def test_a_run_is_complete_only_if_its_data_are_as_before(tmp_path, monkeypatch):
+    """Neither that nor that it resumes is said before."""
+    monkeypatch.setattr(complete_runs, "is_complete", lambda folder: True)
+    folder = SimpleNamespace(path=tmp_path, begun=True, changed_environment=lambda: ["torch 1 → 2"])
+    output = io.StringIO()
+
+    def changed():
+        raise InputError("The data have changed.")
+
+    with pytest.raises(InputError, match="The data have changed"):
+        carry_out(folder, Console(file=output), "module", changed, tensorboard=False)
+    assert output.getvalue() == f"Run folder: {tmp_path}\n"
 
 
 def test_an_error_without_an_interrupt_is_none():

@@ -131,6 +131,38 @@ def test_images_can_be_listed_in_a_file(trained, tmp_path):
     assert invoke(trained.path, "--list", "-", "--json", given=piped).stdout == result.stdout
 
 
+def test_a_list_has_the_names_of_files_as_they_are(trained, tmp_path):
+    """Those with blanks at their ends, that are no text, and after `find -print0` all others."""
+    good = sorted((trained.pictures / "test" / "cat").iterdir())[0]
+    names = [b" a.png ", b"b\xff.png", "猫\u2028.png".encode()]
+    images = [os.fsencode(tmp_path) + b"/" + name for name in names]
+
+    def found(content):
+        (tmp_path / "list").write_bytes(content)
+        result = invoke(trained.path, "--list", tmp_path / "list", "--json")
+        assert result.exit_code == 0, result.stderr
+        paths = [os.fsencode(entry["path"]) for entry in json.loads(result.stdout)["images"]]
+        return [path.rpartition(b"/")[2] for path in paths]
+
+    for image in images:
+        Path(os.fsdecode(image)).write_bytes(good.read_bytes())
+    assert found(b"\xef\xbb\xbf" + b"\r\n".join(images)) == names
+    assert found(b"  %s  \n\n" % images[1]) == [names[1]]
+    (tmp_path / "two\nlines.png").write_bytes(good.read_bytes())
+    images.append(os.fsencode(tmp_path / "two\nlines.png"))
+    assert found(b"\0".join(images) + b"\0") == [*names, b"two\nlines.png"]
+
+
+def test_a_list_that_cannot_be_read_is_told_why(trained, tmp_path):
+    (tmp_path / "list1").write_text("a.png", encoding="utf-16")
+    (tmp_path / "list2").mkdir()
+    for name, why in (("list1", "is text in UTF-16. Save it in UTF-8"), ("list2", "Is a direc")):
+        result = invoke(trained.path, "--list", tmp_path / name)
+        assert result.exit_code == 2
+        assert why in words(result.stderr)
+        assert "Did you mean" not in words(result.stderr)
+
+
 def test_tables_and_pictures_are_written_whole(trained, tmp_path):
     table, picture = tmp_path / "table.csv", tmp_path / "picture.png"
     arguments = [trained.path, trained.pictures / "test", "--csv", table, "--picture", picture]
@@ -152,6 +184,7 @@ def test_tables_and_pictures_are_written_whole(trained, tmp_path):
         (["nowhere.png"], "There is no file or folder nowhere.png"),
         (["--list", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["x", "--device", "tpu"], "--device must be cpu, cuda or auto"),
+        (["x", "--picture", "x.jpg"], "it is drawn as PNG, so name it FILE.png"),
     ],
 )
 def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained):

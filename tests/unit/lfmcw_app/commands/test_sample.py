@@ -69,6 +69,9 @@ def test_what_cannot_be_done_is_one_paragraph(monkeypatch, tmp_path):
         result = invoke(monkeypatch, "--out", tmp_path / "a.png", *arguments)
         assert result.exit_code == 2
         assert said in words(result.stderr)
+    result = invoke(monkeypatch, "--out", tmp_path / "a.jpg")
+    assert result.exit_code == 2
+    assert "a sheet of images is a PNG file, named FILE.png" in words(result.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
