@@ -237,32 +237,33 @@ def ranks(results: Results) -> str:
 
 def trained_arms(results: Results) -> str:
     """Errors, sizes and times of searches whose networks were trained, and size as a confounder."""
-    rows, said = [], []
+    rows = []
     for title, experiment in results.trained():
+        first = experiment.runs(experiment.arms[0])
         for arm in experiment.arms:
             runs = experiment.runs(arm)
+            related = _size_and_error(first, runs)
             rows.append(
                 (
                     title, arm, len(runs),
                     _spread([row.test_error_percent for row in runs], ".2f"),
                     _spread([row.parameters for row in runs], ",.0f"),
-                    f"{mean(row.search_seconds for row in runs) / 60:.1f}",
-                    f"{mean(row.training_seconds for row in runs) / 60:.1f}",
+                    "" if related is None else f"{related:+.2f}",
+                    _minutes([row.search_seconds for row in runs]),
+                    _minutes([row.training_seconds for row in runs]),
                 )
             )  # fmt: skip
-        first = experiment.arms[0]
-        for arm in experiment.arms[1:]:
-            sized = _size_and_error(experiment.runs(first), experiment.runs(arm))
-            if sized is not None:
-                said.append(
-                    f"{title}: over the pairs of {arm} and {first}, the rank correlation of the "
-                    f"difference in parameters with the difference in error is {sized:+.2f}."
-                )
     head = (
         "experiment", "arm", "runs", "test error, % (mean ± SD)", "parameters (mean ± SD)",
-        "search, minutes", "training, minutes",
+        "size and error", "search, minutes", "training, minutes",
     )  # fmt: skip
-    return "\n\n".join([table(head, rows) if rows else NOTHING, *said])
+    return table(head, rows) if rows else NOTHING
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    """The mean of what is known, in minutes; empty where nothing is, as for a random cell."""
+    known = [value for value in seconds if value is not None]
+    return f"{statistics.fmean(known) / 60:.1f}" if known else ""
 
 
 def _spread(values: Sequence[float | None], form: str) -> str:
@@ -277,7 +278,7 @@ def _spread(values: Sequence[float | None], form: str) -> str:
 def _size_and_error(first: Sequence[Row], second: Sequence[Row]) -> float | None:
     """The rank correlation, over pairs of runs, of differences in parameters and in error.
 
-    None with fewer than five pairs, if parameters are not known, or if all pairs are alike.
+    None with fewer than ten pairs, if parameters are not known, or if all pairs are alike.
     """
     others = {row.seed: row for row in first}
     pairs = [(row, others[row.seed]) for row in second if row.seed in others]
@@ -287,7 +288,7 @@ def _size_and_error(first: Sequence[Row], second: Sequence[Row]) -> float | None
         if row.parameters is not None and other.parameters is not None
     ]
     errors = [row.test_error_percent - other.test_error_percent for row, other in pairs]
-    if len(sizes) < max(5, len(pairs)) or len(set(sizes)) == 1 or len(set(errors)) == 1:
+    if len(sizes) < max(10, len(pairs)) or len(set(sizes)) == 1 or len(set(errors)) == 1:
         return None
     return float(spearmanr(sizes, errors).statistic)
 

@@ -310,9 +310,10 @@ class Results:
         """All comparisons of two arms, in the order of the experiments.
 
         Tables share runs. A comparison of the same runs comes once, from the table that plans the
-        most comparisons: a small table beside a large one takes no correction away.
+        most comparisons: a small table beside a large one takes no correction away. One whose runs
+        are a part of another's, as in a table that has only begun, does not come at all.
         """
-        found: dict[object, Effect] = {}
+        found: dict[frozenset[str], Effect] = {}
         for experiment in self.experiments:
             effect = experiment.effect(arm, against)
             if effect is None:
@@ -321,7 +322,8 @@ class Results:
             known = found.setdefault(runs, effect)
             if len(contrasts(effect.design.table)) > len(contrasts(known.design.table)):
                 found[runs] = effect
-        return [*found.values(), *self._reported_effects(arm, against)]
+        whole = [effect for runs, effect in found.items() if not any(runs < more for more in found)]
+        return [*whole, *self._reported_effects(arm, against)]
 
     def kept_effects(self, arm: str, against: str) -> list[Effect]:
         """The comparisons of two arms whose single runs are kept; see `effects`."""

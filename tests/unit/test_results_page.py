@@ -320,6 +320,20 @@ def test_runs_that_two_tables_share_are_compared_once(data):
     assert len(read_all(data).effects(METHOD, BASELINE)) == 2
 
 
+def test_a_table_that_has_begun_repeats_no_part_of_another(data):
+    """Its first seeds are runs of another table; they would be a second, smaller experiment."""
+    offsets = {BASELINE: 0.0, METHOD: -0.5}
+    made_runs(data / "runs" / "b.csv", table="table2", offsets=offsets)
+    rows = [
+        row.model_copy(update={"table": "controls"})
+        for row in read_results(data / "runs" / "b.csv")
+    ]
+    for name in ("a.csv", "c.csv"):  # before and after it by name
+        write_results(data / "runs" / name, [row for row in rows if row.seed < 5])
+    (kept,) = read_all(data).effects(METHOD, BASELINE)
+    assert (kept.design.table, kept.found.pairs) == ("table2", 12)
+
+
 def test_a_small_table_takes_no_correction_of_a_large_one_away(data):
     """Holm's correction for the eight comparisons of `ablation` stays, where table2 has one."""
     made_runs(data / "runs" / "ablation.csv", offsets={**ABLATION, METHOD: -0.35})
@@ -431,16 +445,17 @@ def test_trained_arms_stand_with_their_sizes(data):
             arm=arm, seed=seed, error=50.0 - seed * larger, parameters=1000 + 100 * seed * larger
         )
         for arm, larger in ((BASELINE, 1), (METHOD, 2))
-        for seed in range(5)
+        for seed in range(10)
     ]
+    rows.append(made_row("random cells", 0, 60.0, parameters=900, search_seconds=None))
     (data / "runs").mkdir()
     write_results(data / "runs" / "a.csv", rows)
     text = block("trained arms", data)
-    assert "| no LFM-CW | 5 | 48.00 ± 1.58 | 1,200 ± 158 |" in text
-    assert "LFM-CW and no LFM-CW, the rank correlation" in text
-    assert "is -1.00." in text
-    write_results(data / "runs" / "a.csv", rows[:-1])  # four pairs
-    assert "rank correlation" not in block("trained arms", data)
+    assert "| no LFM-CW | 10 | 45.50 ± 3.03 | 1,450 ± 303 |  |" in text
+    assert "| LFM-CW | 10 | 41.00 ± 6.06 | 1,900 ± 606 | -1.00 |" in text
+    assert "| random cells | 1 | 60.00 | 900 |  |  |" in text  # without a search
+    write_results(data / "runs" / "a.csv", rows[:-2])  # nine pairs
+    assert "-1.00" not in block("trained arms", data)
 
 
 def test_quality_of_generators_is_shown_for_each_arm(data):
