@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ def check_new(path: Path) -> None:
     Raises:
         InputError: if it exists, or its folder does not.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere is there too
         raise InputError(
             f"{path} already exists, and nothing is overwritten. Name another file, or remove it."
         )
@@ -74,9 +75,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _completed.add(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with its files, if it is there.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """The temporary files in a folder that killed writers have left."""
+    """The temporary files and folders in a folder that killed writers have left."""
     return [path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name)]

@@ -27,7 +27,7 @@ from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
 from lfmcw_app.near_paths import near_runs
 from lfmcw_app.numerics import described_numerics
-from lfmcw_app.output_files import leftovers, replacing
+from lfmcw_app.output_files import leftovers, remove, replacing
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe
@@ -218,7 +218,7 @@ class RunFolder:
         """Removes leftovers of killed writers, and writes environment.json if it is missing."""
         for leftover in leftovers(self.path):
             with self.attempting(leftover.name):
-                leftover.unlink(missing_ok=True)
+                remove(leftover)
         begun = (self.path / CONFIG).exists()
         if self.writes and begun and not (self.path / ENVIRONMENT).exists():
             self._write_environment(known_recipes(self.path, self.written_recipe)[0])

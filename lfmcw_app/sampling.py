@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,21 +247,20 @@ def save_images(images: Mapping[str, Tensor], folder: Path) -> None:
     """
     places: dict[str, str] = {}
     for name in images:
-        other = places.setdefault(_file_name(name), name)
+        # Many file systems take names of other case or spelling for the same.
+        same = unicodedata.normalize("NFC", _file_name(name)).casefold()
+        other = places.setdefault(same, name)
         if other != name:
             raise InputError(
                 f"The classes {shown(other)} and {shown(name)} would be one folder, "
                 f"{_file_name(name)}. Draw them one after the other with --class, into two folders."
             )
     with new_file(folder) as unfinished:
-        try:
-            for place, name in places.items():
-                (unfinished / place).mkdir(parents=True)
-                for index, image in enumerate(images[name]):
-                    _picture(image).save(unfinished / place / f"{index:04d}.png")
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+        for name in images:
+            place = unfinished / _file_name(name)
+            place.mkdir(parents=True)
+            for index, image in enumerate(images[name]):
+                _picture(image).save(place / f"{index:04d}.png")
 
 
 def _file_name(name: str) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from operator import index
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -252,17 +251,16 @@ def _needs_arguments(scheduler: Any) -> str:
 
 
 def at_least(problem: str, option: str, value: Any, smallest: int) -> int:
-    """The value of an option that counts something: an integer of any kind that is large enough."""
-    count = None
-    if not isinstance(value, bool):
-        with suppress(TypeError):
-            count = index(value)  # NumPy's integers have one, too
-    if count is None or count < smallest:
+    """The value of an option that counts something, if it is an integer that is large enough.
+
+    NumPy's integers are integers, too.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < smallest:
         raise ProblemError(
             f"Problem {problem!r}: {option} must be an integer of at least {smallest}, got "
             f"{value!r}."
         )
-    return count
+    return int(value)
 
 
 def checked_norm(problem: str, value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -60,10 +61,8 @@ def problems_read(
         ProblemError: if it cannot be called so.
     """
     call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
-    # (A module takes anything and passes it on to its `forward`.)
-    taken_by = function.forward if isinstance(function, nn.Module) else function
     try:
-        arguments = inspect.signature(taken_by).parameters.values()
+        arguments = inspect.signature(_called(function)).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
             f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "
@@ -112,3 +111,12 @@ def _counted(fewest: int, most: int) -> str:
     if fewest < most:
         return f"{fewest} or {most} positional arguments"
     return {1: "one positional argument", 2: "two positional arguments"}[most]
+
+
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose arguments a call takes: a module passes all of them to its `forward`."""
+    if isinstance(function, partial):
+        return partial(_called(function.func), *function.args, **function.keywords)
+    if isinstance(function, nn.Module) and type(function).__call__ is nn.Module.__call__:
+        return function.forward
+    return function

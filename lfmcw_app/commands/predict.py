@@ -233,13 +233,16 @@ def _lines(path: Path) -> list[Path]:
             content = bytes_of(path, LONGEST_LIST, pipes=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        near = "" if path.exists() else near_paths(path, os.path.isfile)
+        near = "" if os.path.exists(path) else near_paths(path, os.path.isfile)
         raise InputError(f"--list: {path} cannot be read ({why}).{near}") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"--list: {path} is text in UTF-16. Save it in UTF-8.")
     content = content.removeprefix(codecs.BOM_UTF8)
     lines = content.split(b"\0") if b"\0" in content else content.splitlines()
-    return [_path_in(line) for line in lines if line.strip()]
+    try:
+        return [_path_in(line) for line in lines if line.strip()]
+    except UnicodeDecodeError:  # on Windows, where names of files are text
+        raise InputError(f"--list: {path} is no text in UTF-8. Save it in UTF-8.") from None
 
 
 def _path_in(line: bytes) -> Path:

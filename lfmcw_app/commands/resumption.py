@@ -65,9 +65,11 @@ def resumed_folder(
     if dataset is not None:
         check_dataset(dataset)
     given = with_options(settings, {**options, "dataset": dataset})
-    if "dataset" not in given and (place := _place(folder)) is not None:
-        given["dataset"] = place
     wanted = changed_recipe(folder.recipe, config=config, overrides=given)
+    names_data = "dataset" in given or wanted.dataset != folder.recipe.dataset
+    if not names_data and (place := _place(folder)) is not None:
+        given["dataset"] = place
+        wanted = changed_recipe(folder.recipe, config=config, overrides=given)
     folder.change(with_table_digest(wanted), searches=searches)
     return folder
 

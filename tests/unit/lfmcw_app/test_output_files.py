@@ -31,9 +31,27 @@ def test_nothing_is_left_of_what_failed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_left_of_a_folder_that_gets_no_name(tmp_path):
+    """Another program takes the name meanwhile, or a virus scanner holds a file."""
+    place = tmp_path / "made"
+
+    def write():
+        with new_file(place) as unfinished:
+            unfinished.mkdir()
+            (unfinished / "a.png").write_text("whole")
+            (place / "taken").mkdir(parents=True)
+
+    with pytest.raises(InputError, match=r"made cannot be written \(.*not empty"):
+        write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["made"]
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine.png").write_text("mine")
     with pytest.raises(InputError, match="nothing is overwritten"):
         check_new(tmp_path / "mine.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        check_new(tmp_path / "link.png")
     with pytest.raises(InputError, match="there is no folder"):
         check_new(tmp_path / "nowhere" / "a.png")

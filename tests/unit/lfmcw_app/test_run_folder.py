@@ -69,6 +69,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path, content, words):
         RunFolder.open(tmp_path)
 
 
+def test_a_folder_that_a_killed_writer_left_is_removed(tmp_path):
+    """Such as that of `sample --out RUN/images`."""
+    folder = RunFolder.create(tmp_path / "run", RECIPE)
+    left = folder.path / ".images.4321.part"
+    left.mkdir()
+    (left / "0000.png").write_text("half")
+    with folder.locked():
+        assert not left.exists()
+
+
 def begun(path):
     """What a user does after an interruption: the same command again, or --resume."""
     try:

@@ -28,8 +28,13 @@ def test_reads_are_found_in_any_callable():
         def forward(self, own, batch, *, w):
             return own.v.sum()
 
+    class OwnCall(nn.Module):
+        def __call__(self, own, batch, *, w):
+            return own.v.sum()
+
     partial = functools.partial(loss, scale=2.0)
-    for function in (partial, Callable(), Callable().method, Criterion()):
+    modules = Criterion(), functools.partial(Criterion()), OwnCall()
+    for function in (partial, Callable(), Callable().method, *modules):
         assert graph(problem("w"), problem("x", function)).reads_below["x"] == ("w",)
 
 

@@ -163,6 +163,15 @@ def test_a_list_that_cannot_be_read_is_told_why(trained, tmp_path):
         assert "Did you mean" not in words(result.stderr)
 
 
+def test_a_list_in_another_encoding_is_told_on_windows(trained, tmp_path, monkeypatch):
+    """Names of files are text there, in UTF-8 for Python."""
+    (tmp_path / "list").write_bytes(b"caf\xe9.png")
+    monkeypatch.setattr("lfmcw_app.commands.predict.os.fsdecode", lambda line: line.decode("utf-8"))
+    result = invoke(trained.path, "--list", tmp_path / "list")
+    assert result.exit_code == 2
+    assert "is no text in UTF-8. Save it in UTF-8." in words(result.stderr)
+
+
 def test_tables_and_pictures_are_written_whole(trained, tmp_path):
     table, picture = tmp_path / "table.csv", tmp_path / "picture.png"
     arguments = [trained.path, trained.pictures / "test", "--csv", table, "--picture", picture]

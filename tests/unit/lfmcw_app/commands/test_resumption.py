@@ -101,6 +101,8 @@ def test_a_folder_of_images_is_found_from_another_place(tmp_path, monkeypatch):
     (tmp_path / "home" / "pictures").rmdir()
     with pytest.raises(InputError, match=r"were in .*home/pictures.*folder:PATH --resume"):
         resumed(path)
+    (tmp_path / "new.yaml").write_text("dataset: folder:new")
+    assert resumed(path, config=tmp_path / "new.yaml").recipe.dataset == "folder:new"
     monkeypatch.chdir(tmp_path / "home")  # the same place, where nothing is any more
     with pytest.raises(InputError, match=r"were in .*home/pictures.*folder:PATH --resume"):
         resumed(path)
