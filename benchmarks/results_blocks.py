@@ -262,8 +262,8 @@ def trained_arms(results: Results) -> str:
 
 def _minutes(seconds: Sequence[float | None]) -> str:
     """The mean of what is known, in minutes; empty where nothing is, as for a random cell."""
-    known = [value for value in seconds if value is not None]
-    return f"{statistics.fmean(known) / 60:.1f}" if known else ""
+    found = mean(seconds) / 60
+    return "" if math.isnan(found) else f"{found:.1f}"
 
 
 def _spread(values: Sequence[float | None], form: str) -> str:

@@ -191,12 +191,9 @@ def list_folder(folder: Path) -> FolderListing:
     listing = _list_classes({TRAIN: folder}, {TRAIN: children}, found)[TRAIN]
     notes: tuple[str, ...] = ()
     if others := _other_forms([folder]):  # a table of classes, perhaps, beside images and masks
-        notes = (f"the classes are the folders {_names_of(children)}, not from {listed(others)}",)
+        names = listed([name_as_text(path.name) for path in children])
+        notes = (f"the classes are the folders {names}, not from {listed(others)}",)
     return found.added_to({TRAIN: listing}, {}, notes)
-
-
-def _names_of(folders: Sequence[Path]) -> str:
-    return listed([name_as_text(path.name) for path in folders])
 
 
 def _instead_of(file: Path) -> str:

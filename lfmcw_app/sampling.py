@@ -256,10 +256,10 @@ def save_images(images: Mapping[str, Tensor], folder: Path) -> None:
                 f"{_file_name(name)}. Draw them one after the other with --class, into two folders."
             )
     with new_file(folder) as unfinished:
-        for name in images:
+        for name, members in images.items():
             place = unfinished / _file_name(name)
             place.mkdir(parents=True)
-            for index, image in enumerate(images[name]):
+            for index, image in enumerate(members):
                 _picture(image).save(place / f"{index:04d}.png")
 
 

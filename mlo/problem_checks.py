@@ -60,22 +60,15 @@ def check_module(problem: str, module: Any) -> None:
             "that. A part that is not trained may stay outside of the module, as a constant "
             "that the loss calls."
         )
-    lazy = [
-        key
-        for key, tensor in [*module.named_parameters(), *module.named_buffers()]
-        if nn.parameter.is_lazy(tensor)
-    ]
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [key for key, tensor in tensors if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise ProblemError(
             f"Problem {problem!r}: {some(lazy)} of its module have no shape yet (lazy modules). "
             "Call the module once on a batch, under torch.no_grad(), before the problem is "
             "declared."
         )
-    frozen = [
-        key
-        for key, tensor in [*module.named_parameters(), *module.named_buffers()]
-        if tensor.is_inference()
-    ]
+    frozen = [key for key, tensor in tensors if tensor.is_inference()]
     if frozen:
         raise ProblemError(
             f"Problem {problem!r}: {some(frozen)} of its module were made under "
@@ -205,6 +198,7 @@ def check_schedulers(
         named: whether the schedulers were declared with names, which must then be those of the
             optimizers that they drive.
     """
+    held = {key: innermost(optimizer) for key, optimizer in optimizers.items()}
     for name, scheduler in schedulers.items():
         if not hasattr(scheduler, "step"):
             raise ProblemError(
@@ -222,7 +216,6 @@ def check_schedulers(
         driven = getattr(scheduler, "optimizer", None)
         if isinstance(driven, Optimizer):
             driven = innermost(driven)
-        held = {key: innermost(optimizer) for key, optimizer in optimizers.items()}
         if driven is not None and not any(driven is other for other in held.values()):
             raise ProblemError(
                 f"Problem {problem!r}: its scheduler drives another optimizer than the "

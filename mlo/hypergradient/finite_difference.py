@@ -161,7 +161,7 @@ class FiniteDifferenceSystem(LinearSystem):
         # The rounding that a difference suffers is that of the loss, under autocast too.
         self.dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
         point = call.solution.evaluation.parameters
-        self._theta = dict(zip(point, map(Tensor.detach, point.values()), strict=True))
+        self._theta = _aliases(point)
         self._lend_if_needed()
 
     def _lend_if_needed(self) -> None:
@@ -477,9 +477,9 @@ class FiniteDifferenceSystem(LinearSystem):
         return (values[0] - values[1]) / (2.0 * float(e)), slope, noise
 
 
-def _aliases(constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values in other tensors, which a loss may freeze and thaw (an attack's step)."""
-    return dict(zip(constants, map(Tensor.detach, constants.values()), strict=True))
+def _aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as constants of their own, which a loss may freeze and thaw (an attack)."""
+    return dict(zip(tensors, map(Tensor.detach, tensors.values()), strict=True))
 
 
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
