@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.gradient_norm import total_norm
-from mlo.hypergradient.double_backward import check_double_backward, leaves_of
+from mlo.hypergradient.double_backward import ANY_ENGINE, check_double_backward, leaves_of
 from mlo.hypergradient.finite_difference import FiniteDifference
+from mlo.hypergradient.hidden_parts import find_hidden_part, functions_of, hidden_part_message
 from mlo.hypergradient.products import present
 from mlo.hypergradient.registry import EngineChoice, engine_from
 from mlo.loss import LossFunction, gradients
@@ -458,6 +459,11 @@ def _of_loss(
     """F and its products, by second derivatives where the engine uses them too."""
     if call.solution.engine.uses_second_derivatives:
         check_double_backward(NAME, loss, own)
+        if functions := functions_of([loss]):
+            again = call.losses(call.parameter_aliases(), call.input_aliases())
+            hidden = find_hidden_part(again, functions)
+            if hidden is not None:
+                warn_user(hidden_part_message(NAME, hidden, ANY_ENGINE))
         f = gradients(loss, own, create_graph=True)
         return f, _vjp(f, [*own, *call.select(inputs)])
     system = FiniteDifference().linearize(call)

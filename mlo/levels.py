@@ -204,6 +204,7 @@ class Levels:
             evaluation = evaluation.with_changes(modes=last.modes)
         if begun is not None:
             evaluation = begun if last is not None else _on(begun, evaluation)
+        history.checks.examine_before_updates(evaluation)
         return Stationary(
             name=name,
             engine=engine,
@@ -348,6 +349,8 @@ class Levels:
             )
             if checked:
                 self._check_stand_ins(found.evaluation)
+            if examine is not None:
+                history.checks.check_functions(found.evaluation)
         except BaseException as error:
             # An update is made completely or not at all. A question has worked on copies.
             if is_update:

@@ -14,6 +14,7 @@ from mlo.errors import GraphError, ProblemError, warn_user
 from mlo.gradient_paths import Engines, differentiated_problems, readers_of_response
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.double_backward import (
+    SecondDerivative,
     check_checkpointing,
     check_double_backward,
     check_silent_operations,
@@ -22,8 +23,15 @@ from mlo.hypergradient.double_backward import (
     no_third_derivative,
 )
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.hidden_parts import (
+    Function,
+    find_hidden_part,
+    functions_of,
+    hidden_part_message,
+)
 from mlo.loss import Examine
 from mlo.problem import Problem, Tensors
+from mlo.randomness import preserved
 from mlo.response import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
 from mlo.sharding import is_sharded
 
@@ -61,21 +69,27 @@ class LossChecks:
         self.displaced = (differentiated | estimated) - compiled
         self.pending: dict[str, Examine] = {}
         self._later: dict[str, Examine] = {}
+        self._functions: dict[str, set[Function]] = {name: set() for name in graph.problems}
+        self._once: dict[str, bool] = {}
+        self._mixed: dict[str, bool] = {}
         for name in graph.problems:
             strays = _strays(graph, name, differentiated, displaced=name in self.displaced)
-            mixed = _is_mixed(graph.problems[name], engines[name])
+            self._once[name] = not readers_of_response(graph, engines, name)
+            self._mixed[name] = _is_mixed(graph.problems[name], engines[name])
             look = partial(
                 _examine,
                 name=name,
                 strays=strays,
                 advice=advice[name],
                 twice=name in self.twice,
-                mixed=mixed,
-                once=not readers_of_response(graph, engines, name),
+                mixed=self._mixed[name],
+                once=self._once[name],
+                functions=self._functions[name],
             )
             self.pending[name] = partial(look, first=True)
             self._later[name] = partial(look, first=False)
         self._warned: set[str] = set()
+        self._asked: set[str] = set()
 
     def examine(self, name: str, *, again: bool) -> Examine | None:
         """What to show a problem's loss to, before it is differentiated.
@@ -85,6 +99,72 @@ class LossChecks:
             again: whether it is looked at also if it was before.
         """
         return self.pending.get(name) or (self._later[name] if again else None)
+
+    def examine_before_updates(self, evaluation: Evaluation) -> None:
+        """Looks, once, at a loss whose solution is differentiated before its problem moves.
+
+        Args:
+            evaluation: of the loss.
+
+        Raises:
+            EngineError: if it lacks a derivative that is needed.
+            ProblemError: if it reads parameters otherwise than as it receives them.
+        """
+        loss, name = evaluation.loss, evaluation.loss.problem.name
+        examine = self.pending.get(name)
+        if examine is None or name in self._asked or not self._can_evaluate(evaluation):
+            return
+        self._asked.add(name)
+
+        def at(parameters: Tensors, reads: dict[str, Tensors]) -> None:
+            leaves = _leaves_of(evaluation, parameters, reads)
+            with (
+                torch.enable_grad(),
+                evaluation.losses(parameters, reads) as losses,
+                preserved(loss.problem.generators),
+            ):
+                for value in losses.values():
+                    examine(value, leaves)
+
+        evaluation.at_stand_ins(at)
+        self.check_functions(evaluation)
+
+    def check_functions(self, evaluation: Evaluation) -> None:
+        """Warns of a `torch.autograd.Function` in a loss whose backward hides a part of itself.
+
+        Args:
+            evaluation: of the loss, which was examined.
+        """
+        name = evaluation.loss.problem.name
+        functions = self._functions[name]
+        if not functions or not self._can_evaluate(evaluation):
+            return
+
+        def at(parameters: Tensors, reads: dict[str, Tensors]) -> str | None:
+            losses = evaluation.losses(parameters, reads, players=tuple(evaluation.value) or None)
+            first = _leaves_of(evaluation, parameters, reads) if self._once[name] else None
+            second = [tensor for read in reads.values() for tensor in read.values()]
+            taken = SecondDerivative(first, second if self._mixed[name] else None)
+            return find_hidden_part(losses, functions, taken)
+
+        found = evaluation.at_stand_ins(at)
+        if found is not None and f"{name}: {found}" not in self._warned:
+            self._warned.add(f"{name}: {found}")
+            warn_user(hidden_part_message(name, found, self._advice[name]))
+
+    def _can_evaluate(self, evaluation: Evaluation) -> bool:
+        """Whether a loss can be evaluated once more, only to look at it."""
+        loss, name = evaluation.loss, evaluation.loss.problem.name
+        # Processes might not do alike what depends on their own numbers. A compiled module may be
+        # compiled once more for parameters of another kind.
+        seen = [self._graph.problems[other] for other in (name, *self._graph.reads[name])]
+        return not (
+            loss.parallel is not None
+            or loss.sharded
+            or loss.problem.device.type == "meta"
+            or loss.checks.was_dismissed("stand-ins")
+            or any(problem.runs_compiled for problem in seen)
+        )
 
     def check_optimizer_states(self, name: str) -> None:
         """Refuses a loss that looks up an optimizer's state under a stand-in for a parameter.
@@ -226,6 +306,24 @@ def _reached(graph: DependencyGraph, names: Collection[str]) -> set[str]:
     return found
 
 
+def _leaves_of(
+    evaluation: Evaluation, parameters: Tensors, reads: Mapping[str, Tensors]
+) -> list[Tensor]:
+    """The tensors in which a problem's gradient differentiates its loss.
+
+    Args:
+        evaluation: of the loss.
+        parameters: what stands for the problem's own parameters.
+        reads: problem that the loss reads → what stands for its parameters.
+    """
+    found = list(parameters.values())
+    for name, tensors in reads.items():
+        solution = evaluation.solutions.get(name)
+        if solution is not None and evaluation.depends(solution):
+            found += tensors.values()
+    return found
+
+
 def _examine(
     loss: Tensor,
     leaves: Sequence[Tensor],
@@ -236,6 +334,7 @@ def _examine(
     twice: bool,
     mixed: bool,
     once: bool,
+    functions: set[Function],
     first: bool,
 ) -> None:
     """Looks at a loss before it is differentiated.
@@ -249,6 +348,7 @@ def _examine(
         twice: whether it is differentiated twice.
         mixed: whether the second derivative is taken in what the loss reads only.
         once: whether no engine differentiates a gradient that contains the problem's response.
+        functions: those that the loss calls are added, if their second derivative is taken.
         first: whether it is the problem's first look, which tries a double backward pass.
     """
     check_checkpointing(name, loss)
@@ -259,6 +359,8 @@ def _examine(
         check_double_backward(name, loss, leaves, advice, mixed=mixed, once=once)
     elif twice:  # an operation that fails would say so itself
         check_silent_operations(name, loss, leaves if once else None, advice)
+    if twice:
+        functions |= functions_of([loss], SecondDerivative(first=leaves if once else None))
 
 
 def _is_mixed(problem: Problem, engine: AbstractEngine) -> bool:

@@ -32,7 +32,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from operator import is_
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ __all__ = [
 
 Cotangent = Sequence[Tensor | None]
 """v, one tensor per parameter; None where nothing above reads that parameter."""
+
+R = TypeVar("R")
 
 IS_NONE = partial(is_, None)
 
@@ -305,7 +307,9 @@ class Evaluation:
                 for leaf, flag in zip(leaves, flags, strict=True):
                     leaf.requires_grad_(flag)
 
-        with_stand_ins = [partial(self._at_stand_ins, at, responds) for responds in (True, False)]
+        with_stand_ins = [
+            partial(self.at_stand_ins, at, responds=responds) for responds in (True, False)
+        ]
         if not check_stand_ins(
             self.loss.problem.name,
             self.value,
@@ -316,12 +320,15 @@ class Evaluation:
         ):
             self.loss.checks.dismiss(*COMPARES_EVALUATIONS)
 
-    def _at_stand_ins(
-        self,
-        at: Callable[[Tensors, dict[str, Tensors]], dict[str, Tensor]],
-        responds: bool,
-    ) -> dict[str, Tensor]:
-        """Evaluates at tensors of the recorded values; whether those that are read respond."""
+    def at_stand_ins(
+        self, at: Callable[[Tensors, dict[str, Tensors]], R], *, responds: bool = True
+    ) -> R:
+        """Calls a function of other tensors of the recorded values.
+
+        Args:
+            at: is given own parameters, and problem → its parameters, as `losses` is.
+            responds: whether those that are read require gradients.
+        """
         reads: dict[str, Tensors] = {}
         for name, tensors in self.current_reads().items():
             reads[name] = {k: t.detach().requires_grad_(responds) for k, t in tensors.items()}

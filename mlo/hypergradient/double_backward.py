@@ -14,10 +14,12 @@ from mlo.advice import EngineAdvice
 from mlo.errors import EngineError, ProblemError
 
 __all__ = [
+    "SecondDerivative",
     "check_checkpointing",
     "check_double_backward",
     "check_silent_operations",
     "explains_double_backward",
+    "functions_in",
     "is_about_double_backward",
     "leaves_of",
     "no_double_backward",
@@ -195,6 +197,53 @@ def check_silent_operations(
             "(for torchdiffeq: odeint instead of odeint_adjoint)"
             f"{advice.phrase(', or {}', *WITHOUT_SECOND)}."
         )
+
+
+@dataclass(frozen=True)
+class SecondDerivative:
+    """In which tensors the first and the second derivative of a loss are taken; None: in all."""
+
+    first: Sequence[Tensor] | None = None
+    second: Sequence[Tensor] | None = None
+
+
+EVERYWHERE = SecondDerivative()
+"""In all tensors."""
+
+
+def functions_in(loss: Tensor, taken: SecondDerivative) -> dict[Any, tuple[tuple[bool, bool], ...]]:
+    """The calls of users' `torch.autograd.Function`s of which a second derivative is taken.
+
+    Args:
+        loss: scalar, with its graph.
+        taken: which one.
+
+    Returns:
+        Node of the graph → for each tensor among its arguments, whether the first derivative is
+        taken in it, and the second.
+    """
+    graph = _graph([loss])
+    nodes = [node for node in graph if _is_users(getattr(node, "_forward_cls", None))]
+    if not nodes:
+        return {}
+    first, second = [
+        set(graph) if tensors is None else _leading_to(tensors, loss)
+        for tensors in (taken.first, taken.second)
+    ]
+    return {
+        node: tuple([(earlier in first, earlier in second) for earlier, _ in node.next_functions])
+        for node in nodes
+        if node in first
+    }
+
+
+def _is_users(function: type | None) -> bool:
+    """Whether a `torch.autograd.Function` is neither PyTorch's nor ours."""
+    if function is None:
+        return False
+    # (Of an operation made by torch.library.custom_op, PyTorch makes the class.)
+    made = function.__module__ == "torch._library.autograd"
+    return made or function.__module__.split(".")[0] not in ("torch", "mlo")
 
 
 def _is_suspect(node: Any) -> bool:

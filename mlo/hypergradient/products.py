@@ -30,10 +30,12 @@ from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.custom_gradient import find_custom_gradient
 from mlo.hypergradient.double_backward import (
+    SecondDerivative,
     check_silent_operations,
     check_third_derivative,
     explains_double_backward,
 )
+from mlo.hypergradient.hidden_parts import find_hidden_part, functions_of
 from mlo.hypergradient.kinks import find_kink
 from mlo.loss import gradients
 from mlo.optimizer_step import OptimizerStep, l2_penalty, maximized
@@ -345,6 +347,17 @@ class AutogradSystem(LinearSystem):
         """
         for loss in self._losses.values():
             check_silent_operations(self.problem, loss, advice=self.advice)
+
+    def hides_a_part(self) -> bool:
+        """Whether a `torch.autograd.Function` in the loss hides a part of its backward."""
+        taken = SecondDerivative(second=self.call.select(self._inputs))
+        functions = functions_of(self._losses.values(), taken)
+        if not functions or self.call.solution.evaluation.loss.parallel is not None:
+            return False
+        inputs = self.call.input_aliases()
+        losses = self.call.losses(self.call.parameter_aliases(), inputs)
+        taken = SecondDerivative(second=self.call.select(inputs))
+        return find_hidden_part(losses, functions, taken) is not None
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
         # With its graph, once: every product is a further backward pass through it.

@@ -1,0 +1,301 @@
+"""Finds a `torch.autograd.Function` whose backward keeps a part of itself from autograd.
+
+A second derivative of a loss differentiates the backward of each Function in it. Autograd does not
+see what that computes under `torch.no_grad()`, from a detached tensor or outside of PyTorch. Nor
+does it see how an intermediate of the forward depends on the inputs, whether it is kept as an
+attribute or by `save_for_backward`, which links inputs and outputs only. Autograd treats all this
+as constant, and the second derivative lacks that part, without an error.
+
+So each Function is called alone. Let B(z) be what its backward returns for z: its inputs and the
+cotangents of its outputs. For random directions u and v, autograd's ⟨∇_z ⟨u, B(z)⟩, v⟩ is compared
+with the central difference (⟨u, B(z + e v)⟩ − ⟨u, B(z − e v)⟩) / 2e. Rounding, kinks and the
+difference's own error change with e, a part that is missing does not. So two values of e tell them
+apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo.advice import EngineAdvice
+from mlo.hypergradient.double_backward import (
+    EVERYWHERE,
+    WITHOUT_SECOND,
+    SecondDerivative,
+    functions_in,
+)
+from mlo.randomness import RandomState, replayed
+
+__all__ = ["Function", "find_hidden_part", "functions_of", "hidden_part_message"]
+
+DIRECTIONS = 4
+"""In how many random directions a part must be missing. (Noise looks like one in 3% of them.)"""
+
+STEADY = 10.0
+"""How many times the change between two differences they must be, and what is missing."""
+
+MISSING = 1e-3
+"""Which part of the derivative along a direction must be missing."""
+
+JITTER = 0.01
+"""How far from the inputs a Function is looked at, relative to them.
+
+At the inputs themselves many entries may be at a kink (zeros after a ReLU, or at the start).
+"""
+
+Function = type[torch.autograd.Function]
+Inputs = tuple[Any, ...]
+
+
+class RecordedCalls:
+    """A context in which the arguments of all calls of some Functions are kept.
+
+    Args:
+        classes: the Functions.
+
+    Attributes:
+        inputs: node of the autograd graph → copies of the arguments, which require a gradient if
+            the arguments did.
+    """
+
+    def __init__(self, classes: Collection[Function]) -> None:
+        self._classes = tuple(classes)
+        self._own: list[tuple[Function, str, Any]] = []
+        self.inputs: dict[Any, Inputs] = {}
+
+    def __enter__(self) -> RecordedCalls:
+        # PyTorch looks these methods up in each call, also if it is made by an `apply` that was
+        # kept elsewhere. (A Function's context is its node.)
+        for cls in self._classes:
+            if cls.setup_context is not torch.autograd.Function.setup_context:
+                self._replace(cls, "setup_context", lambda arguments: arguments[0])
+            else:
+                self._replace(cls, "forward", lambda arguments: arguments)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._own:
+            cls, name, own = self._own.pop()
+            if own is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, own)
+
+    def _replace(self, cls: Function, name: str, inputs_of: Any) -> None:
+        method = getattr(cls, name)
+
+        @functools.wraps(method)
+        def recording(ctx: Any, *arguments: Any, **named: Any) -> Any:
+            self.inputs[ctx] = tuple(map(_copy, inputs_of(arguments)))
+            return method(ctx, *arguments, **named)
+
+        self._own.append((cls, name, cls.__dict__.get(name)))
+        setattr(cls, name, staticmethod(recording))
+
+
+def _copy(argument: Any) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.detach().clone().requires_grad_(argument.requires_grad)
+
+
+def functions_of(losses: Iterable[Tensor], taken: SecondDerivative = EVERYWHERE) -> set[Function]:
+    """The users' Functions of which a second derivative of some losses is taken.
+
+    Args:
+        losses: scalars, with their graphs.
+        taken: which second derivative.
+    """
+    return {node._forward_cls for loss in losses for node in functions_in(loss, taken)}
+
+
+def find_hidden_part(
+    losses: AbstractContextManager[Mapping[str, Tensor]],
+    functions: Collection[Function],
+    taken: SecondDerivative = EVERYWHERE,
+) -> str | None:
+    """The name of a Function whose backward hides a part of itself from autograd, or None.
+
+    One that cannot be called alone is not looked at.
+
+    Args:
+        losses: evaluates scalars, with their graphs.
+        functions: those that they call, see `functions_of`.
+        taken: which second derivative of them is taken.
+    """
+    with ExitStack() as stack, torch.enable_grad():
+        with RecordedCalls(functions) as calls:
+            found = stack.enter_context(losses)
+        return _find(found.values(), calls.inputs, taken)
+
+
+def hidden_part_message(problem: str, function: str, advice: EngineAdvice) -> str:
+    """What to say of a Function that hides a part, and what to do.
+
+    Args:
+        problem: whose loss it is.
+        function: its name.
+        advice: names other engines.
+    """
+    return (
+        f"Problem {problem!r}: its loss uses the torch.autograd.Function {function!r}, whose "
+        "backward hides a part of its derivative from autograd: differences of what it returns "
+        "are not what its second derivative says. PyTorch treats as constant what backward "
+        "computes under torch.no_grad(), from detached tensors or numbers, and what forward "
+        "computes and keeps for it (as ctx.y, or by save_for_backward, which links inputs and "
+        "outputs only). The hypergradient lacks that part. Compute it in backward, from the saved "
+        "inputs, and try the function with torch.autograd.gradgradcheck"
+        f"{advice.phrase('; or use {}', *WITHOUT_SECOND)}."
+    )
+
+
+def _find(
+    losses: Iterable[Tensor],
+    inputs: Mapping[Any, Inputs],
+    taken: SecondDerivative,
+) -> str | None:
+    seen: set[tuple[object, ...]] = set()
+    for loss in losses:
+        for node, places in functions_in(loss, taken).items():
+            arguments = inputs.get(node)
+            if arguments is None:
+                continue
+            # Layers that call it with arguments of one kind show the same.
+            kind = (node._forward_cls, *map(_kind, arguments), *places)
+            if kind in seen:
+                continue
+            seen.add(kind)
+            if _Alone(node._forward_cls, arguments, places).hides_a_part():
+                return str(node._forward_cls.__name__)
+    return None
+
+
+def _kind(argument: Any) -> object:
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.dtype, argument.requires_grad
+    plain = isinstance(argument, (bool, int, float, str, type(None)))
+    return argument if plain else id(argument)
+
+
+class _Alone:
+    """A Function, called alone with arguments near those of one call.
+
+    Args:
+        function: what is called.
+        arguments: of that call.
+        places: for each tensor among them, whether the first derivative is taken in it, and the
+            second.
+    """
+
+    def __init__(
+        self, function: Function, arguments: Inputs, places: Sequence[tuple[bool, bool]]
+    ) -> None:
+        self._function, self._arguments = function, [_precise(entry) for entry in arguments]
+        tensors = [entry for entry in self._arguments if isinstance(entry, Tensor)]
+        self._varied = [tensor for tensor in tensors if tensor.requires_grad]
+        pairs = zip(tensors, places, strict=True)
+        flags = [taken for tensor, taken in pairs if tensor.requires_grad]
+        self._first, self._second = [first for first, _ in flags], [second for _, second in flags]
+        self._noise, self._generator = RandomState.capture(), torch.Generator().manual_seed(0)
+
+    def hides_a_part(self) -> bool:
+        """Whether a part of B's derivative in one of the tensors that it depends on is missing."""
+        if not all(tensor.is_floating_point() for tensor in self._varied):
+            return False
+        try:
+            cotangents = self._call(self._varied)
+            if not all(tensor.is_floating_point() for tensor in cotangents):
+                return False
+            # Along the tensor itself too: of a norm kept as a number, all else shows little.
+            return any(
+                all(self._lacks_a_part(cotangents, place, radial) for _ in range(DIRECTIONS))
+                for place, taken in enumerate([*self._second, *[True] * len(cotangents)])
+                if taken
+                for radial in (False, True)
+            )
+        except (RuntimeError, TypeError, ValueError, ArithmeticError, AssertionError):
+            return False  # it refuses the arguments, or has no second derivative
+
+    def _lacks_a_part(self, cotangents: Sequence[Tensor], place: int, radial: bool) -> bool:
+        """Whether a part is missing in one tensor of z, along itself or at random."""
+        inputs = [(x + JITTER * self._drawn(x)).detach() for x in self._varied]
+        z = [*inputs, *[self._drawn(entry, unit=True) for entry in cotangents]]
+        v = z[place] if radial else self._drawn(z[place])
+        flags = zip(inputs, self._first, strict=True)
+        u = [self._drawn(x, unit=True) for x, flag in flags if flag]
+
+        def at(moved: Tensor) -> list[Tensor]:
+            return [*z[:place], moved, *z[place + 1 :]]
+
+        leaf, slope = z[place].clone().requires_grad_(), 0.0
+        value = self._weighted(u, at(leaf), differentiable=True)
+        if value.requires_grad:
+            (found,) = torch.autograd.grad(value, leaf, materialize_grads=True)
+            slope = float(_inner([found], [v]))
+
+        def difference(e: float) -> float:
+            one, other = [
+                float(self._weighted(u, at(z[place] + sign * e * v))) for sign in (1.0, -1.0)
+            ]
+            return (one - other) / (2.0 * e)
+
+        # The step at which rounding and the difference's own error are about equal.
+        e = torch.finfo(v.dtype).eps ** (1.0 / 3.0)
+        wide, narrow = difference(e), difference(e / 2.0)
+        change, missing = abs(wide - narrow), abs(narrow - slope)
+        # (Next to a pole the slope is far larger than differences, which change.)
+        steady = STEADY * change < min(missing, abs(narrow))
+        return steady and missing > MISSING * max(abs(narrow), abs(slope))
+
+    def _weighted(
+        self, u: Sequence[Tensor], z: Sequence[Tensor], *, differentiable: bool = False
+    ) -> Tensor:
+        """⟨u, B(z)⟩."""
+        inputs, cotangents = z[: len(self._varied)], z[len(self._varied) :]
+        inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        found = torch.autograd.grad(
+            self._call(inputs),
+            [x for x, flag in zip(inputs, self._first, strict=True) if flag],
+            cotangents,
+            create_graph=differentiable,
+            materialize_grads=True,
+        )
+        value = _inner(found, u)
+        return value if differentiable else value.detach()
+
+    def _call(self, varied: Sequence[Tensor]) -> list[Tensor]:
+        """The differentiable outputs for these tensors in place of those that require gradients."""
+        # (Copies, since a Function may write into its arguments.)
+        rest = iter(varied)
+        called = list(self._arguments)
+        for place, argument in enumerate(called):
+            if isinstance(argument, Tensor):
+                called[place] = (next(rest) if argument.requires_grad else argument).clone()
+        with torch.enable_grad(), replayed(self._noise):
+            outputs = self._function.apply(*called)
+        several = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return [out for out in several if isinstance(out, Tensor) and out.requires_grad]
+
+    def _drawn(self, like: Tensor, *, unit: bool = False) -> Tensor:
+        """A random tensor as large as this one, or of unit variance."""
+        drawn = torch.randn(like.shape, generator=self._generator, dtype=torch.float64)
+        size = 1.0 if unit else float(like.detach().double().square().mean().sqrt()) or 1.0
+        return (size * drawn).to(like)
+
+
+def _precise(argument: Any) -> Any:
+    """An argument in a precision in which differences mean something."""
+    if isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16):
+        return argument.detach().float().requires_grad_(argument.requires_grad)
+    return argument
+
+
+def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    pairs = zip(one, other, strict=True)
+    return torch.stack([(a.double() * b.double()).sum() for a, b in pairs]).sum()
