@@ -11,13 +11,20 @@ cotangents of its outputs. For random directions u and v, autograd's ⟨∇_z �
 with the central difference (⟨u, B(z + e v)⟩ − ⟨u, B(z − e v)⟩) / 2e. Rounding, kinks and the
 difference's own error change with e, a part that is missing does not. So two values of e tell them
 apart.
+
+Two things look like a missing part and are none. Autograd differentiates an output that is saved by
+the Function's own backward. That of a surrogate (a spike, a rounded number) or of an iteration that
+stops early is not the derivative of forward, which differences see. So where both differ, the
+differences are corrected by it. And a backward that assumes a symmetric matrix may mean nothing
+off the symmetric ones, so a symmetric argument is moved among them only.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -92,7 +99,9 @@ class RecordedCalls:
 
         @functools.wraps(method)
         def recording(ctx: Any, *arguments: Any, **named: Any) -> Any:
-            self.inputs[ctx] = tuple(map(_copy, inputs_of(arguments)))
+            # (Below torch.func, a class of PyTorch's own stands in the graph.)
+            if getattr(ctx, "_forward_cls", None) is cls:
+                self.inputs[ctx] = tuple(map(_copy, inputs_of(arguments)))
             return method(ctx, *arguments, **named)
 
         self._own.append((cls, name, cls.__dict__.get(name)))
@@ -183,6 +192,19 @@ def _kind(argument: Any) -> object:
     return argument if plain else id(argument)
 
 
+class _RefusedError(Exception):
+    """A Function, called alone, has raised an error."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what a Function raises in the body, which may be anything, into one error."""
+    try:
+        yield
+    except Exception as error:
+        raise _RefusedError from error
+
+
 class _Alone:
     """A Function, called alone with arguments near those of one call.
 
@@ -208,42 +230,49 @@ class _Alone:
         """Whether a part of B's derivative in one of the tensors that it depends on is missing."""
         if not all(tensor.is_floating_point() for tensor in self._varied):
             return False
-        try:
-            cotangents = self._call(self._varied)
-            if not all(tensor.is_floating_point() for tensor in cotangents):
-                return False
-            # Along the tensor itself too: of a norm kept as a number, all else shows little.
-            return any(
-                all(self._lacks_a_part(cotangents, place, radial) for _ in range(DIRECTIONS))
-                for place, taken in enumerate([*self._second, *[True] * len(cotangents)])
-                if taken
-                for radial in (False, True)
-            )
-        except (RuntimeError, TypeError, ValueError, ArithmeticError, AssertionError):
-            return False  # it refuses the arguments, or has no second derivative
+        # (What it warns of near its arguments does not concern its user.)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return self._search()
+            except (_RefusedError, RuntimeError):
+                return False  # it refuses the arguments, or has no second derivative
 
-    def _lacks_a_part(self, cotangents: Sequence[Tensor], place: int, radial: bool) -> bool:
+    def _search(self) -> bool:
+        outputs = self._call(self._varied)
+        if not all(tensor.is_floating_point() for tensor in outputs):
+            return False
+        # Along the tensor itself too: of a norm kept as a number, all else shows little.
+        return any(
+            all(self._lacks_a_part(outputs, place, radial) for _ in range(DIRECTIONS))
+            for place, taken in enumerate([*self._second, *[True] * len(outputs)])
+            if taken
+            for radial in (False, True)
+        )
+
+    def _lacks_a_part(self, outputs: Sequence[Tensor], place: int, radial: bool) -> bool:
         """Whether a part is missing in one tensor of z, along itself or at random."""
-        inputs = [(x + JITTER * self._drawn(x)).detach() for x in self._varied]
-        z = [*inputs, *[self._drawn(entry, unit=True) for entry in cotangents]]
-        v = z[place] if radial else self._drawn(z[place])
-        flags = zip(inputs, self._first, strict=True)
-        u = [self._drawn(x, unit=True) for x, flag in flags if flag]
+        inputs = [(x + JITTER * self._near(x)).detach() for x in self._varied]
+        z = [*inputs, *[self._drawn(output) for output in outputs]]
+        v = z[place] if radial else self._near(z[place])
+        u = [_of_kind(x, self._drawn(x)) for x in self._varied]
 
-        def at(moved: Tensor) -> list[Tensor]:
-            return [*z[:place], moved, *z[place + 1 :]]
+        def at(moved: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return self._weighted(u, [*z[:place], moved, *z[place + 1 :]])
 
-        leaf, slope = z[place].clone().requires_grad_(), 0.0
-        value = self._weighted(u, at(leaf), differentiable=True)
-        if value.requires_grad:
-            (found,) = torch.autograd.grad(value, leaf, materialize_grads=True)
-            slope = float(_inner([found], [v]))
+        leaf = z[place].clone().requires_grad_()
+        value, at_leaf = at(leaf)
+        slope, by_output = _slope(value, leaf, v, at_leaf)
 
         def difference(e: float) -> float:
-            one, other = [
-                float(self._weighted(u, at(z[place] + sign * e * v))) for sign in (1.0, -1.0)
-            ]
-            return (one - other) / (2.0 * e)
+            (one, at_one), (other, at_other) = [at(z[place] + sign * e * v) for sign in (1.0, -1.0)]
+            found = float(one - other) / (2.0 * e)
+            for (weight, claimed), y, x in zip(by_output, at_one, at_other, strict=True):
+                # (An output with a backward of zero, as if it were a constant, hides a part.)
+                if claimed != 0.0:
+                    moved = _inner([weight], [y.detach()]) - _inner([weight], [x.detach()])
+                    found += claimed - float(moved) / (2.0 * e)
+            return found
 
         # The step at which rounding and the difference's own error are about equal.
         e = torch.finfo(v.dtype).eps ** (1.0 / 3.0)
@@ -253,21 +282,22 @@ class _Alone:
         steady = STEADY * change < min(missing, abs(narrow))
         return steady and missing > MISSING * max(abs(narrow), abs(slope))
 
-    def _weighted(
-        self, u: Sequence[Tensor], z: Sequence[Tensor], *, differentiable: bool = False
-    ) -> Tensor:
-        """⟨u, B(z)⟩."""
+    def _weighted(self, u: Sequence[Tensor], z: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """⟨u, B(z)⟩, with its graph if some of z requires a gradient, and the outputs."""
+        differentiable = any(entry.requires_grad for entry in z)
         inputs, cotangents = z[: len(self._varied)], z[len(self._varied) :]
         inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
-        found = torch.autograd.grad(
-            self._call(inputs),
-            [x for x, flag in zip(inputs, self._first, strict=True) if flag],
-            cotangents,
-            create_graph=differentiable,
-            materialize_grads=True,
-        )
-        value = _inner(found, u)
-        return value if differentiable else value.detach()
+        outputs = self._call(inputs)
+        with _refusals():
+            found = torch.autograd.grad(
+                outputs,
+                [x for x, flag in zip(inputs, self._first, strict=True) if flag],
+                cotangents,
+                create_graph=differentiable,
+                materialize_grads=True,
+            )
+        value = _inner(found, [entry for entry, flag in zip(u, self._first, strict=True) if flag])
+        return value if differentiable else value.detach(), outputs
 
     def _call(self, varied: Sequence[Tensor]) -> list[Tensor]:
         """The differentiable outputs for these tensors in place of those that require gradients."""
@@ -278,15 +308,53 @@ class _Alone:
             if isinstance(argument, Tensor):
                 called[place] = (next(rest) if argument.requires_grad else argument).clone()
         with torch.enable_grad(), replayed(self._noise):
-            outputs = self._function.apply(*called)
+            # (Not its own `apply`, which may take arguments in another form than `forward`.)
+            apply = vars(torch.autograd.Function)["apply"].__get__(None, self._function)
+            with _refusals():
+                outputs = apply(*called)
         several = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         return [out for out in several if isinstance(out, Tensor) and out.requires_grad]
 
-    def _drawn(self, like: Tensor, *, unit: bool = False) -> Tensor:
-        """A random tensor as large as this one, or of unit variance."""
+    def _drawn(self, like: Tensor) -> Tensor:
+        """A random tensor of unit variance, of a tensor's shape."""
         drawn = torch.randn(like.shape, generator=self._generator, dtype=torch.float64)
-        size = 1.0 if unit else float(like.detach().double().square().mean().sqrt()) or 1.0
-        return (size * drawn).to(like)
+        return drawn.to(like)
+
+    def _near(self, x: Tensor) -> Tensor:
+        """A random displacement of a tensor, as large as itself."""
+        size = float(x.detach().double().square().mean().sqrt()) or 1.0
+        return size * _of_kind(x, self._drawn(x))
+
+
+def _of_kind(x: Tensor, displacement: Tensor) -> Tensor:
+    """A displacement that keeps a matrix symmetric if it is."""
+    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
+        return displacement
+    skew, rounding = (x - x.mT).abs().amax(), 100 * torch.finfo(x.dtype).eps * x.abs().amax()
+    return (displacement + displacement.mT) / 2 if bool(skew <= rounding) else displacement
+
+
+def _slope(
+    value: Tensor, x: Tensor, v: Tensor, outputs: Sequence[Tensor]
+) -> tuple[float, list[tuple[Tensor, float]]]:
+    """The derivative of a value along v by autograd, and what of it flows through each output.
+
+    The latter as the derivative in the output, and what the output's own backward makes of it.
+    """
+    nothing = [(torch.zeros_like(output), 0.0) for output in outputs]
+    if not value.requires_grad:
+        return 0.0, nothing
+    by_output = []
+    with _refusals():
+        found, *weights = torch.autograd.grad(
+            value, [x, *outputs], retain_graph=True, materialize_grads=True
+        )
+        for output, weight in zip(outputs, weights, strict=True):
+            (back,) = torch.autograd.grad(
+                output, x, weight, retain_graph=True, materialize_grads=True
+            )
+            by_output.append((weight, float(_inner([back], [v]))))
+    return float(_inner([found], [v])), by_output
 
 
 def _precise(argument: Any) -> Any:

@@ -210,6 +210,67 @@ def test_a_whole_backward_is_accepted(name, dtype):
                 assert hidden_in(lambda x: WHOLE[name](x.clone()), at) is None
 
 
+def rounded(ctx, x, s):
+    y = (x / s).round() * s
+    ctx.save_for_backward(x, s, y)
+    return y
+
+
+def of_rounded(ctx, g):
+    x, s, y = ctx.saved_tensors
+    return g, (g * (y - x) / s).sum()
+
+
+def root_of(ctx, x):
+    """y³ + y = x, by three steps of Newton's method, which are too few."""
+    y = torch.zeros_like(x)
+    for _ in range(3):
+        y = y - (y**3 + y - x) / (3 * y**2 + 1)
+    ctx.save_for_backward(y)
+    return y
+
+
+def aside(ctx, x):
+    """silu(x), and sigmoid(x) as a second output, whose gradient backward ignores."""
+    y, s = silu(x), x.sigmoid()
+    ctx.save_for_backward(x, s)
+    return y, s
+
+
+def test_a_saved_output_has_the_derivative_of_backward():
+    """A surrogate's, or that of an exact solution; but one that is ignored hides a part."""
+    step = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert hidden_in(function(rounded, of_rounded), drawn((4, 7)), step) is None
+    root = function(root_of, of_saved(lambda y: 1 / (3 * y**2 + 1)))
+    assert hidden_in(root, drawn((4, 7))) is None
+    ignored = function(aside, lambda ctx, g, _: g * slope_of_silu(*ctx.saved_tensors))
+    assert hidden_in(lambda x: ignored(x)[0], drawn((4, 7))) == "Own"
+
+
+def cholesky(ctx, a):
+    factor = torch.linalg.cholesky(a)
+    ctx.save_for_backward(a)
+    return 2 * factor.diagonal().log().sum()
+
+
+def of_log_determinant(ctx, g):
+    (a,) = ctx.saved_tensors
+    return g * torch.cholesky_inverse(torch.linalg.cholesky(a))
+
+
+def of_kept_inverse(ctx, g):
+    return g * torch.cholesky_inverse(torch.linalg.cholesky(ctx.saved_tensors[0].detach()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_symmetric_matrix_is_moved_among_symmetric_ones(dtype):
+    """Cholesky's factor depends on one half of it, and the gradient on both."""
+    x = drawn((5, 5), dtype).detach()
+    a = (x @ x.mT + 5 * torch.eye(5, dtype=dtype)).requires_grad_()
+    assert hidden_in(function(cholesky, of_log_determinant), a) is None
+    assert hidden_in(function(cholesky, of_kept_inverse), a) == "Own"
+
+
 def test_half_precision_is_looked_at_in_a_higher_one():
     x = drawn((4, 7), torch.bfloat16)
     assert hidden_in(PARTLY["an intermediate that is saved"], x) == "Own"
@@ -275,6 +336,62 @@ def test_custom_operations_are_looked_at():
     assert hidden_in(lambda x: own_silu(x, False), drawn((4, 7))) is None
 
 
+@torch.library.custom_op("mlo_tests::silu_of_all", mutates_args=())
+def silu_of_all(xs: list[torch.Tensor], hides: bool) -> list[torch.Tensor]:
+    return [silu(x) for x in xs]
+
+
+def keep_all(ctx, inputs, output):
+    xs, ctx.hides = inputs
+    ctx.save_for_backward(*xs)
+    ctx.kept = [x.sigmoid() for x in xs]
+
+
+def of_silu_of_all(ctx, gs):
+    kept = ctx.kept if ctx.hides else [x.sigmoid() for x in ctx.saved_tensors]
+    along = zip(gs, ctx.saved_tensors, kept, strict=True)
+    return [g * slope_of_silu(x, s) for g, x, s in along], None
+
+
+silu_of_all.register_autograd(of_silu_of_all, setup_context=keep_all)
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_operations_on_lists_of_tensors_are_looked_at(hides):
+    found = hidden_in(lambda x, y: sum(silu_of_all([x, y], hides)), drawn(3), drawn(3, seed=1))
+    assert (found is not None and "silu_of_all" in found) == hides
+
+
+class Transformed(torch.autograd.Function):
+    """x² for torch.func too, whose backward may use a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, hides):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.hides = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * g * (x.detach() if ctx.hides else x), None
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad])
+@pytest.mark.parametrize("hides", [True, False])
+def test_a_function_is_looked_at_beside_torch_func(transform, hides):
+    def f(x):
+        under = transform(lambda y: Transformed.apply(y, False).sum())
+        return Transformed.apply(x, hides).sum() + under(x).sum()
+
+    assert hidden_in(f, drawn(3)) == ("Transformed" if hides else None)
+
+
 def test_only_the_second_derivative_that_is_taken_counts():
     """The hidden part of `Scaled` is its derivative in x of that in x, or in s of that in x."""
     x, s = drawn((4, 7)), drawn(7, seed=1)
@@ -305,13 +422,14 @@ def test_a_look_leaves_nothing_behind():
     assert others == random.getstate()
 
 
-def test_a_function_that_cannot_be_called_alone_is_accepted():
+@pytest.mark.parametrize("error", [ValueError, KeyError, StopIteration, Exception])
+def test_a_function_that_cannot_be_called_alone_is_accepted(error):
     calls = []
 
     def forward(ctx, x):
         calls.append(len(calls))
         if len(calls) > 2:
-            raise ValueError("not now")
+            raise error("not now")
         return saving(silu, torch.sigmoid)(ctx, x)
 
     assert hidden_in(function(forward, of_saved(slope_of_silu)), drawn(3)) is None
