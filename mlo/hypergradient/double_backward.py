@@ -21,6 +21,7 @@ __all__ = [
     "explains_double_backward",
     "functions_in",
     "is_about_double_backward",
+    "is_users",
     "leaves_of",
     "no_double_backward",
 ]
@@ -223,7 +224,7 @@ def functions_in(loss: Tensor, taken: SecondDerivative) -> dict[Any, tuple[tuple
         taken in it, and the second.
     """
     graph = _graph([loss])
-    nodes = [node for node in graph if _is_users(getattr(node, "_forward_cls", None))]
+    nodes = [node for node in graph if is_users(getattr(node, "_forward_cls", None))]
     if not nodes:
         return {}
     first, second = [
@@ -237,7 +238,7 @@ def functions_in(loss: Tensor, taken: SecondDerivative) -> dict[Any, tuple[tuple
     }
 
 
-def _is_users(function: type | None) -> bool:
+def is_users(function: type | None) -> bool:
     """Whether a `torch.autograd.Function` is neither PyTorch's nor ours."""
     if function is None:
         return False

@@ -36,6 +36,7 @@ from mlo.hypergradient.double_backward import (
     WITHOUT_SECOND,
     SecondDerivative,
     functions_in,
+    is_users,
 )
 from mlo.randomness import RandomState, replayed
 
@@ -63,6 +64,8 @@ Inputs = tuple[Any, ...]
 class RecordedCalls:
     """A context in which the arguments of all calls of some Functions are kept.
 
+    And of those that are made in it: a function may make a class in each of its calls.
+
     Args:
         classes: the Functions.
 
@@ -77,13 +80,10 @@ class RecordedCalls:
         self.inputs: dict[Any, Inputs] = {}
 
     def __enter__(self) -> RecordedCalls:
-        # PyTorch looks these methods up in each call, also if it is made by an `apply` that was
-        # kept elsewhere. (A Function's context is its node.)
         for cls in self._classes:
-            if cls.setup_context is not torch.autograd.Function.setup_context:
-                self._replace(cls, "setup_context", lambda arguments: arguments[0])
-            else:
-                self._replace(cls, "forward", lambda arguments: arguments)
+            self._record(cls)
+        made: Any = classmethod(self._record_made)
+        self._set(torch.autograd.Function, "__init_subclass__", made)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,6 +93,23 @@ class RecordedCalls:
                 delattr(cls, name)
             else:
                 setattr(cls, name, own)
+
+    def _set(self, cls: Function, name: str, method: Any) -> None:
+        self._own.append((cls, name, cls.__dict__.get(name)))
+        setattr(cls, name, method)
+
+    def _record_made(self, cls: Function, /, **named: Any) -> None:
+        super(torch.autograd.Function, cls).__init_subclass__(**named)
+        if is_users(cls):
+            self._record(cls)
+
+    def _record(self, cls: Function) -> None:
+        # PyTorch looks these methods up in each call, also if it is made by an `apply` that was
+        # kept elsewhere. (A Function's context is its node.)
+        if cls.setup_context is not torch.autograd.Function.setup_context:
+            self._replace(cls, "setup_context", lambda arguments: arguments[0])
+        else:
+            self._replace(cls, "forward", lambda arguments: arguments)
 
     def _replace(self, cls: Function, name: str, inputs_of: Any) -> None:
         method = getattr(cls, name)
@@ -104,8 +121,7 @@ class RecordedCalls:
                 self.inputs[ctx] = tuple(map(_copy, inputs_of(arguments)))
             return method(ctx, *arguments, **named)
 
-        self._own.append((cls, name, cls.__dict__.get(name)))
-        setattr(cls, name, staticmethod(recording))
+        self._set(cls, name, staticmethod(recording))
 
 
 def _copy(argument: Any) -> Any:
@@ -188,8 +204,10 @@ def _find(
 def _kind(argument: Any) -> object:
     if isinstance(argument, Tensor):
         return argument.shape, argument.dtype, argument.requires_grad
-    plain = isinstance(argument, (bool, int, float, str, type(None)))
-    return argument if plain else id(argument)
+    # (Of an operation made by torch.library.custom_op, PyTorch adds an argument to each call.)
+    added = type(argument).__module__ == "torch._library.autograd"
+    plain = isinstance(argument, (bool, int, float, str, tuple, list, type(None)))
+    return repr(argument) if plain or added else id(argument)
 
 
 class _RefusedError(Exception):
@@ -327,11 +345,11 @@ class _Alone:
 
 
 def _of_kind(x: Tensor, displacement: Tensor) -> Tensor:
-    """A displacement that keeps a matrix symmetric if it is."""
+    """A displacement that keeps a matrix symmetric if it is, and not only for being zero."""
     if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
         return displacement
     skew, rounding = (x - x.mT).abs().amax(), 100 * torch.finfo(x.dtype).eps * x.abs().amax()
-    return (displacement + displacement.mT) / 2 if bool(skew <= rounding) else displacement
+    return (displacement + displacement.mT) / 2 if bool(skew < rounding) else displacement
 
 
 def _slope(

@@ -12,6 +12,7 @@ import torch
 
 import mlo
 from mlo.errors import EngineError, SolveWarning
+from mlo.hypergradient import hidden_parts
 from mlo.hypergradient.double_backward import EVERYWHERE, SecondDerivative
 from mlo.hypergradient.hidden_parts import find_hidden_part, functions_of
 from mlo.testing import Vector, relative_error
@@ -269,6 +270,12 @@ def test_a_symmetric_matrix_is_moved_among_symmetric_ones(dtype):
     a = (x @ x.mT + 5 * torch.eye(5, dtype=dtype)).requires_grad_()
     assert hidden_in(function(cholesky, of_log_determinant), a) is None
     assert hidden_in(function(cholesky, of_kept_inverse), a) == "Own"
+    # Zeros do not mean that it is one.
+    skew = function(
+        with_attribute(lambda x: (x - x.mT).square().sum(), lambda x: x - x.mT),
+        lambda ctx, g: 4 * g * ctx.kept,
+    )
+    assert hidden_in(skew, (0.0 * a).detach().requires_grad_()) == "Own"
 
 
 def test_half_precision_is_looked_at_in_a_higher_one():
@@ -312,6 +319,18 @@ def test_functions_in_the_newer_style_are_looked_at(own, hides):
     assert own.setup_context is Scaled.setup_context
 
 
+@pytest.mark.parametrize("hides", [True, False])
+def test_classes_that_each_call_makes_are_looked_at(hides):
+    def f(x):
+        class Made(Scaled):
+            pass
+
+        return Made.apply(x, hides, torch.ones_like(x))[0]
+
+    assert hidden_in(f, drawn((4, 7))) == ("Made" if hides else None)
+    assert "__init_subclass__" not in vars(torch.autograd.Function)
+
+
 @torch.library.custom_op("mlo_tests::silu", mutates_args=())
 def own_silu(x: torch.Tensor, hides: bool) -> torch.Tensor:
     return silu(x)
@@ -329,6 +348,17 @@ def of_own_silu(ctx, g):
 
 
 own_silu.register_autograd(of_own_silu, setup_context=keep)
+
+
+def test_calls_of_one_kind_are_looked_at_once(monkeypatch):
+    """Also with other arguments than tensors, and those that PyTorch adds."""
+    looks = []
+    monkeypatch.setattr(hidden_parts._Alone, "hides_a_part", lambda alone: looks.append(alone))
+    own = function(lambda ctx, x, pair: x * pair[0], lambda ctx, g: (g * 2.0, None))
+    hidden_in(lambda x: own(own(x, (2.0, 1)), (1.0 + 1.0, 1)), drawn(3))
+    assert len(looks) == 1
+    hidden_in(lambda x: own_silu(own_silu(x, False), False) + own_silu(x, True), drawn(3))
+    assert len(looks) == 3
 
 
 def test_custom_operations_are_looked_at():
