@@ -69,6 +69,9 @@ class LossChecks:
         self.displaced = (differentiated | estimated) - compiled
         self.pending: dict[str, Examine] = {}
         self._later: dict[str, Examine] = {}
+        # Problem → what its examined losses have called; whether no engine differentiates a
+        # gradient that contains its response; whether the second derivative is taken in what the
+        # loss reads only.
         self._functions: dict[str, set[Function]] = {name: set() for name in graph.problems}
         self._once: dict[str, bool] = {}
         self._mixed: dict[str, bool] = {}
