@@ -10,7 +10,8 @@ So each Function is called alone. Let B(z) be what its backward returns for z: i
 cotangents of its outputs. For random directions u and v, autograd's ⟨∇_z ⟨u, B(z)⟩, v⟩ is compared
 with the central difference (⟨u, B(z + e v)⟩ − ⟨u, B(z − e v)⟩) / 2e. Rounding, kinks and the
 difference's own error change with e, a part that is missing does not. So two values of e tell them
-apart.
+apart. The losses are evaluated twice: the first evaluation shows which Functions there are
+(`functions_of`), the second keeps their arguments (`find_hidden_part`).
 
 Two things look like a missing part and are none. Autograd differentiates an output that is saved by
 the Function's own backward. That of a surrogate (a spike, a rounded number) or of an iteration that
@@ -187,16 +188,16 @@ def _find(
 ) -> str | None:
     seen: set[tuple[object, ...]] = set()
     for loss in losses:
-        for node, places in functions_in(loss, taken).items():
+        for node, derivatives in functions_in(loss, taken).items():
             arguments = inputs.get(node)
             if arguments is None:
                 continue
             # Layers that call it with arguments of one kind show the same.
-            kind = (node._forward_cls, *map(_kind, arguments), *places)
+            kind = (node._forward_cls, *map(_kind, arguments), *derivatives)
             if kind in seen:
                 continue
             seen.add(kind)
-            if _Alone(node._forward_cls, arguments, places).hides_a_part():
+            if _Alone(node._forward_cls, arguments, derivatives).hides_a_part():
                 return str(node._forward_cls.__name__)
     return None
 
@@ -229,17 +230,17 @@ class _Alone:
     Args:
         function: what is called.
         arguments: of that call.
-        places: for each tensor among them, whether the first derivative is taken in it, and the
-            second.
+        derivatives: for each tensor among them, whether the first derivative is taken in it,
+            and the second.
     """
 
     def __init__(
-        self, function: Function, arguments: Inputs, places: Sequence[tuple[bool, bool]]
+        self, function: Function, arguments: Inputs, derivatives: Sequence[tuple[bool, bool]]
     ) -> None:
         self._function, self._arguments = function, [_precise(entry) for entry in arguments]
         tensors = [entry for entry in self._arguments if isinstance(entry, Tensor)]
         self._varied = [tensor for tensor in tensors if tensor.requires_grad]
-        pairs = zip(tensors, places, strict=True)
+        pairs = zip(tensors, derivatives, strict=True)
         flags = [taken for tensor, taken in pairs if tensor.requires_grad]
         self._first, self._second = [first for first, _ in flags], [second for _, second in flags]
         self._noise, self._generator = RandomState.capture(), torch.Generator().manual_seed(0)
