@@ -268,8 +268,8 @@ def _check_step_engine(problem: Problem, engine: StepEngine, advice: EngineAdvic
     if without:
         raise EngineError(
             f"Problem {name!r}: its optimizer {type(without[0]).__name__} has no differentiable "
-            f"step (no option `differentiable` like torch.optim's), but {engine.label!r} needs "
-            "one. Use a torch.optim optimizer, or an engine that does not differentiate the "
+            f"step (no option `differentiable`), but {engine.label!r} needs one. Use one that has "
+            "it, such as torch.optim.SGD or AdamW, or an engine that does not differentiate the "
             f"step{advice.phrase(', such as {}', *WITHOUT_STEPS)}."
         )
     if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):

@@ -423,8 +423,9 @@ class OptimizerStep:
         if not has_differentiable_step(original):
             raise EngineError(
                 f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no "
-                "differentiable step (no option `differentiable` like torch.optim's). Use a "
-                "torch.optim optimizer, or an engine that does not differentiate the step."
+                "differentiable step (no option `differentiable`). Use one that "
+                "has it, such as torch.optim.SGD or AdamW, or an engine that does not "
+                "differentiate the step."
             )
         # The same class has the same step; what the original holds is replaced by copies.
         twin = _bare_copy(original)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from inspect import signature
 from operator import length_hint
 from typing import Any
 
@@ -296,7 +297,21 @@ class Problem:
                 f"Problem {self.name!r}: {name} is read when a MultilevelOptimizer is made, and "
                 "one has been made. Make a new Problem with the new value, and a new optimizer."
             )
+        if name == "loss" and self.__dict__.get("_sealed"):
+            self._check_reads_of(value)
         super().__setattr__(name, value)
+
+    def _check_reads_of(self, loss: Callable[..., Any]) -> None:
+        """Refuses a new loss that cannot be called as the declared one is."""
+        try:
+            signature(loss).bind(None, None, **dict.fromkeys(self.loss_reads))
+        except TypeError as error:
+            reads = ", ".join(self.loss_reads) or "no problem"
+            raise ProblemError(
+                f"Problem {self.name!r} cannot call its new loss ({error}). A loss that replaces "
+                f"the declared one reads the same problems: {reads}. Otherwise make a new Problem "
+                "with it, and a new optimizer."
+            ) from None
 
     @property
     def solves_on_all_data(self) -> bool:

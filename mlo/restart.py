@@ -149,7 +149,9 @@ def _start(problem: Problem, source: Problem, path: str) -> Start:
             raise ProblemError(
                 f"Problem {problem.name!r} restarts from {problem.restart_from!r}, which has no "
                 f"parameter {name!r}. {nearest(name, offered)} Name a submodule (such as "
-                f"'{source.name}.head') whose parameters have the names of the problem's own."
+                f"'{source.name}.head') whose parameters have the names of the problem's own. "
+                f"Or give {problem.restart_from!r} a frozen parameter of that name "
+                "(requires_grad_(False)): a constant start, which may be set between rounds."
             )
         values[name] = offered[name]
         if id(offered[name]) in trainable:

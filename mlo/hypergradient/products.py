@@ -557,18 +557,29 @@ class Engine(PullbackEngine):
         if not loss.checks.is_due("custom gradient", once=True):
             return
         parameters = dict(zip(system.names, system.parameters, strict=True))
-        differing = find_custom_gradient(system.call, parameters, system._by_player(u))
-        if differing:
+        found = find_custom_gradient(system.call, parameters, system.players, system._by_player(u))
+        if found is None:
+            return
+        told = (
+            f"Problem {system.problem!r}: along a direction its loss changes by "
+            f"{found.change:.3g}, and its gradient says {found.slope:.3g}, so its gradient is "
+            "not that of its value (.detach(), a straight-through estimator, gradient "
+            f"reversal, samples that depend on the parameters). The engine {self.label!r} "
+            "treats what is detached as constant, although the solution depends on it"
+        )
+        step = system.advice.phrase("; or use {}, which differentiates the step", "one_step")
+        if found.of_others:
             warn_user(
-                f"Problem {system.problem!r}: along a direction its loss changes by "
-                f"{differing[0]:.3g}, and its gradient says {differing[1]:.3g}, so its gradient is "
-                "not that of its value (.detach(), a straight-through estimator, gradient "
-                f"reversal, samples that depend on the parameters). The engine {self.label!r} "
-                "treats what is detached as constant, although the solution depends on it, and "
-                "the second derivative of what is reversed has the wrong sign. Give parts that "
-                "follow different losses to the players of a game (players=), each with its own "
-                "loss; with implicit_solution state the condition (stationarity=)"
-                f"{system.advice.phrase('; or use {}, which differentiates the step', 'one_step')}."
+                f"{told}. The direction is one of the other players' parameters, in the loss of "
+                f"player {found.player!r}: do not detach what comes from them (its step moves no "
+                f"parameters but its own){step}."
+            )
+        else:
+            warn_user(
+                f"{told}, and the second derivative of what is reversed has the wrong sign. Give "
+                "parts that follow different losses to the players of a game (players=), each "
+                "with its own loss; with implicit_solution state the condition "
+                f"(stationarity=){step}."
             )
 
     def _check_bias(

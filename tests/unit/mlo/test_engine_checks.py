@@ -33,6 +33,27 @@ def test_a_compiled_problem_has_no_double_backward():
         mlo.MultilevelOptimizer([compiled, problem.problems[1]], hypergradient="one_step")
 
 
+def test_a_torch_optimizer_may_lack_a_differentiable_step():
+    """The advice names optimizers that have one: Adafactor is torch.optim's too."""
+    net, up = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    problems = [
+        mlo.Problem(
+            "net",
+            module=net,
+            optimizer=torch.optim.Adafactor(net.parameters()),
+            loss=lambda net, b, *, up: (net.weight * up.weight).sum(),
+        ),
+        mlo.Problem(
+            "up",
+            module=up,
+            optimizer=torch.optim.SGD(up.parameters(), lr=0.1),
+            loss=lambda up, b, *, net: net.weight.sum(),
+        ),
+    ]
+    with pytest.raises(mlo.EngineError, match=r"Adafactor has no .* such as torch\.optim\.SGD"):
+        mlo.MultilevelOptimizer(problems, "one_step")
+
+
 def test_a_solver_on_finite_differences_warns():
     with pytest.warns(
         mlo.SolveWarning, match="'cg × finite_difference' solves with finite differences"

@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 
 import mlo
+from mlo.testing import bilevel_quadratic
 
 
 def two_optimizers(net):
@@ -98,6 +99,19 @@ def test_many_problems_are_read_by_a_list():
     assert optimizer.graph.reads_below["up"] == tuple(reader.reads)
     # own and three tasks, of which each moves with 2 lr = 0.2 of the upper value
     assert torch.allclose(optimizer.gradient("up")["v"], torch.full((2,), 1.0 + 3 * 0.2))
+
+
+def test_a_new_loss_reads_the_same_problems():
+    """A loss may be replaced between rounds, but the graph keeps its reads."""
+    w, v = bilevel_quadratic().problems
+    mlo.MultilevelOptimizer([w, v], "one_step")
+    old = v.loss
+    v.loss = lambda module, batch, *, w: 2.0 * old(module, batch, w=w)
+    v.loss = lambda *arguments, **problems: 2.0 * old(*arguments, **problems)
+    with pytest.raises(mlo.ProblemError, match=r"reads the same problems: w\."):
+        v.loss = lambda module, batch: (module.v**2).sum()
+    with pytest.raises(mlo.ProblemError, match=r"missing a required argument: 'other'"):
+        v.loss = lambda module, batch, *, w, other: 0.0
 
 
 def test_a_restart_is_one_of_the_reads():

@@ -192,7 +192,7 @@ def test_modules_that_a_start_can_be():
 @pytest.mark.parametrize(
     ("task", "init", "source", "message"),
     [
-        (Vector(torch.zeros(2)), nn.Linear(2, 1), "init", "no parameter 'v'"),
+        (Vector(torch.zeros(2)), nn.Linear(2, 1), "init", "no parameter 'v'.*frozen parameter"),
         (Pair((2,), (3,)), Pair((2,), (4,)), "init", r"'b' has the shape \(4,\)"),
         (Pair((5, 2), (3,)), Pair((2,), (3,)), "init", "different numbers of copies"),
         (Pair((5, 2), (6, 3)), Pair((2,), (3,)), "init", "different numbers of copies"),
@@ -202,6 +202,44 @@ def test_modules_that_a_start_can_be():
 def test_modules_that_a_start_cannot_be(task, init, source, message):
     with pytest.raises(mlo.ProblemError, match=message):
         with_modules(task, init, source)
+
+
+def test_personal_layers_start_from_a_frozen_copy():
+    """The gradient of the shared layers, where the personal ones start from a constant."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 2).double(), torch.randn(6, 1).double()
+    task, shared = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)).double() for _ in range(2))
+    shared[1].requires_grad_(False)
+
+    def error(net, batch=None):
+        return ((net(x) - y) ** 2).mean()
+
+    up = torch.optim.SGD([p for p in shared.parameters() if p.requires_grad], lr=0.0)
+    problems = [
+        mlo.Problem(
+            "task",
+            module=task,
+            optimizer=torch.optim.SGD(task.parameters(), lr=0.1),
+            loss=error,
+            restart_from="shared",
+        ),
+        mlo.Problem("shared", module=shared, optimizer=up, loss=lambda _, b, *, task: error(task)),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "one_step")
+    optimizer.step()
+    start = {k: p.detach().clone().requires_grad_() for k, p in shared.named_parameters()}
+
+    def value(parameters):
+        return error(lambda x: torch.func.functional_call(task, parameters, (x,)))
+
+    slopes = torch.autograd.grad(value(start), list(start.values()), create_graph=True)
+    moved = {k: p - 0.1 * g for (k, p), g in zip(start.items(), slopes, strict=True)}
+    body = [start["0.weight"], start["0.bias"]]
+    expected = torch.autograd.grad(value(moved), body)
+    found = optimizer.gradient("shared")
+    assert list(found) == ["0.weight", "0.bias"]
+    for entry, exact in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(entry, exact, rtol=1e-12, atol=0.0)
 
 
 # ------------------------------ engines

@@ -54,6 +54,71 @@ def test_a_gradient_that_is_not_the_losss_is_told(loss, engine, steps):
     optimizer.step()  # once per problem: warnings are errors in the tests
 
 
+@pytest.mark.parametrize("engine", ["gmres", "neumann"])
+def test_a_picard_iteration_with_a_detached_target_is_told(engine):
+    """½‖z − T(z)‖² with a detached T: along q its slopes agree nearly, and T' is not symmetric."""
+    mix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def residual(w, batch, *, h):
+        target = (0.3 * w.v.detach() @ mix + h.v).tanh()
+        return ((w.v - target) ** 2).sum() / 2
+
+    with pytest.warns(mlo.SolveWarning, match="its gradient is not that of its value"):
+        solved(residual, engine, steps=200).step()
+
+
+class Adversaries(nn.Module):
+    """A generator and a discriminator."""
+
+    def __init__(self, activation):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.maker = nn.Sequential(nn.Linear(2, 6), activation(), nn.Linear(6, 2))
+            self.judge = nn.Sequential(nn.Linear(2, 6), activation(), nn.Linear(6, 1))
+
+
+def adversarial(*, activation=nn.Tanh, detached, apart=0.0, dtype=torch.float64):
+    """A GAN below h, which weights the real examples."""
+    noise, real = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def losses(gan, batch, *, h):
+        images = gan.maker(noise)
+        shown = images.detach() if detached else images
+        known = h.v.sigmoid() * nn.functional.softplus(-gan.judge(real))[:, 0]
+        # A term without the judge's own parameters, which do not follow it.
+        reported = apart * (images.detach() ** 2).mean()
+        return {
+            "maker": nn.functional.softplus(-gan.judge(images)).mean(),
+            "judge": known.mean() + nn.functional.softplus(gan.judge(shown)).mean() + reported,
+        }
+
+    gan, h = Adversaries(activation).to(dtype), Vector(torch.zeros(8, dtype=dtype))
+    sgd, up = (torch.optim.SGD(module.parameters(), lr=lr) for module, lr in ((gan, 0.1), (h, 0.0)))
+    players = {"maker": "maker", "judge": "judge"}
+    problems = [
+        mlo.Problem("gan", module=gan, optimizer=sgd, loss=losses, players=players, steps=5),
+        mlo.Problem(
+            "h", module=h, optimizer=up, loss=lambda h, _, *, gan: (gan.judge(real) ** 2).mean()
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, {"name": "direct", "damping": 0.1})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_player_that_detaches_another_is_told(dtype):
+    """The usual `fake.detach()`: A lacks the block by which the judge follows the maker."""
+    with pytest.warns(mlo.SolveWarning, match="player 'judge': do not detach what comes from them"):
+        adversarial(detached=True, dtype=dtype).step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_players_that_are_in_the_gradient_are_not_told_of(dtype):
+    adversarial(detached=False, dtype=dtype).step()
+    adversarial(detached=False, activation=nn.ReLU, dtype=dtype).step()
+    adversarial(detached=False, apart=3.0, dtype=dtype).step()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("steps", [1, 200])
 def test_kinks_and_constants_above_are_no_custom_gradient(steps, dtype):
