@@ -303,15 +303,24 @@ class Problem:
 
     def _check_reads_of(self, loss: Callable[..., Any]) -> None:
         """Refuses a new loss that cannot be called as the declared one is."""
-        try:
-            signature(loss).bind(None, None, **dict.fromkeys(self.loss_reads))
-        except TypeError as error:
-            reads = ", ".join(self.loss_reads) or "no problem"
-            raise ProblemError(
-                f"Problem {self.name!r} cannot call its new loss ({error}). A loss that replaces "
-                f"the declared one reads the same problems: {reads}. Otherwise make a new Problem "
-                "with it, and a new optimizer."
-            ) from None
+        # (What the declared one reads if it exists, it may not exist.)
+        needed = [name for name in self.loss_reads if name not in self.optional_reads]
+        found: TypeError | None = None
+        for names in (self.loss_reads, needed):
+            try:
+                signature(loss).bind(None, None, **dict.fromkeys(names))
+            except ValueError:
+                return  # a built-in function that does not tell its arguments
+            except TypeError as error:
+                found = error
+            else:
+                return
+        reads = ", ".join(self.loss_reads) or "no problem"
+        raise ProblemError(
+            f"Problem {self.name!r} cannot call its new loss ({found}). A loss that replaces the "
+            f"declared one reads the same problems: {reads}. Otherwise make a new Problem with it, "
+            "and a new optimizer."
+        )
 
     @property
     def solves_on_all_data(self) -> bool:

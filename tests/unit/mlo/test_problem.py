@@ -112,6 +112,13 @@ def test_a_new_loss_reads_the_same_problems():
         v.loss = lambda module, batch: (module.v**2).sum()
     with pytest.raises(mlo.ProblemError, match=r"missing a required argument: 'other'"):
         v.loss = lambda module, batch, *, w, other: 0.0
+    # What the declared loss reads if it exists, another one may need or leave out.
+    optional = problem("task", lambda own, _, *, rate, other=None: own.v.sum())
+    optional.seal()
+    optional.loss = lambda own, _, *, rate: own.v.sum()
+    optional.loss = lambda own, _, *, rate, other: own.v.sum()
+    with pytest.raises(mlo.ProblemError, match=r"reads the same problems: rate, other\."):
+        optional.loss = lambda own, _, *, other: own.v.sum()
 
 
 def test_a_restart_is_one_of_the_reads():
