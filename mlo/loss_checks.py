@@ -69,9 +69,9 @@ class LossChecks:
         self.displaced = (differentiated | estimated) - compiled
         self.pending: dict[str, Examine] = {}
         self._later: dict[str, Examine] = {}
-        # Problem → what its examined losses have called; whether no engine differentiates a
-        # gradient that contains its response; whether the second derivative is taken in what the
-        # loss reads only.
+        # Problem → what its losses, examined just now, have called; whether no engine
+        # differentiates a gradient that contains its response; whether the second derivative is
+        # taken in what the loss reads only.
         self._functions: dict[str, set[Function]] = {name: set() for name in graph.problems}
         self._once: dict[str, bool] = {}
         self._mixed: dict[str, bool] = {}
@@ -139,7 +139,8 @@ class LossChecks:
             evaluation: of the loss, which was examined.
         """
         name = evaluation.loss.problem.name
-        functions = self._functions[name]
+        functions = set(self._functions[name])
+        self._functions[name].clear()  # a class that a loss has made may hold tensors
         if not functions or not self._can_evaluate(evaluation):
             return
 
