@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from inspect import signature
 from operator import length_hint
 from typing import Any
 
@@ -36,7 +35,7 @@ from mlo.problem_checks import (
     checked_precision,
     some,
 )
-from mlo.signatures import NOTHING_READ, problems_read
+from mlo.signatures import NOTHING_READ, check_new_loss, problems_read
 from mlo.step_formulas import check_learned_settings
 from mlo.tensors import copied_options
 
@@ -298,29 +297,8 @@ class Problem:
                 "one has been made. Make a new Problem with the new value, and a new optimizer."
             )
         if name == "loss" and self.__dict__.get("_sealed"):
-            self._check_reads_of(value)
+            check_new_loss(self.name, value, self.loss_reads, self.optional_reads)
         super().__setattr__(name, value)
-
-    def _check_reads_of(self, loss: Callable[..., Any]) -> None:
-        """Refuses a new loss that cannot be called as the declared one is."""
-        # (What the declared one reads if it exists, it may not exist.)
-        needed = [name for name in self.loss_reads if name not in self.optional_reads]
-        found: TypeError | None = None
-        for names in (self.loss_reads, needed):
-            try:
-                signature(loss).bind(None, None, **dict.fromkeys(names))
-            except ValueError:
-                return  # a built-in function that does not tell its arguments
-            except TypeError as error:
-                found = error
-            else:
-                return
-        reads = ", ".join(self.loss_reads) or "no problem"
-        raise ProblemError(
-            f"Problem {self.name!r} cannot call its new loss ({found}). A loss that replaces the "
-            f"declared one reads the same problems: {reads}. Otherwise make a new Problem with it, "
-            "and a new optimizer."
-        )
 
     @property
     def solves_on_all_data(self) -> bool:

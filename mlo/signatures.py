@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,6 +104,38 @@ def problems_read(
         ),
         ignored=tuple(a.name for a in positional[count:]),
         positional=count if variadic else max(fewest, len(required)),
+    )
+
+
+def check_new_loss(
+    problem: str, loss: Callable[..., Any], reads: Sequence[str], optional: Collection[str]
+) -> None:
+    """Refuses a loss that cannot be called as the declared one is, which it replaces.
+
+    Args:
+        problem: whose loss it is, for messages.
+        loss: the new one.
+        reads: all problems that the declared loss may be called with.
+        optional: those among them that may not exist.
+
+    Raises:
+        ProblemError: saying what it lacks.
+    """
+    needed = [name for name in reads if name not in optional]
+    found: TypeError | None = None
+    for names in (reads, needed):
+        try:
+            inspect.signature(loss).bind(None, None, **dict.fromkeys(names))
+        except ValueError:
+            return  # a built-in function that does not tell its arguments
+        except TypeError as error:
+            found = error
+        else:
+            return
+    raise ProblemError(
+        f"Problem {problem!r} cannot call its new loss ({found}). A loss that replaces the "
+        f"declared one reads the same problems: {', '.join(reads) or 'no problem'}. Otherwise make "
+        "a new Problem with it, and a new optimizer."
     )
 
 

@@ -360,9 +360,8 @@ def _slope(
 
     The latter as the derivative in the output, and what the output's own backward makes of it.
     """
-    nothing = [(torch.zeros_like(output), 0.0) for output in outputs]
     if not value.requires_grad:
-        return 0.0, nothing
+        return 0.0, [(torch.zeros_like(output), 0.0) for output in outputs]
     by_output = []
     with _refusals():
         found, *weights = torch.autograd.grad(
