@@ -96,6 +96,8 @@ PARTS = (
     ("mlo/response.py", "copies"),
     ("mlo/hypergradient/", "engines"),
     ("mlo/loss.py", "sums of gradients"),
+    ("mlo/loss_results.py", "sums of gradients"),
+    ("mlo/gradient_sums.py", "sums of gradients"),
     ("mlo/once.py", "sums of gradients"),
     ("mlo/tensors.py", "sums of gradients"),
     ("mlo/backward.py", "sums of gradients"),

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.overrides import has_torch_function
 
-__all__ = ["grad"]
+from mlo.tensors import zeros_for_none
+
+__all__ = ["grad", "gradients"]
 
 _HOLDER: Any = torch.autograd.Variable
 """What has the engine.
@@ -64,3 +66,17 @@ def grad(
         accumulate_grad=False,
     )
     return found
+
+
+def gradients(
+    loss: Tensor,
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    """`torch.autograd.grad`, with zeros for inputs that the loss does not depend on."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    found = grad([loss], inputs, retain_graph=retain_graph, create_graph=create_graph)
+    return zeros_for_none(found, inputs)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from mlo.backward import gradients
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.double_backward import ANY_ENGINE, check_double_backward, leaves_of
@@ -24,7 +25,7 @@ from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.hidden_parts import find_hidden_part, functions_of, hidden_part_message
 from mlo.hypergradient.products import present
 from mlo.hypergradient.registry import EngineChoice, engine_from
-from mlo.loss import LossFunction, gradients
+from mlo.loss import LossFunction
 from mlo.once import SharedResults
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed

@@ -21,8 +21,8 @@ from mlo.errors import ProblemError
 from mlo.graph_memory import NotCountable, SavedBytes, refuses_counting
 from mlo.history import History
 from mlo.hypergradient.first_order import FirstOrder
-from mlo.loss import explain_frozen
 from mlo.loss_checks import explain_third_derivative
+from mlo.loss_errors import explain_frozen
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from mlo.backward import gradients
 from mlo.errors import EngineError
 from mlo.inner_optimizer import innermost
-from mlo.loss import gradients
 from mlo.optimizer_step import clip, l2_penalty
 from mlo.problem import Problem, Tensors
 from mlo.response import Evaluation

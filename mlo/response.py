@@ -40,7 +40,8 @@ from torch import Tensor
 from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError
 from mlo.estimators import Estimates
-from mlo.loss import Examine, LossFunction, share_of
+from mlo.gradient_sums import share_of
+from mlo.loss import Examine, LossFunction
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlo.loss import is_number
+from mlo.loss_results import is_number
 from mlo.problem import Tensors
 from mlo.total_gradient import TotalGradient
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mlo.advice import WITHOUT_STEPS, EngineAdvice
+from mlo.backward import gradients
 from mlo.check_schedule import CheckSchedule
 from mlo.errors import ProblemError
 from mlo.inner_optimizer import innermost, is_foreign
-from mlo.loss import gradients
 from mlo.optimizer_step import OptimizerStep, has_code_around_step
 from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation

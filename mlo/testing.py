@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mlo.errors import EngineError
 from mlo.hypergradient.registry import EngineChoice
-from mlo.loss import call_deferred
+from mlo.loss_results import call_deferred
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine

@@ -19,7 +19,8 @@ from torch import Tensor
 from mlo.backward import grad
 from mlo.distributed import ACTIVE, running_statistics
 from mlo.estimators import Estimates, Point
-from mlo.loss import Examine, GradientSums
+from mlo.gradient_sums import GradientSums
+from mlo.loss import Examine
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import SolveReport

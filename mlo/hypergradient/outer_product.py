@@ -23,9 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import gradients
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.options import number
-from mlo.loss import gradients
 from mlo.optimizer_step import l2_penalty
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mlo.backward import grad
+from mlo.backward import grad, gradients
 from mlo.errors import EngineError, nearest, warn_user
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
@@ -37,7 +37,6 @@ from mlo.hypergradient.double_backward import (
 )
 from mlo.hypergradient.hidden_parts import find_hidden_part, functions_of
 from mlo.hypergradient.kinks import find_kink
-from mlo.loss import gradients
 from mlo.optimizer_step import OptimizerStep, l2_penalty, maximized
 from mlo.problem import Problem
 from mlo.records import SolveReport

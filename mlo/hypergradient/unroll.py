@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import gradients
 from mlo.hypergradient.double_backward import check_third_derivative, explains_double_backward
 from mlo.hypergradient.options import count
-from mlo.loss import gradients
 from mlo.optimizer_step import StateKey, acts_around_step
 from mlo.problem import Tensors
 from mlo.response import (

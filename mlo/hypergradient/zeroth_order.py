@@ -33,10 +33,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import gradients
 from mlo.errors import EngineError, nearest
 from mlo.hypergradient.options import count, number_or_auto
 from mlo.hypergradient.tf32 import without_tf32
-from mlo.loss import gradients
 from mlo.optimizer_step import StateKey
 from mlo.problem import Tensors
 from mlo.response import Input, Pullback, Reading, RecordedStep, Solution, StepEngine, Stepped
