@@ -87,6 +87,7 @@ TENSORS_PER_KERNEL = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 PARTS = (
     ("torch/optim/", "optimizers"),
     ("mlo/optimizer_step.py", "optimizers"),
+    ("mlo/optimizer_traits.py", "optimizers"),
     ("mlo/averages.py", "averages"),
     ("mlo/sharding.py", "norms, finiteness"),
     ("mlo/nonfinite.py", "norms, finiteness"),

@@ -25,7 +25,7 @@ from mlo.hypergradient.identity import Identity
 from mlo.hypergradient.one_step import OneStep
 from mlo.hypergradient.products import Engine
 from mlo.hypergradient.registry import engine_from
-from mlo.optimizer_step import (
+from mlo.optimizer_traits import (
     acts_around_step,
     check_settings,
     decays_outside_gradient,

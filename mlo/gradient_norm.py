@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mlo.sharding import whole
-from mlo.tensors import are_alike, numbers
+from mlo.tensors import are_alike, numbers, scaled
 
-__all__ = ["GradientNorm", "norms_of", "total_norm"]
+__all__ = ["GradientNorm", "clip", "clip_by_norm", "norms_of", "total_norm"]
 
 BELOW_OVERFLOW = 1e15
 """Norms of parts below this cannot overflow together, in a dtype with float32's exponents."""
@@ -92,3 +92,22 @@ def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
     return GradientNorm(tensors).total
+
+
+def clip(gradients: dict[str, Tensor], largest: float) -> dict[str, Tensor]:
+    """The gradients, clipped by the norm of all together, differentiable in it too."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values()]
+    return clip_by_norm(gradients, largest, torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def clip_by_norm(gradients: dict[str, Tensor], largest: float, norm: Tensor) -> dict[str, Tensor]:
+    """The gradients, scaled by one factor if their common norm exceeds the largest.
+
+    Args:
+        gradients: name → gradient.
+        largest: largest Euclidean norm.
+        norm: the norm of all of them.
+    """
+    # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
+    scale = torch.clamp(largest / (norm + 1e-6), max=1.0)
+    return dict(zip(gradients, scaled(list(gradients.values()), scale), strict=True))

@@ -26,8 +26,9 @@ from torch.optim import Optimizer
 
 from mlo.backward import gradients
 from mlo.errors import EngineError
+from mlo.gradient_norm import clip
 from mlo.inner_optimizer import innermost
-from mlo.optimizer_step import clip, l2_penalty
+from mlo.optimizer_traits import l2_penalty
 from mlo.problem import Problem, Tensors
 from mlo.response import Evaluation
 

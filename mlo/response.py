@@ -43,7 +43,8 @@ from mlo.estimators import Estimates
 from mlo.gradient_sums import share_of
 from mlo.loss import Examine, LossFunction
 from mlo.once import SharedResults
-from mlo.optimizer_step import OptimizerStep, acts_around_step
+from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_traits import acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, preserved, replayed
 from mlo.records import CONVERGED, SolveReport

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.products import Engine
-from mlo.optimizer_step import l2_penalty
+from mlo.optimizer_traits import l2_penalty
 from mlo.response import Evaluation, Pullback, Reading, Stationary
 
 __all__ = ["backward_error", "signs_like", "size_of_terms", "stationarities"]

@@ -13,7 +13,8 @@ from mlo.backward import gradients
 from mlo.check_schedule import CheckSchedule
 from mlo.errors import ProblemError
 from mlo.inner_optimizer import innermost, is_foreign
-from mlo.optimizer_step import OptimizerStep, has_code_around_step
+from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_traits import has_code_around_step
 from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation
 from mlo.tensors import in_precision, real_inner

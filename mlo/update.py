@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mlo.advice import WITHOUT_STEPS
 from mlo.bare_step import leaves_gradients, make_step
 from mlo.batches import Taken
 from mlo.distributed import DataParallel
-from mlo.errors import NonFiniteError, ProblemError, warn_user
-from mlo.gradient_norm import GradientNorm, total_norm
+from mlo.errors import NonFiniteError, warn_user
+from mlo.gradient_norm import GradientNorm, clip_by_norm, total_norm
 from mlo.graph_memory import NotCountable
 from mlo.history import History
 from mlo.inner_optimizer import innermost, is_foreign
 from mlo.levels import Levels
+from mlo.move_checks import MoveChecks, check_groups, kept_in_groups
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
-from mlo.optimizer_step import (
-    OptimizerStep,
-    clip_by_norm,
-    is_fused,
-    plain_steps,
-)
+from mlo.optimizer_step import OptimizerStep, plain_steps
+from mlo.optimizer_traits import is_fused
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
@@ -36,7 +32,7 @@ from mlo.response import Evaluation, StepEngine, restore_buffers
 from mlo.solve_sums import SolveSums
 from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copied_options, copies, laid_out, tensors_of
+from mlo.tensors import copies, laid_out, tensors_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -57,13 +53,6 @@ class Update:
     round: int
     record: Record
     ends_round: bool
-
-
-class _Watched(NamedTuple):
-    """A problem's parameters before its loss was evaluated."""
-
-    versions: list[int]
-    values: Sequence[Tensor] | None
 
 
 class Updater:
@@ -92,8 +81,8 @@ class Updater:
         self.on_nonfinite, self._parallel = on_nonfinite, parallel
         self.skips_in_a_row = dict.fromkeys(history.graph.problems, 0)
         self._step_checks = StepChecks()
+        self._move_checks = MoveChecks(history)
         self._warned: set[str] = set()
-        self._written: set[str] = set()  # problems whose losses write to their parameters
 
     def update(self, name: str, record: Record, *, keep_graph: bool, moves: bool = True) -> None:
         """Makes an update of a problem: one move or, with `player_steps`, several.
@@ -179,7 +168,7 @@ class Updater:
         random = RandomState.capture(problem.generators)
         levels = self._levels[name]
         known = levels.copied_solutions()
-        before = self._watched(problem)
+        before = self._move_checks.watched(problem)
         try:
             found = levels.differentiate(
                 name,
@@ -191,7 +180,7 @@ class Updater:
             )
             settings: Mapping[str, Mapping[str, Any]] = {}
             try:
-                self._check_unmoved(problem, before)
+                self._move_checks.check_unmoved(problem, before)
                 if problem.settings is not None:
                     settings = self._set(problem, found.evaluation)
             except BaseException:
@@ -245,7 +234,7 @@ class Updater:
                 history.note(name, found, step)
                 self._note(problem, found, norm, record)
         if problem.after_update is not None:
-            self._call_after(problem, problem.after_update)
+            self._move_checks.call_after(problem, problem.after_update)
 
     def _mean_of_solves(
         self, name: str, found: TotalGradient, *, finite: bool, moves: bool
@@ -336,7 +325,7 @@ class Updater:
         for key, parameter in problem.parameters.items():
             parameter.grad = None if key in unused else gradient[key]
         if problem.before_update is not None:
-            self._call_before(problem, problem.before_update, engine)
+            self._move_checks.call_before(problem, problem.before_update, engine)
         # The optimizers' state is captured before it moves, and after a hook, which may have set
         # learning rates.
         step = None if engine is None else engine.capture(problem, found.unused)
@@ -348,7 +337,7 @@ class Updater:
             used = [key for key in problem.parameters if key not in found.unused]
             before = {key: problem.parameters[key].detach().clone() for key in used}
 
-        kept = self._kept_in_groups(problem)
+        kept = kept_in_groups(problem)
         raised = None
         if by_formula:
             made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
@@ -357,7 +346,7 @@ class Updater:
             raised = _make_steps(problem)
         for parameter in problem.parameters.values():
             parameter.grad = None
-        self._check_groups(problem, kept)
+        check_groups(problem, kept)
 
         if checked is not None and engine is not None:
             bare = {key: found.gradient[key] for key in before}
@@ -368,29 +357,6 @@ class Updater:
         return step, raised
 
     @staticmethod
-    def _kept_in_groups(problem: Problem) -> list[tuple[Optimizer, dict[str, Any]]]:
-        """The entries of the groups of own optimizers that a restart should make fresh."""
-        found: list[tuple[Optimizer, dict[str, Any]]] = []
-        if problem.restart_from is not None:
-            for optimizer in filter(is_foreign, problem.optimizers.values()):
-                found += [(optimizer, copied_options(g)) for g in optimizer.param_groups]
-        return found
-
-    @staticmethod
-    def _check_groups(problem: Problem, kept: list[tuple[Optimizer, dict[str, Any]]]) -> None:
-        """Refuses an optimizer that keeps state where a restart does not find it."""
-        now = Updater._kept_in_groups(problem)
-        for (optimizer, before), (_, after) in zip(kept, now, strict=True):
-            for key, value in after.items():
-                if key not in before or not _same(before[key], value):
-                    raise ProblemError(
-                        f"Problem {problem.name!r} restarts with a fresh optimizer, but a step of "
-                        f"its {type(optimizer).__name__} has changed {key!r} of a group, which a "
-                        "restart leaves as it is, since settings such as the learning rate are "
-                        "there too. Let the optimizer keep it in `state`."
-                    )
-
-    @staticmethod
     def _may_change(problem: Problem, found: TotalGradient, *, is_checked: bool) -> bool:
         """Whether the step may change gradients in place that are needed later."""
         # The derivative may need them. (Autograd also gives one tensor to several parameters, as
@@ -399,118 +365,6 @@ class Updater:
         if found.graph is None and not is_checked and not any(map(is_foreign, optimizers)):
             return False
         return problem.before_update is not None or not all(map(leaves_gradients, optimizers))
-
-    def _call_before(
-        self, problem: Problem, hook: Callable[[Problem], object], engine: StepEngine | None
-    ) -> None:
-        """Calls `before_update`; if an engine differentiates the step, it may change nothing."""
-        if engine is None:
-            hook(problem)
-            return
-        before = {
-            key: None if parameter.grad is None else parameter.grad.clone()
-            for key, parameter in problem.parameters.items()
-        }
-        seen = self._copied_values(problem)
-        hook(problem)
-        for key, parameter in problem.parameters.items():
-            if not _equal(before[key], parameter.grad):
-                raise ProblemError(
-                    f"before_update of problem {problem.name!r} changed the gradient of {key!r}, "
-                    f"and the engine {engine.label!r} differentiates the step, in which the change "
-                    "would be missing. Put the change into the loss or the optimizer (grad_clip= "
-                    "clips), or give the problem an engine that does not differentiate steps"
-                    + self._history.losses[problem.name].advice.phrase(
-                        ", such as {}", *WITHOUT_STEPS
-                    )
-                    + "."
-                )
-        changed = self._changed_value(problem, seen)
-        if changed:
-            raise ProblemError(
-                f"before_update of problem {problem.name!r} changed {changed}, and the engine "
-                f"{engine.label!r} differentiates the step from the gradient that was taken before "
-                "the change. Change values between rounds, make the change part of the loss, of "
-                "the optimizer or of after_step=, or give the problem the engine 'first_order'."
-            )
-
-    def _call_after(self, problem: Problem, hook: Callable[[Problem], object]) -> None:
-        """Calls `after_update`, which may not move a solution that is differentiated."""
-        if problem.name not in self._history.differentiated:
-            hook(problem)
-            self._history.mark(problem.name)
-            return
-        # A change would be missing in the derivative, so it is refused instead of differentiated.
-        seen = self._copied_values(problem)
-        hook(problem)
-        changed = self._changed_value(problem, seen)
-        if changed:
-            raise ProblemError(
-                f"after_update of problem {problem.name!r} changed {changed}, and the engine "
-                f"{self._history.engines[problem.name].label!r} differentiates its solution, in "
-                "which the change would be missing. Make the change part of the loss, of the "
-                "optimizer or of after_step=, or give the problem the engine 'first_order'."
-            )
-
-    def _watched(self, problem: Problem) -> _Watched | None:
-        """What to compare a problem's parameters with after its loss was evaluated.
-
-        None if the loss may move them: its solution is not differentiated, or one step of it from a
-        start that is a constant, as the moved start is too. Sharded parameters are not compared.
-        """
-        engine = self._history.engines[problem.name]
-        one = isinstance(engine, StepEngine) and engine.recorded_steps == 1
-        if problem.name not in self._history.differentiated or (one and not problem.restart_from):
-            return None
-        if self._history.losses[problem.name].sharded:
-            return None
-        parameters = problem.parameters.values()
-        # Versions do not tell of changes by `.data`, nor whether a value is another one.
-        due = self._history.losses[problem.name].checks.is_due("moves in its loss")
-        values = copies(parameters) if due or problem.name in self._written else None
-        return _Watched([parameter._version for parameter in parameters], values)
-
-    def _check_unmoved(self, problem: Problem, before: _Watched | None) -> None:
-        """Refuses a loss that moves a solution where the move would be missing in its derivative.
-
-        Raises:
-            ProblemError: naming the parameter.
-        """
-        if before is None:
-            return
-        parameters = problem.parameters
-        if before.values is None:
-            versions = [parameter._version for parameter in parameters.values()]
-            if versions != before.versions:
-                self._written.add(problem.name)  # from the next update on, values are compared
-            return
-        for (key, parameter), value in zip(parameters.items(), before.values, strict=True):
-            if not _unchanged(value, parameter):
-                raise ProblemError(
-                    f"The loss of problem {problem.name!r} changes its parameter {key!r} in place, "
-                    f"and the engine {self._history.engines[problem.name].label!r} differentiates "
-                    "its solution, in which the change would be missing. Compute with a changed "
-                    "copy (for max_norm= of an embedding: scale the rows that it returns), project "
-                    "in after_step=, or give the problem the engine 'first_order'."
-                )
-
-    def _copied_values(self, problem: Problem) -> dict[str, Tensors]:
-        """Problem → copies of its parameters: this one, and all that its solution depends on."""
-        copied: dict[str, Tensors] = {}
-        for name in (problem.name, *self._history.graph.reads[problem.name]):
-            live = self._history.graph.problems[name].parameters
-            copied[name] = dict(zip(live, copies(live.values()), strict=True))
-        return copied
-
-    def _changed_value(self, problem: Problem, before: Mapping[str, Tensors]) -> str:
-        """The first parameter that is not as it was, in words; empty if all are."""
-        for name, copied in before.items():
-            for key, parameter in self._history.graph.problems[name].parameters.items():
-                if not torch.equal(copied[key], parameter):
-                    if name == problem.name:
-                        return f"its parameter {key!r}"
-                    return f"the parameter {key!r} of problem {name!r}, which it reads"
-        return ""
 
     # ------------------------------ records, warnings and refusals
 
@@ -651,23 +505,3 @@ def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]
     groups = [] if driven is None else driven.param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     return bool(held) and not held & moved
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two entries of a group are equal, where they are tensors or plain values."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one is other or (type(one) is type(other) and bool(one == other))
-
-
-def _unchanged(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same values, of which some may be NaN."""
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one, other)

@@ -29,7 +29,8 @@ from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.options import flag_or_auto
 from mlo.hypergradient.products import Autograd, LinearSystem, Solve
 from mlo.hypergradient.sweep import SweepEngine
-from mlo.optimizer_step import OptimizerStep, acts_around_step
+from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_traits import acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.response import Cotangent, Pullback, Reading, Stationary, StepEngine, Stepped
 from mlo.tensors import are_alike

@@ -26,7 +26,7 @@ from torch import Tensor
 from mlo.backward import gradients
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.options import number
-from mlo.optimizer_step import l2_penalty
+from mlo.optimizer_traits import l2_penalty
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
 from mlo.sharding import whole

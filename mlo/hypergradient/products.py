@@ -37,7 +37,8 @@ from mlo.hypergradient.double_backward import (
 )
 from mlo.hypergradient.hidden_parts import find_hidden_part, functions_of
 from mlo.hypergradient.kinks import find_kink
-from mlo.optimizer_step import OptimizerStep, l2_penalty, maximized
+from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_traits import l2_penalty, maximized
 from mlo.problem import Problem
 from mlo.records import SolveReport
 from mlo.response import (

@@ -20,7 +20,8 @@ from torch import Tensor
 from mlo.backward import gradients
 from mlo.hypergradient.double_backward import check_third_derivative, explains_double_backward
 from mlo.hypergradient.options import count
-from mlo.optimizer_step import StateKey, acts_around_step
+from mlo.optimizer_step import StateKey
+from mlo.optimizer_traits import acts_around_step
 from mlo.problem import Tensors
 from mlo.response import (
     Input,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mlo
-from mlo.optimizer_step import decays_outside_gradient
+from mlo.optimizer_traits import decays_outside_gradient
 from mlo.testing import Vector, relative_error
 
 A = torch.diag(torch.tensor([1.0, 2.0, 4.0]).double())

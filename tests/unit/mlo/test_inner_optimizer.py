@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import StepLR
 
 import mlo
 from mlo.inner_optimizer import innermost, layers_of
-from mlo.optimizer_step import decays_outside_gradient
+from mlo.optimizer_traits import decays_outside_gradient
 from mlo.testing import Vector, identical
 
 

@@ -4,14 +4,15 @@ derivative.
 
 from __future__ import annotations
 
-import functools
 import threading
 
 import pytest
 import torch
+from keeping_optimizers import DrawingNoise, Keeping
 
 import mlo
-from mlo.optimizer_step import OptimizerStep, decays_outside_gradient, l2_penalty
+from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_traits import decays_outside_gradient
 from mlo.testing import Vector, identical, relative_error
 
 OPTIMIZERS = {
@@ -197,12 +198,6 @@ def test_an_optimizer_without_a_differentiable_step():
         OptimizerStep.capture(problem).apply({"v": module.v.detach()}, {"v": torch.ones(2)})
 
 
-def test_weight_decay_counts_as_a_penalty_unless_decoupled():
-    assert l2_penalty(make("sgd_decay")[0]) == {"v": 0.2}
-    assert l2_penalty(make("sgd_maximize")[0]) == {"v": -0.1}
-    assert l2_penalty(make("adamw")[0]) == {"v": 0.0}
-
-
 # ------------------------------ complex parameters
 
 
@@ -273,110 +268,6 @@ def test_parameters_of_several_dtypes_keep_them(grad_clip):
     theta = {name: p.detach() for name, p in problem.parameters.items()}
     moved = OptimizerStep.capture(problem).apply(theta, theta)
     assert [tensor.dtype for tensor in moved.values()] == list(kinds)
-
-
-class Keeping(torch.optim.SGD):
-    """Keeps what a step changes in an attribute: a dict, a tensor, a generator."""
-
-    def __init__(self, parameters, kept):
-        super().__init__(parameters, lr=0.1, weight_decay=0.1)
-        self.kept = kept()
-
-    def number(self, parameter):
-        if isinstance(self.kept, dict):
-            return self.kept.setdefault("made", torch.zeros(())).add_(1)
-        if isinstance(self.kept, torch.Generator):
-            return torch.randn((), generator=self.kept)
-        return self.kept.add_(1)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                rate = group["lr"] / (2 + self.number(parameter).sin())
-                parameter.sub_(rate * (parameter.grad + group["weight_decay"] * parameter))
-
-
-class DrawingNoise(Keeping):
-    def number(self, parameter):
-        return torch.randn(())
-
-
-class CountingInGroups(Keeping):
-    def __init__(self, parameters, kept):
-        super().__init__(parameters, kept)
-        self.param_groups[0]["made"] = torch.zeros(())
-
-    def number(self, parameter):
-        return self.param_groups[0]["made"].add_(1)
-
-
-class ReferringToItself(Keeping):
-    """Reaches its groups by an attribute, as a class with a helper object does."""
-
-    def __init__(self, parameters, kept):
-        super().__init__(parameters, kept)
-        self.me = self
-
-    def step(self, closure=None):
-        return Keeping.step(self.me, closure)
-
-
-@pytest.mark.parametrize(
-    ("kind", "kept"),
-    [
-        (Keeping, dict),
-        (Keeping, lambda: torch.zeros(())),
-        (Keeping, lambda: torch.Generator().manual_seed(3)),
-        (DrawingNoise, dict),
-        (CountingInGroups, dict),
-    ],
-    ids=["dict", "tensor", "generator", "noise", "group"],
-)
-def test_a_trial_step_changes_nothing_of_the_run(kind, kept):
-    """An engine tries whether weight decay is a penalty; the training is as without it."""
-    w, x = Vector(torch.arange(3.0)), Vector(torch.ones(3))
-    lower = mlo.Problem(
-        "w",
-        module=w,
-        optimizer=kind(w.parameters(), kept),
-        loss=lambda w, batch, *, x: ((w.v - x.v) ** 2).sum(),
-        steps=3,
-    )
-    upper = mlo.Problem(
-        "x",
-        module=x,
-        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
-        loss=lambda x, batch, *, w: (w.v**2).sum(),
-    )
-    torch.manual_seed(0)
-    called = []
-    lower.optimizers["w"].register_step_post_hook(lambda *_: called.append(1))
-    mlo.MultilevelOptimizer([lower, upper], "identity").step()
-    assert len(called) == 3
-
-    plain = Vector(torch.arange(3.0))
-    optimizer = kind(plain.parameters(), kept)
-    torch.manual_seed(0)
-    for _ in range(3):
-        optimizer.zero_grad()
-        ((plain.v - 1) ** 2).sum().backward()
-        optimizer.step()
-    assert torch.equal(w.v, plain.v)
-
-
-def test_a_twin_of_an_optimizer_refers_to_itself():
-    module = Vector(torch.ones(2))
-    optimizer = ReferringToItself(module.parameters(), dict)
-    assert decays_outside_gradient(optimizer, optimizer.param_groups[0]) is False
-
-
-def test_what_has_been_put_around_a_step_need_not_be_copied():
-    """Schedulers and other libraries replace the `step` of the object; a twin has the class's."""
-    module = Vector(torch.ones(2))
-    optimizer = Keeping(module.parameters(), dict)
-    optimizer.step = functools.partial(Keeping.step, optimizer, threading.Lock())
-    assert decays_outside_gradient(optimizer, optimizer.param_groups[0]) is False
 
 
 def test_a_repeated_step_draws_nothing():
