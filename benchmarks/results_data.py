@@ -162,6 +162,8 @@ class Effect:
         error_against: that of the other one.
         largest_gain: the mean regret of the other one, percentage points, which no arm can gain
             more than; None where errors are not looked up.
+        lowest: the least test error of any run of the experiment, %; None where runs are not kept.
+        with_dead: whether a search of either arm ended at a dead cell.
     """
 
     design: Design
@@ -173,6 +175,8 @@ class Effect:
     error: float
     error_against: float
     largest_gain: float | None = None
+    lowest: float | None = None
+    with_dead: bool = False
 
     @property
     def relative(self) -> float:
@@ -191,11 +195,25 @@ class Effect:
     def excluded_gain(self) -> float | None:
         """A gain above this, percentage points, is outside the interval of all comparisons.
 
-        None if that excludes nothing: no arm could have gained more.
+        None if that excludes nothing: no arm could have gained more. Nor is anything excluded if a
+        search has ended at a dead cell: the interval assumes symmetric differences, and a few large
+        ones on one side put an end of it too near.
         """
+        if self.with_dead:
+            return None
         gain = max(0.0, -self.found.low)
         largest = math.inf if self.largest_gain is None else self.largest_gain
         return gain if gain < largest else None
+
+    @property
+    def reachable_gain(self) -> float | None:
+        """What the best network of the experiment is better than the other arm's mean, points.
+
+        Where errors are looked up, the best network is that of the table.
+        """
+        if self.largest_gain is not None or self.lowest is None:
+            return self.largest_gain
+        return self.error_against - self.lowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +273,8 @@ class Experiment:
                     largest_gain=mean(row.regret_percent for row in self.runs(against))
                     if self.design.looked_up
                     else None,
+                    lowest=min(row.test_error_percent for row in self.rows),
+                    with_dead=any(map(is_dead, [*self.runs(arm), *self.runs(against)])),
                 )
         return None
 
@@ -337,18 +357,27 @@ class Results:
             for design, title in distinct_titles(designs).items()
         }
 
-    def titled(self) -> list[tuple[str, Experiment]]:
-        """The experiments whose runs are kept, with their titles."""
-        titles = self.titles(experiment.design for experiment in self.experiments)
-        return [(titles[experiment.design], experiment) for experiment in self.experiments]
+    def titled(
+        self, experiments: Sequence[Experiment] | None = None
+    ) -> list[tuple[str, Experiment]]:
+        """Experiments, or all whose runs are kept, with their titles."""
+        chosen = self.experiments if experiments is None else experiments
+        titles = self.titles(experiment.design for experiment in chosen)
+        return [(titles[experiment.design], experiment) for experiment in chosen]
 
     def looked_up(self) -> list[tuple[str, Experiment]]:
         """The experiments whose errors come from a table of cells, with their titles."""
         return [(title, e) for title, e in self.titled() if e.design.looked_up]
 
     def trained(self) -> list[tuple[str, Experiment]]:
-        """The experiments whose networks were trained, with their titles."""
-        return [(title, e) for title, e in self.titled() if not e.design.looked_up]
+        """The experiments whose networks were trained, with their titles.
+
+        One whose runs are all in another, as `table2` beside `controls`, is left out.
+        """
+        found = [experiment for experiment in self.experiments if not experiment.design.looked_up]
+        runs = [{row.run for row in experiment.rows} for experiment in found]
+        whole = zip(found, runs, strict=True)
+        return self.titled([of for of, own in whole if not any(own < more for more in runs)])
 
     @cached_property
     def in_common(self) -> str:

@@ -27,6 +27,7 @@ from results_markdown import NOTHING, folded, table
 from scipy.stats import binomtest
 
 from lfmcw_app.arms import contrasts
+from lfmcw_app.cell_table import CellTable
 from lfmcw_app.comparison import Finding
 from lfmcw_app.paired_tests import holm
 from lfmcw_app.results_file import Row
@@ -76,23 +77,26 @@ def _dead_of(experiments: Sequence[Experiment], *arms: str) -> str:
 
 
 def dead_tests(results: Results) -> str:
-    """McNemar's exact test of arms against plain search, over all kinds of data."""
+    """McNemar's exact test of arms against plain search, over all kinds of data.
+
+    A seed occurs in each experiment, so the unit is a seed, not a search.
+    """
     rows = []
     for images, same in by_images(results):
         for arm in ENDING_DEAD:
-            pairs = [pair for experiment in same for pair in _paired(experiment, arm)]
-            if not pairs:
+            ours, plain = (_seeds_with_dead(same, [label]) for label in (arm, BASELINE))
+            seeds = {row.seed for experiment in same for row in experiment.runs(arm)}
+            if not seeds:
                 continue
-            first = sum(ours and not plain for ours, plain in pairs)
-            second = sum(plain and not ours for ours, plain in pairs)
-            rows.append((images, arm, len(pairs), first, second, mcnemar_p(first, second)))
+            first, second = len(ours - plain), len(plain - ours)
+            rows.append((images, arm, len(seeds), first, second, mcnemar_p(first, second)))
     adjusted = holm([float(row[-1]) for row in rows])
     lines = [
         (*row[:-1], f"{row[-1]:.2g}", f"{p:.2g}") for row, p in zip(rows, adjusted, strict=True)
     ]
     head = (
-        "images of W2", "arm", "pairs with plain search", "only the arm's cell is dead",
-        "only plain search's is dead", "p", f"p (Holm, of {len(rows)})",
+        "images of W2", "arm", "seeds", "with a dead cell of the arm only",
+        "with a dead cell of plain search only", "p", f"p (Holm, of {len(rows)})",
     )  # fmt: skip
     return "\n\n".join([table(head, lines), *_dead_together(results)])
 
@@ -122,12 +126,6 @@ def _dead_together(results: Results) -> list[str]:
 def _seeds_with_dead(experiments: Sequence[Experiment], arms: Sequence[str]) -> set[int]:
     runs = (row for experiment in experiments for arm in arms for row in experiment.runs(arm))
     return {row.seed for row in runs if is_dead(row)}
-
-
-def _paired(experiment: Experiment, arm: str) -> list[tuple[bool, bool]]:
-    """Whether an arm's cell is dead and whether plain search's is, seed by seed."""
-    dead = [{row.seed: is_dead(row) for row in experiment.runs(label)} for label in (arm, BASELINE)]
-    return [(dead[0][seed], dead[1][seed]) for seed in sorted(set(dead[0]) & set(dead[1]))]
 
 
 def mcnemar_p(first: int, second: int) -> float:
@@ -160,27 +158,37 @@ def beside_random(results: Results) -> str:
     """Each arm's mean regret beside that of random cells, which the table of all cells gives."""
     if results.cells is None or not results.looked_up():
         return NOTHING
-    means = np.array([cell.mean for cell in results.cells.cells.values()])
-    regrets = means - means.min()
+    regrets, living = _regrets(results.cells)
     found = [
         (f"all {len(same)}, {images}", arm, [row for e in same for row in e.runs(arm)])
         for images, same in by_images(results)
         for arm in same[0].arms
         if len(same) > 1
     ]
-    single = [
-        (title, arm, experiment.runs(arm))
-        for title, experiment in results.looked_up()
-        for arm in experiment.arms
-    ]
-    living = regrets[means < DEAD]
     said = (
         f"The mean regret of a random cell is {regrets.mean():.2f} points, and of a random living "
         f"one {living.mean():.2f}."
     )
-    details = folded("Each experiment by itself", _beside_random(regrets, living, single))
-    pooled = [_beside_random(regrets, living, found)] if found else []
-    return "\n\n".join([said, *pooled, details])
+    return f"{said}\n\n{_beside_random(regrets, living, found)}" if found else said
+
+
+def beside_random_by_experiment(results: Results) -> str:
+    """The same for each experiment by itself."""
+    if results.cells is None or not results.looked_up():
+        return NOTHING
+    found = [
+        (title, arm, experiment.runs(arm))
+        for title, experiment in results.looked_up()
+        for arm in experiment.arms
+    ]
+    return folded("Each experiment by itself", _beside_random(*_regrets(results.cells), found))
+
+
+def _regrets(cells: CellTable) -> tuple[np.ndarray, np.ndarray]:
+    """The regrets of all cells, and of the living ones, percentage points."""
+    means = np.array([cell.mean for cell in cells.cells.values()])
+    regrets = means - means.min()
+    return regrets, regrets[means < DEAD]
 
 
 def _beside_random(
@@ -241,18 +249,20 @@ def significant(results: Results) -> str:
     rows = []
     planned = {"points": 0, "rank": 0}
     different: set[tuple[str, frozenset[str]]] = set()
+    of_weights: list[Finding] = []
     for title, experiment in results.titled():
         families = {"points": experiment.findings, "rank": experiment.findings_by_rank}
         for measure, found in families.items():
             planned[measure] += len(contrasts(experiment.design.table)) if found else 0
             different |= {(measure, _runs_of(experiment, of)) for of in found}
+            of_weights += [of for of in found if {of.arm, of.against} == {METHOD, UNIFORM}]
             rows += [
                 (
                     title, f"{of.arm} minus {of.against}", measure,
                     of.comparison.describe(2 if measure == "points" else 1), f"{of.p_value:.2g}",
                     of.verdict,
                 )
-                for of in found if of.verdict in ("better", "worse")
+                for of in found if _is_significant(of)
             ]  # fmt: skip
     total = sum(planned.values())
     if not total:
@@ -261,10 +271,15 @@ def significant(results: Results) -> str:
         f"Of {total} planned comparisons ({planned['points']} by points, {planned['rank']} by "
         f"rank; {len(different)} have different runs), {len(rows)} "
         f"{'is' if len(rows) == 1 else 'are'} statistically significant after Holm's correction "
-        "within a family."
+        f"within a family. {len(of_weights)} of the {total} compare LFM-CW with itself with "
+        f"uniform class weights; {sum(map(_is_significant, of_weights))} of these are significant."
     )
     head = ("experiment", "difference", "by", "difference (95% interval)", "p (Holm)", "verdict")
     return f"{said}\n\n{table(head, rows)}" if rows else said
+
+
+def _is_significant(found: Finding) -> bool:
+    return found.verdict in ("better", "worse")
 
 
 def _runs_of(experiment: Experiment, found: Finding) -> frozenset[str]:

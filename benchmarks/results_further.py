@@ -20,12 +20,12 @@ from results_data import (
 )  # fmt: skip
 from results_markdown import NOTHING, table
 
-from lfmcw_app.comparison import Comparison, Summary, compare, summaries
+from lfmcw_app.comparison import Comparison, Summary, by_rank, compare, summaries
 from lfmcw_app.paired_tests import holm
 
-POOLED = ((METHOD, BASELINE), (METHOD, UNIFORM), (UNIFORM, BASELINE))
+POOLED = ((METHOD, BASELINE), (UNIFORM, BASELINE), (METHOD, NO_WEIGHT), (METHOD, UNIFORM))
 
-ALONE = "points (95% interval, of this row alone)"
+ALONE = "(95% interval, of this row alone)"
 
 
 def equal_searches(results: Results) -> str:
@@ -73,25 +73,27 @@ def images_of_w2(results: Results) -> str:
 
 
 def pooled(results: Results) -> str:
-    """The mean over the kinds of data, seed by seed: the comparison with the most power."""
+    """The mean over all experiments with the same images, seed by seed, by points and by rank."""
     labels, found = [], []
-    for images, experiments in by_images(results):
-        first = [experiment for experiment in experiments if experiment.design.order == "first"]
-        for arm, against in POOLED:
-            if len(first) > 1 and (pair := _compared(first, arm, against)).pairs > 1:
-                labels.append(
-                    (f"all {len(first)} in first order, {images}", f"{arm} minus {against}")
-                )
-                found.append(pair)
-    return _table(labels, found, ("experiments", "difference"))
+    for measure in ("points", "rank"):
+        for images, experiments in by_images(results):
+            for arm, against in POOLED:
+                pair = _compared(experiments, arm, against, ranked=measure == "rank")
+                if len(experiments) > 1 and pair.pairs > 1:
+                    title = f"all {len(experiments)}, {images}"
+                    labels.append((title, f"{arm} minus {against}", measure))
+                    found.append(pair)
+    return _table(labels, found, ("experiments", "difference", "by"))
 
 
-def _compared(experiments: Sequence[Experiment], arm: str, against: str) -> Comparison:
+def _compared(
+    experiments: Sequence[Experiment], arm: str, against: str, *, ranked: bool = False
+) -> Comparison:
     """Two arms by their means over some experiments, at the seeds that all of these have."""
-    known = [
-        {summary.label: summary.errors for summary in summaries(experiment.rows)}
-        for experiment in experiments
-    ]
+    measured = [summaries(experiment.rows) for experiment in experiments]
+    if ranked:
+        measured = [by_rank(of) for of in measured]
+    known = [{summary.label: summary.errors for summary in of} for of in measured]
     means = []
     for label in (arm, against):
         errors = [of.get(label, {}) for of in known]
@@ -109,7 +111,11 @@ def _table(
         return NOTHING
     adjusted = holm([pair.p_value for pair in found])
     rows = [
-        (*label, pair.seeds_text, pair.describe(), f"{pair.p_value:.2g}", f"{p:.2g}")
+        (
+            *label, pair.seeds_text, pair.describe(1 if "rank" in label else 2),
+            f"{pair.p_value:.2g}", f"{p:.2g}",
+        )
         for label, pair, p in zip(labels, found, adjusted, strict=True)
-    ]
-    return table((*head, "seeds", ALONE, "p", f"p (Holm, of {len(rows)})"), rows)
+    ]  # fmt: skip
+    measured = "difference" if "by" in head else "points"
+    return table((*head, "seeds", f"{measured} {ALONE}", "p", f"p (Holm, of {len(rows)})"), rows)

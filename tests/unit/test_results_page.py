@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from made_results import ABLATION, made_cells, made_looked_up_runs, made_row, made_runs
-from results_blocks import BLOCKS, leading
+from results_answer import leading
+from results_blocks import BLOCKS
 from results_cells import (
     cell_lines,
     networks,
@@ -294,10 +295,29 @@ def test_a_run_at_the_papers_size_takes_the_row_from_a_small_one(data):
 
 
 def test_a_change_outside_the_interval_is_said_to_be_outside(data):
-    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: 0.0}, spread=1.0)
+    offsets = {**ABLATION, METHOD: 0.0, "synthetic only": -9.0}
+    made_runs(data / "runs" / "a.csv", offsets=offsets, spread=1.0)
     row = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
     assert "no difference seen; the paper's -0.45 points are inside the interval, and its" in row
     assert re.search(r"its -15% \(here -7\.\d\d points\) outside it", row)
+
+
+def test_a_share_that_no_network_reached_is_not_called_refuted(data):
+    """The best of all networks errs by 2 points less than plain search, and 15% would be 7.5."""
+    offsets = {**ABLATION, METHOD: 0.0, "synthetic only": -2.0}
+    made_runs(data / "runs" / "a.csv", offsets=offsets, spread=0.3)
+    row = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
+    assert re.search(
+        r"; no network here was good enough for its -15% \(here -7\.\d\d points\) ", row
+    )
+    assert "no network here is that good" in block("power", data)
+
+
+def test_controls_answer_the_question_of_figure_3(data):
+    """LFM-CW and λ = 0 of `controls` are the searches with λ = 1 and λ = 0."""
+    made_runs(data / "runs" / "a.csv", table="controls")
+    row = status_row(data, "Figure 3", "DARTS-1st, CIFAR-10")
+    assert "λ = 1 − λ = 0: -0.4" in row or "λ = 1 − λ = 0: -0.5" in row
 
 
 def test_other_classes_do_not_stand_in_for_cifar100_or_imagenet(data):
@@ -410,9 +430,20 @@ def test_a_gain_that_is_not_possible_is_not_ruled_out(data):
         (effect,) = read_all(data).effects(METHOD, BASELINE)
         assert effect.largest_gain == pytest.approx(0.2 if losing == 4 else 1.6)
         assert (effect.excluded_gain is None) == (-effect.found.low >= effect.largest_gain)
-        row = block("plain search", data).splitlines()[-1]
-        assert words in row and effect.verdict == "no difference seen"
-        assert ("of 0.20 possible" in row) == (losing == 4)
+        assert words in answer_row(data) and effect.verdict == "no difference seen"
+        answered = answer_row(data)
+        assert ("of about 0.20 possible" in answered) == (losing == 4)
+
+
+def test_nothing_is_ruled_out_where_searches_end_at_dead_cells(data):
+    """One search in twelve is enough: the interval assumes symmetric differences."""
+    for dead in (False, True):
+        ranks = {BASELINE: [31] * 12, METHOD: [30, 32] * 6}
+        ranks[METHOD][3] = 50 if dead else 32
+        made_looked_up_runs(data / "runs" / "a.csv", ranks, table="table2", step=1.0)
+        (effect,) = read_all(data).effects(METHOD, BASELINE)
+        assert effect.with_dead == dead and effect.verdict == "no difference seen"
+        assert ("is ruled out" in answer_row(data)) != dead
 
 
 def test_two_machines_stand_together_and_signs_are_compared(data):
@@ -442,7 +473,10 @@ def test_trained_arms_stand_with_their_sizes(data):
     assert block("trained arms", data) == NOTHING
     rows = [
         made_row(
-            arm=arm, seed=seed, error=50.0 - seed * larger, parameters=1000 + 100 * seed * larger
+            arm=arm,
+            seed=seed,
+            error=49.5 + 0.5 * larger - seed * larger,
+            parameters=1000 + 100 * seed * larger,
         )
         for arm, larger in ((BASELINE, 1), (METHOD, 2))
         for seed in range(10)
@@ -452,10 +486,21 @@ def test_trained_arms_stand_with_their_sizes(data):
     write_results(data / "runs" / "a.csv", rows)
     text = block("trained arms", data)
     assert "| no LFM-CW | 10 | 45.50 ± 3.03 | 1,450 ± 303 |  |" in text
-    assert "| LFM-CW | 10 | 41.00 ± 6.06 | 1,900 ± 606 | -1.00 |" in text
-    assert "| random cells | 1 | 60.00 | 900 |  |  |" in text  # without a search
+    assert "| LFM-CW | 10 | 41.50 ± 6.06 | 1,900 ± 606 | -1.00 | +0.50 ± 0.00 |" in text
+    assert "| random cells | 1 | 60.00 | 900 |  |  |  |" in text  # without a search
     write_results(data / "runs" / "a.csv", rows[:-2])  # nine pairs
     assert "-1.00" not in block("trained arms", data)
+
+
+def test_runs_that_are_all_in_another_table_are_listed_once(data):
+    made_runs(data / "runs" / "controls.csv", table="controls")
+    whole = block("trained arms", data)
+    rows = read_results(data / "runs" / "controls.csv")
+    part = [row.model_copy(update={"table": "table2"}) for row in rows]
+    write_results(
+        data / "runs" / "table2.csv", [row for row in part if row.arm in (METHOD, BASELINE)]
+    )
+    assert block("trained arms", data) == whole
 
 
 def test_quality_of_generators_is_shown_for_each_arm(data):
@@ -558,8 +603,9 @@ def test_dead_cells_are_counted_tested_and_left_out(data):
     said = "6 of 12 of LFM-CW with real images, 0 of 12 of plain search beside it."
     assert said in block("answer", data).splitlines()[0]
     tested = block("dead tests", data)
-    assert f"| real images | {METHOD} | 12 | 6 | 0 | {2 / 2**6:.2g} |" in tested
-    assert f"| generated images | {METHOD} | 24 | 12 | 0 | {2 / 2**12:.2g} |" in tested
+    # A seed counts once, in however many experiments its cells are dead.
+    for images in ("real", "generated"):
+        assert f"| {images} images | {METHOD} | 12 | 6 | 0 | {2 / 2**6:.2g} |" in tested
     assert f"| {METHOD} minus {BASELINE} | 6 | -1.00 (-1.00 to -1.00) |" in block("living", data)
 
 
@@ -597,16 +643,18 @@ def test_generated_images_alone_are_compared_over_experiments(data):
     assert "p (Holm, of 2)" in text
 
 
-def test_kinds_of_data_are_pooled_seed_by_seed(data):
-    """The means over two experiments differ by (2 + 4) / 2 ranks; another order is left out."""
+def test_experiments_are_pooled_seed_by_seed(data):
+    """The means over two experiments differ by (2 + 4) / 2 ranks, of 0.1 points each."""
     for name, offset, more in (
-        ("a", 2, {}), ("b", 4, {"condition": HARD}), ("c", 60, {"order": "second"}),
+        ("a", 2, {}), ("b", 4, {"condition": HARD}), ("c", 60, {"generator": "real"}),
     ):  # fmt: skip
         ranks = {METHOD: [5 + offset] * 6, BASELINE: [5] * 6}
         made_looked_up_runs(data / "runs" / f"{name}.csv", ranks, table="table2", **more)
     text = block("pooled", data)
-    assert "| all 2 in first order, generated images | LFM-CW minus no LFM-CW | 6 | +0.30 (" in text
-    assert len(text.splitlines()) == 3
+    for measure, found in (("points", "+0.30 (+0.30"), ("rank", "+3.0 (+3.0")):
+        said = f"| all 2, generated images | LFM-CW minus no LFM-CW | {measure} | 6 | {found}"
+        assert said in text
+    assert len(text.splitlines()) == 4 and "p (Holm, of 2)" in text
 
 
 def test_trained_networks_have_their_own_answer(data):
@@ -652,8 +700,10 @@ def test_an_arm_is_compared_with_all_random_cells(data):
     made_cells(data / "nasbench201_3_nodes_cifar10.csv", noise=0.0)
     ranks = {BASELINE: [1] * 12, METHOD: [63] * 12, "random cells": [40] * 12}
     made_looked_up_runs(data / "runs" / "a.csv", ranks)
-    text = block("beside random", data)
-    assert "a random cell is 6.20 points, and of a random living one 6.20." in text
+    assert "a random cell is 6.20 points, and of a random living one 6.20." in block(
+        "beside random", data
+    )
+    text = block("beside random by experiment", data)
     assert f"| no LFM-CW | 12 | 0.00 |{' below 0.0001 |' * 4}" in text
     assert "| LFM-CW | 12 | 6.20 | 0.5" in text and "| random cells |" not in text
 
@@ -663,8 +713,10 @@ def test_random_living_cells_are_told_from_all_random_cells(data):
     made_cells(data / "nasbench201_3_nodes_cifar10.csv", noise=0.0, least=45.0, step=0.4)
     ranks = {BASELINE: [84] * 12, METHOD: [1] * 12}
     made_looked_up_runs(data / "runs" / "a.csv", ranks, least=45.0, step=0.4)
-    text = block("beside random", data)
-    assert "a random cell is 24.80 points, and of a random living one 21.80." in text
+    assert "a random cell is 24.80 points, and of a random living one 21.80." in block(
+        "beside random", data
+    )
+    text = block("beside random by experiment", data)
     cells = text.partition("| no LFM-CW | 12 | 33.20 |")[2].split("|")
     p_of_all, p_of_living = float(cells[2]), float(cells[3])
     assert 0.02 < p_of_all < 0.1 and p_of_living < p_of_all / 3
@@ -681,6 +733,7 @@ def test_every_significant_comparison_is_named(data):
     assert once.count(f"| {UNIFORM} minus {BASELINE} | points | -1.00 (") == 1
     assert once.count(f"| {METHOD} minus {UNIFORM} | rank | +10.0 (") == 1
     assert "4 are statistically significant" in once
+    assert "2 of the 16 compare LFM-CW with itself with uniform class weights; 2 of these" in once
     shutil.copy(path, data / "runs" / "b.csv")
     assert "Of 32 planned comparisons (16 by points, 16 by rank; 16 have" in block(
         "significant", data
@@ -692,9 +745,10 @@ def test_power_says_which_gains_are_possible(data):
     ranks = {BASELINE: [3] * 12, METHOD: [4, 2] * 6}
     made_looked_up_runs(data / "runs" / "a.csv", ranks, table="table2")
     row = block("power", data).splitlines()[-3]
-    assert row.endswith("| 0.20 | 6.03: not possible here | not possible here |")
-    made_runs(data / "runs" / "a.csv")
-    assert re.search(r"\|  \| 7\.\d\d: \d+ \| \d+ \|$", block("power", data).splitlines()[-3])
+    assert row.endswith("| 0.20 | 6.03 | not possible here | not possible here |")
+    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, "synthetic only": -9.0})
+    row = block("power", data).splitlines()[-3]
+    assert re.search(r"\|  \| 7\.\d\d \| \d+ \| \d+ \|$", row)
 
 
 def test_our_own_table_of_cells_is_not_called_the_public_one(data):
