@@ -13,7 +13,7 @@ from rich.console import Console
 from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
 from lfmcw_app.commands.resumption import resumed_folder
-from lfmcw_app.data import short_name
+from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
 from lfmcw_app.printing import say
@@ -66,12 +66,10 @@ def evaluate(
     With --lookup the error is read from a table of all cells instead, and no data are needed.
     """
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
+    from lfmcw_app.commands.preparation import prepared
     from lfmcw_app.complete_runs import evaluate_genotype
-    from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.idle_settings import idle_settings
-    from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.operation_checks import check_operations
-    from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_network_fits
 
     console = Console(quiet=quiet and not dry_run)
@@ -139,26 +137,25 @@ def evaluate(
 
         with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
-            if not dry_run:
-                say(console, f"Reading {recipe.dataset} …")
-            recipe, images = read_and_tell(console, recipe, data, searches=False, device=target)
-            if folder is None and preset is None and not (dry_run or max_steps):
-                print_choice(recipe, images, target, console, searches=False)
             begins = folder is None or not folder.checkpoints(TRAINING).exists()
-            if begins and (told := check_network_fits(recipe, cells, images)):
-                say(console, told)
-            if target.type == "meta":
-                counted = count_memory(recipe, images, searches=False, genotype=cells)
-                print_memory(recipe, counted, console)
-                return
-            measure = partial(project, recipe, images, target, searches=False, genotype=cells)
-            planned = after_projection(
-                recipe, measure, console, dry_run=dry_run, max_steps=max_steps
+
+            def fits(recipe: Recipe, images: Dataset) -> str:
+                return check_network_fits(recipe, cells, images)
+
+            planned = prepared(
+                recipe,
+                data,
+                target,
+                console,
+                preset_chosen=folder is None and preset is None,
+                dry_run=dry_run,
+                max_steps=max_steps,
+                checks=(fits,) if begins else (),
+                genotype=cells,
             )
             if planned is None:
                 return
-            recipe = planned
-
+            recipe, images = planned
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
             shared = shared_folder(folder, options.place(out, name), recipe)
             if folder is None:  # marks the folder as one without a search

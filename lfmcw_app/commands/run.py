@@ -59,16 +59,13 @@ def run(
     if waiting.is_terminal:
         waiting.print("Loading PyTorch …")
     # Not needed for `--help`, and slow to import: torch, the networks, recipes, and matplotlib.
+    from lfmcw_app.commands.preparation import prepared
     from lfmcw_app.commands.resumption import resumed_folder
-    from lfmcw_app.compilation import compile_options
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data import short_name
-    from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.idle_settings import idle_settings
     from lfmcw_app.lookup import table_of
-    from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-    from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.recipe_loading import with_options
     from lfmcw_app.resolving import resolve_recipe
     from lfmcw_app.run_folder import RunFolder
@@ -131,28 +128,19 @@ def run(
             if resume is None:
                 for told in idle_settings(recipe, config=config, given=settings, order=order):
                     say(console, told)
-            if not dry_run:
-                say(console, f"Reading {recipe.dataset} …")
-            recipe, images = read_and_tell(console, recipe, data, device=target)
-            if folder is None and preset is None and not (dry_run or max_steps):
-                print_choice(recipe, images, target, console, searches=True)
-            compile_options(recipe.search)  # refused before a folder is made
-            checks = () if folder is not None else (check_supernets_fit, check_generator_fits)
-            for check in checks:
-                if told := check(recipe, images):
-                    say(console, told)
-            if target.type == "meta":
-                counted = count_memory(recipe, images)
-                print_memory(recipe, counted, console)
-                return
-            measure = partial(project, recipe, images, target)
-            planned = after_projection(
-                recipe, measure, console, dry_run=dry_run, max_steps=max_steps
+            planned = prepared(
+                recipe,
+                data,
+                target,
+                console,
+                preset_chosen=folder is None and preset is None,
+                dry_run=dry_run,
+                max_steps=max_steps,
+                checks=() if folder is not None else (check_supernets_fit, check_generator_fits),
             )
             if planned is None:
                 return
-            recipe = planned
-
+            recipe, images = planned
             place = options.place(out, f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, place, recipe)
             shared.keep = keep

@@ -29,7 +29,7 @@ def call(monkeypatch):
             taken.append(genotype)
             raise InputError("caught")
 
-        monkeypatch.setattr("lfmcw_app.projection.project", train)
+        monkeypatch.setattr("lfmcw_app.commands.preparation.project", train)
         arguments = [*map(str, arguments), "--dry-run", "--threads=1"]
         result = CliRunner().invoke(app, arguments)
         return result.exit_code, " ".join(result.output.split()), taken
