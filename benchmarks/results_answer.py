@@ -10,6 +10,7 @@ from results_data import (
     METHOD,
     NO_WEIGHT,
     ORACLE,
+    SPACES,
     UNIFORM,
     Design,
     Effect,
@@ -118,7 +119,11 @@ def _answers_on_plain_data(results: Results) -> list[Answer]:
             answers += _by_order(question, effects)
             continue
         answers += _by_order(question, others)
-        answers += _by_order(f"{question}, where each network is trained", trained)
+        spaces = list(dict.fromkeys(effect.design.space for effect in trained))
+        for space in spaces:
+            where = f" ({SPACES.get(space, space)})" if len(spaces) > 1 else ""
+            same = [effect for effect in trained if effect.design.space == space]
+            answers += _by_order(f"{question}, where each network is trained{where}", same)
     return answers
 
 

@@ -664,6 +664,16 @@ def test_trained_networks_have_their_own_answer(data):
     assert "DARTS, small" in answer_row(data, "plain search, where each network is trained")
 
 
+def test_each_space_of_trained_networks_has_its_answer(data):
+    made_looked_up_runs(data / "runs" / "a.csv", {BASELINE: [3] * 12, METHOD: [4, 2] * 6})
+    for space in ("darts", "pcdarts"):
+        made_runs(data / "runs" / f"{space}.csv", table="table2", space=space)
+    for space in ("DARTS", "PC-DARTS"):
+        row = answer_row(data, f"plain search, where each network is trained ({space})")
+        assert f", {space}, small" in row
+    assert "The table has all of them." in block("answer", data)
+
+
 def test_tables_without_single_runs_are_details_only(data):
     shutil.copy(DOCS / "data" / "summaries.csv", data)
     for name in ("plain search", "class weights", "answer", "power"):
