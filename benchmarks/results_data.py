@@ -505,9 +505,13 @@ def read_all(folder: Path) -> Results:
 
 
 def _experiments(folder: Path) -> list[Experiment]:
-    """The experiments of a folder: plain ones first, then oracles, then harder data."""
+    """The experiments of a folder: trained networks, then look-ups with harder data last."""
     found = [read_experiment(path) for path in sorted(folder.glob("*.csv"))]
-    found.sort(key=lambda e: (e.design.condition or "", e.design.generator == ORACLE))
+    found.sort(
+        key=lambda e: (
+            e.design.looked_up, e.design.condition or "", e.design.generator == ORACLE,
+        )
+    )  # fmt: skip
     return found
 
 
