@@ -262,7 +262,10 @@ def _write_torch(
 ) -> None:
     program = torch.export.export(network, (example,), dynamic_shapes=(_ANY_NUMBER,))
     described = {key: json.loads(value) for key, value in metadata.items()}
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(described, indent=1)})
+    # Made in memory: PyTorch's own writer of files ends the process on a full disk.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(described, indent=1)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def _read_torch(path: Path) -> Run:

@@ -125,7 +125,7 @@ def run_search(
     held = opened or RunFolder.create(path, recipe)
     again = "Run the same script again to resume."
     try:
-        with stop_signals(again):
+        with stop_signals(again, begun=held.begun):
             result = run(held, images, console, target)
     except Stopped as stop:
         say(console, f"Stopped; the state is saved. The run resumes from {saved()}. {again}")

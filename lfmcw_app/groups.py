@@ -48,7 +48,8 @@ def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, l
         raise InputError(
             f"data.groups: there is no file {file}, here or in {folder}."
             f"{near_paths(file, os.path.isfile) or near_paths(folder / file, os.path.isfile)} It "
-            "is a CSV file with the columns file and group."
+            "is a CSV file with the columns file and group. If it is elsewhere, name the place: "
+            "--set data.groups=PATH"
         )
     known = _read(path)
     names = _names(listing)

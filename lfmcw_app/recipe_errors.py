@@ -58,6 +58,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: {said}{'' if is_said else f'; got {_shown(value)}'}."
     if kind in ("missing", "too_long"):
         return _of_wrong_length(error)
+    if kind == "model_type" and not path:
+        return f"A recipe is a mapping of keys to values, got {_shown(value)}."
     if kind == "model_type":
         keys = _keys_at(model, path)
         return (

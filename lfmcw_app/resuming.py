@@ -37,6 +37,7 @@ __all__ = [
     "planned_changes",
     "read_changes",
     "set_learning_rates",
+    "with_declared_rates",
 ]
 
 MOST = 10_000
@@ -80,6 +81,9 @@ CHANGEABLE = {
     "evaluation.weights.grad_clip": True,
 }
 """Key that may change during a run → whether numbers of the run can depend on it."""
+
+RATES = ("lr", "initial_lr")
+"""Settings of an optimizer that hold its learning rate."""
 
 LENGTHS = {
     "search": ("search.epochs", "search.steps"),
@@ -309,6 +313,30 @@ def learning_rates(optimizer: MultilevelOptimizer) -> dict[tuple[str, str], list
         for name, problem in optimizer.problems.items()
         for key, own in problem.optimizers.items()
     }
+
+
+def with_declared_rates(
+    state: Mapping[str, Any], optimizer: MultilevelOptimizer
+) -> Mapping[str, Any]:
+    """The state of an optimizer as if it had been declared with the learning rates of this one.
+
+    `set_learning_rates` sets these, and the run says so. mlo would warn that those of the state
+    hold. A state of another form stays as it is: the optimizer says what is wrong with it.
+    """
+    try:
+        problems = dict(state["problems"])
+        for name, problem in optimizer.problems.items():
+            options = {
+                key: [
+                    {**theirs, **{entry: group[entry] for entry in RATES if entry in group}}
+                    for theirs, group in zip(problems[name]["options"][key], groups, strict=True)
+                ]
+                for key, groups in problem.declared_options.items()
+            }
+            problems[name] = {**problems[name], "options": options}
+    except (LookupError, TypeError, ValueError):
+        return state
+    return {**state, "problems": problems}
 
 
 def set_learning_rates(

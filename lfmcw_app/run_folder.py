@@ -33,7 +33,14 @@ from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.recipe_loading import validate_recipe
 from lfmcw_app.result_file import read_result
-from lfmcw_app.resuming import Change, change_lines, known_recipes, planned_changes, read_changes
+from lfmcw_app.resuming import (
+    Change,
+    change_lines,
+    known_recipes,
+    planned_changes,
+    read_changes,
+    with_declared_rates,
+)
 from lfmcw_app.run_files import (
     CHANGES,
     CONFIG,
@@ -549,7 +556,8 @@ class RunFolder:
                 )
             self._continue_log(self._log.length)  # where the phase before this one ended
             return {}
-        optimizer.load_state_dict(self._of_this_version(state["optimizer"], optimizer))
+        held = self._of_this_version(state["optimizer"], optimizer)
+        optimizer.load_state_dict(with_declared_rates(held, optimizer))
         self._continue_log(state["metrics_bytes"])
         phase_state: dict[str, Any] = state.get("standing", {})
         return phase_state

@@ -30,7 +30,7 @@ ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(
 
 _received: int | None = None
 _at_once = False
-_saved: str | None = None
+_saved = "its beginning"
 _settled = threading.Event()
 
 
@@ -75,7 +75,7 @@ def record_saved(where: str) -> None:
 
 def saved() -> str:
     """What of a run is saved, after "up to": where it resumes from."""
-    return "its beginning" if _saved is None else _saved
+    return _saved
 
 
 def settled() -> None:
@@ -84,7 +84,7 @@ def settled() -> None:
 
 
 @contextmanager
-def stop_signals(advice: str = "") -> Iterator[None]:
+def stop_signals(advice: str = "", *, begun: bool = False) -> Iterator[None]:
     """While the body runs, the first SIGTERM, SIGHUP or SIGINT only asks it to stop.
 
     See `requested`. A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE`
@@ -98,9 +98,10 @@ def stop_signals(advice: str = "") -> Iterator[None]:
 
     Args:
         advice: what to do next, printed if a round is given up.
+        begun: whether the run has a checkpoint already, which takes a while to load.
     """
     global _received, _at_once, _saved
-    _saved = None
+    _saved = "its last checkpoint" if begun else "its beginning"
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread handles signals
         return

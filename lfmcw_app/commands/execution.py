@@ -70,7 +70,10 @@ def carry_out(
             "from those of an uninterrupted run in their last bits.",
         )
     go_on = f"python -m {module} --resume {shlex.quote(str(folder.path))}"
-    with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
+    with (
+        stoppable(console, go_on, begun=folder.begun),
+        listening(folder, tensorboard=tensorboard),
+    ):
         result = work()  # of a complete run too: its data may have changed since
     if complete:
         say(console, "The run is complete, so nothing is left to do. Its result:")
@@ -164,19 +167,20 @@ def _refused(error: OSError) -> str:
 
 
 @contextmanager
-def stoppable(console: Console, command: str) -> Iterator[None]:
+def stoppable(console: Console, command: str, *, begun: bool = False) -> Iterator[None]:
     """Ends the body at SIGTERM (exit code 0) or SIGINT (130), and says how to resume.
 
     Args:
         console: where the message is printed.
         command: resumes the run.
+        begun: whether the run has a checkpoint already.
     """
 
     def go_on(what: str) -> None:
         say(console, f"{what} Resume with: {command}")
 
     try:
-        with stop_signals(f"Resume with: {command}"):
+        with stop_signals(f"Resume with: {command}", begun=begun):
             yield
     except Stopped as stop:
         what = "Interrupted" if stop.exit_code else "Stopped"

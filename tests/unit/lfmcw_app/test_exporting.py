@@ -161,6 +161,21 @@ def test_differences_are_judged_by_the_size_of_logits(difference, largest, equal
     assert found.is_equal == equal
 
 
+def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
+    def write(network, example, metadata, path):
+        path.symlink_to("/dev/full")
+        torch_format.write(torch.nn.Flatten(), example, metadata, path)
+
+    torch_format = FORMATS["torch"]
+    full = exporting.Format(suffix=".pt2", packages=(), write=write, read=torch_format.read)
+    monkeypatch.setitem(FORMATS, "torch", full)
+    edges = tuple(Edge("skip_connect", source) for source in (0, 1))
+    file = network_file(genotype=Genotype(normal=edges, reduction=edges))
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device"):
+        export_network(file, "torch", tmp_path / "network.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_network_with_noise_is_refused(tmp_path):
     """Its output is no function of the images, so nothing can be compared."""
     edges = tuple(Edge("noise", source) for source in (0, 1))

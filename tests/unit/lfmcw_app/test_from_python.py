@@ -15,10 +15,11 @@ from callers_torch import CALLERS, caller
 from PIL import Image
 
 import lfmcw_app
-from lfmcw_app import own_datasets
+from lfmcw_app import from_python, own_datasets
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.runs import Run
+from lfmcw_app.stopping import Stopped
 
 SETTINGS = {
     "search.steps": 2,
@@ -104,6 +105,15 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
     assert "80 images, 2 classes, 64 train / 16 test, 8×8, 1 channel" in shown
     assert "Run the same script again to resume." in shown
     assert not (tmp_path / "run" / "result.json").exists()
+
+    def stopped(*_):
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(from_python, "run", stopped)  # before it has loaded its checkpoint
+        with pytest.raises(SystemExit):
+            searched(tmp_path / "run")
+    assert "The run resumes from its last checkpoint." in capsys.readouterr().out
 
     lfmcw_app.register_dataset("squares", lambda root: squares(shift=1))
     with pytest.raises(InputError, match="class 'left' has other images"):

@@ -56,7 +56,7 @@ def test_the_file_is_also_looked_for_in_the_folder(tmp_path):
     assert torch.equal(
         relative.test.pixels, load_dataset(f"folder:{tmp_path}", groups=str(path)).test.pixels
     )
-    with pytest.raises(InputError, match=r"there is no file patients\.csv, here or in"):
+    with pytest.raises(InputError, match=r"no file patients\.csv, here or in .* --set data"):
         load_dataset(f"folder:{tmp_path}", groups="patients.csv")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 from dataclasses import asdict
 
 import pytest
@@ -17,6 +18,7 @@ from lfmcw_app.phase import Phase, PhaseState, entry_of
 from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.run_files import TIMINGS
 from lfmcw_app.run_folder import RunFolder
+from mlo import testing
 from mlo.testing import bilevel_quadratic, identical, snapshot
 
 
@@ -125,6 +127,18 @@ def test_where_a_resumed_phase_stands_is_known_at_once(folder):
     stopping.record_saved("somewhere else")
     begun(RunFolder.open(folder.path), bilevel_quadratic().optimizer("one_step"))
     assert stopping.saved() == "the end of round 3 of 7 of the search"
+
+
+def test_a_phase_that_resumes_has_its_own_learning_rates(folder, monkeypatch):
+    """A change of the recipe says so; mlo's warning would say that those of the state hold."""
+    run(begun(folder, bilevel_quadratic().optimizer("one_step")), stop_after=5)
+    monkeypatch.setattr(testing, "LEARNING_RATE", 0.03)
+    resumed = bilevel_quadratic().optimizer("one_step")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mlo.CheckpointWarning)
+        begun(RunFolder.open(folder.path), resumed)
+    assert resumed.round == 3
+    assert resumed.problems["w"].optimizers["w"].param_groups[0]["lr"] == 0.03
 
 
 def test_parameters_that_are_lost_replace_no_checkpoint(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe_loading import load_recipe, parsed_settings
+from lfmcw_app.recipe_loading import load_recipe, parsed_settings, validate_recipe
 
 
 def refused(*assignments):
@@ -71,3 +71,10 @@ def test_no_unrelated_key_is_suggested(given):
 )
 def test_a_wrong_value_gets_what_the_key_takes(given, said):
     assert said in refused(given)
+
+
+@pytest.mark.parametrize("tree", [None, [], "search"])
+def test_what_is_no_mapping_is_called_no_recipe(tree):
+    """Such as the config.yaml of a run that a full disk has emptied."""
+    with pytest.raises(InputError, match="A recipe is a mapping of keys to values, got"):
+        validate_recipe(tree)

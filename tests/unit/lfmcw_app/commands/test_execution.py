@@ -16,6 +16,7 @@ from rich.console import Console
 from lfmcw_app import complete_runs
 from lfmcw_app.commands.execution import carry_out, reported_errors, stoppable
 from lfmcw_app.errors import InputError
+from lfmcw_app.stopping import Stopped
 
 
 def test_a_users_error_is_one_paragraph_with_exit_code_2():
@@ -103,6 +104,23 @@ def test_a_run_is_complete_only_if_its_data_are_as_before(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="The data have changed"):
         carry_out(folder, Console(file=output), "module", changed, tensorboard=False)
     assert output.getvalue() == f"Run folder: {tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "place"), [(True, "its last checkpoint"), (False, "its beginning")]
+)
+def test_a_stop_before_the_first_round_tells_where_it_resumes(tmp_path, monkeypatch, begun, place):
+    """The checkpoint of a run that resumes is not loaded yet."""
+    monkeypatch.setattr(complete_runs, "is_complete", lambda folder: False)
+    folder = SimpleNamespace(path=tmp_path, begun=begun, changed_environment=list)
+    console = Console(file=io.StringIO(), width=400)
+
+    def stopped():
+        raise Stopped(signal.SIGTERM)
+
+    with pytest.raises(typer.Exit):
+        carry_out(folder, console, "module", stopped, tensorboard=False)
+    assert f"The run resumes from {place}. Resume with:" in console.file.getvalue()
 
 
 def test_an_error_without_an_interrupt_is_none():
