@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lfmcw_app.classifier import load_network
+    from lfmcw_app.errors import InputError
     from lfmcw_app.from_python import run_search
     from lfmcw_app.own_datasets import register_dataset
     from lfmcw_app.runs import Run
 
-__all__ = ["Run", "load_network", "register_dataset", "run_search"]
+__all__ = ["InputError", "Run", "load_network", "register_dataset", "run_search"]
 
 PLACES = {
+    "InputError": "lfmcw_app.errors",
     "Run": "lfmcw_app.runs",
     "load_network": "lfmcw_app.classifier",
     "register_dataset": "lfmcw_app.own_datasets",

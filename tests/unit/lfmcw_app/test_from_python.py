@@ -16,7 +16,6 @@ from PIL import Image
 
 import lfmcw_app
 from lfmcw_app import from_python, own_datasets
-from lfmcw_app.errors import InputError
 from lfmcw_app.recipe_loading import load_recipe
 from lfmcw_app.runs import Run
 from lfmcw_app.stopping import Stopped
@@ -116,7 +115,7 @@ def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
     assert "The run resumes from its last checkpoint." in capsys.readouterr().out
 
     lfmcw_app.register_dataset("squares", lambda root: squares(shift=1))
-    with pytest.raises(InputError, match="class 'left' has other images"):
+    with pytest.raises(lfmcw_app.InputError, match="class 'left' has other images"):
         searched(tmp_path / "run")
     lfmcw_app.register_dataset("squares", lambda root: squares())
     assert searched(tmp_path / "run") == whole
@@ -149,7 +148,7 @@ def test_pictures_in_any_form_are_the_same_data_to_a_run(tmp_path, monkeypatch):
         searched(tmp_path / "run", quiet=True)
     register(lambda: (paths, labels))
     Image.fromarray(255 - images[1, 0].numpy()).save(paths[1])
-    with pytest.raises(InputError, match="class 'right' has other images"):
+    with pytest.raises(lfmcw_app.InputError, match="class 'right' has other images"):
         searched(tmp_path / "run")
     pictures[1].save(paths[1])
     assert searched(tmp_path / "run", quiet=True) == whole
@@ -168,17 +167,17 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path):
 
     lfmcw_app.register_dataset("squares", meanwhile)
     for _ in range(2):  # a run that has ended, also by an error, is in nobody's way
-        with pytest.raises(InputError, match="must return"):
+        with pytest.raises(lfmcw_app.InputError, match="must return"):
             searched(tmp_path / "run")
     assert len(refused) == 2
     for error in refused:
-        assert isinstance(error, InputError)
+        assert isinstance(error, lfmcw_app.InputError)
         assert "Another run_search is under way in this process" in str(error)
 
 
 def test_settings_that_cannot_change_are_refused(tmp_path):
     searched(tmp_path / "run", quiet=True)
-    with pytest.raises(InputError, match="another recipe: seed"):
+    with pytest.raises(lfmcw_app.InputError, match="another recipe: seed"):
         searched(tmp_path / "run", seed=3)
 
 
@@ -201,11 +200,11 @@ def test_settings_of_a_script_are_taken_as_values(tmp_path, monkeypatch):
 
 def test_a_script_is_told_of_settings_that_change_nothing(tmp_path, monkeypatch, capsys):
     def stop(console, recipe, root, *, device):
-        raise InputError("this far")
+        raise lfmcw_app.InputError("this far")
 
     monkeypatch.setattr("lfmcw_app.from_python.read_and_tell", stop)
     settings = {"search": {"partial_channels": 2}, "search.steps": 2}
-    with pytest.raises(InputError, match="this far"):
+    with pytest.raises(lfmcw_app.InputError, match="this far"):
         lfmcw_app.run_search("squares", tmp_path / "run", preset="smoke", settings=settings)
     told = "search.partial_channels changes nothing here: only the space pcdarts has partial"
     assert told in " ".join(capsys.readouterr().out.split())
@@ -240,7 +239,7 @@ def test_paths_numbers_and_devices_of_a_script_are_taken(tmp_path, monkeypatch):
     ],
 )
 def test_arguments_of_another_kind_are_refused(wrong, words, tmp_path):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(lfmcw_app.InputError, match=words):
         lfmcw_app.run_search(**{"dataset": "squares", "folder": tmp_path / "run", **wrong})
 
 
