@@ -35,6 +35,7 @@ __all__ = [
     "LossFunction",
     "LossValue",
     "call_deferred",
+    "check_dense",
     "explain_frozen",
     "gradients",
     "is_number",
@@ -505,12 +506,7 @@ class GradientSums:
             except RuntimeError as error:
                 _explain(error, self._problem.name)
                 raise
-            for gradient in found:
-                if gradient is not None and gradient.layout != torch.strided:
-                    raise ProblemError(
-                        f"Problem {self._problem.name!r}: its loss has sparse gradients, which no "
-                        "engine supports. Build embeddings with sparse=False."
-                    )
+            check_dense(self._problem.name, found)
 
         self.has_derivative &= any(entry is not None for entry in found)
 
@@ -694,6 +690,20 @@ def _kind(value: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
 
 def _of_kind(kind: tuple[tuple[int, ...], torch.dtype]) -> str:
     return f"{kind[1]} of shape {kind[0]}"
+
+
+def check_dense(problem: str, found: Iterable[Tensor | None]) -> None:
+    """Refuses derivatives of a problem's loss that are sparse.
+
+    Raises:
+        ProblemError: with what to do.
+    """
+    for gradient in found:
+        if gradient is not None and gradient.layout != torch.strided:
+            raise ProblemError(
+                f"Problem {problem!r}: its loss has sparse gradients, which no engine supports. "
+                "Build embeddings with sparse=False."
+            )
 
 
 def share_of(value: Any, count: int) -> Any:

@@ -40,7 +40,7 @@ from torch import Tensor
 from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError
 from mlo.estimators import Estimates
-from mlo.loss import Examine, LossFunction, share_of
+from mlo.loss import Examine, LossFunction, check_dense, share_of
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
@@ -1019,6 +1019,7 @@ def pulled_back(
         )
         call.check_repeats()
         grads, report = engine.pullback(call, cotangents)
+    check_dense(solution.name, grads)  # an embedding may be read from above
     reading.note(report)
     return grads
 
