@@ -271,7 +271,7 @@ def check_compiled(
     """Refuses code compiled by `torch.compile` of which a second derivative is taken.
 
     It has none. PyTorch says so only if that derivative passes an input that the code has saved. If
-    the code has saved what it computed itself (an `exp`), PyTorch takes that for a constant.
+    the code has saved what it computed itself (an `exp`), PyTorch treats that as constant.
 
     Raises:
         EngineError: with what to do.

@@ -268,7 +268,7 @@ def compiled(function):
 
 
 def test_compiled_code_has_no_second_derivative(theta):
-    """PyTorch takes the exp that it has saved for a constant: it would be zero, silently."""
+    """PyTorch treats the exp that it has saved as constant: it would be zero, silently."""
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     loss = compiled(lambda w, s: s.exp() * (w**2).sum())(theta, scale)
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
