@@ -31,6 +31,7 @@ from mlo.optimizer_traits import (
     decays_outside_gradient,
     has_differentiable_step,
     makes_known_step,
+    moves_on_surface,
 )
 from mlo.problem import Problem
 from mlo.response import AbstractEngine, StepEngine
@@ -308,6 +309,14 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine, advice: EngineAdv
             )
         answers = [decays_outside_gradient(optimizer, group) for group in optimizer.param_groups]
         name = type(optimizer).__name__
+        if moves_on_surface(optimizer):
+            warn_user(
+                f"Problem {problem.name!r}: {name} moves a parameter on a surface (a step with the "
+                "gradient θ does not move θ), where solutions have a gradient that is normal to "
+                f"it. The engine {engine.label!r} differentiates the condition that the gradient "
+                "is zero, so the hypergradient is wrong. Use torch.optim.SGD, with the projection "
+                f"onto the surface in after_step={advice.phrase(', and {}', 'gmres', 'unroll')}."
+            )
         if True in answers:
             warn_user(
                 f"Problem {problem.name!r}: decoupled weight decay ({name}) is not the gradient of "

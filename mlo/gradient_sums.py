@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from mlo.randomness import RandomState
 from mlo.sharding import is_sharded
 from mlo.tensors import add_all
 
-__all__ = ["GradientSums", "MetricKinds", "share_of"]
+__all__ = ["GradientSums", "MetricKinds", "check_dense", "share_of"]
 
 MetricKinds = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Name → shape and dtype of a metric that is averaged."""
@@ -85,12 +85,7 @@ class GradientSums:
             except RuntimeError as error:
                 explain_undifferentiated(error, self._problem.name)
                 raise
-            for gradient in found:
-                if gradient is not None and gradient.layout != torch.strided:
-                    raise ProblemError(
-                        f"Problem {self._problem.name!r}: its loss has sparse gradients, which no "
-                        "engine supports. Build embeddings with sparse=False."
-                    )
+            check_dense(self._problem.name, found)
 
         self.has_derivative &= any(entry is not None for entry in found)
 
@@ -274,6 +269,20 @@ def _kind(value: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
 
 def _of_kind(kind: tuple[tuple[int, ...], torch.dtype]) -> str:
     return f"{kind[1]} of shape {kind[0]}"
+
+
+def check_dense(problem: str, found: Iterable[Tensor | None]) -> None:
+    """Refuses derivatives of a problem's loss that are sparse.
+
+    Raises:
+        ProblemError: with what to do.
+    """
+    for gradient in found:
+        if gradient is not None and gradient.layout != torch.strided:
+            raise ProblemError(
+                f"Problem {problem!r}: its loss has sparse gradients, which no engine supports. "
+                "Build embeddings with sparse=False."
+            )
 
 
 def share_of(value: Any, count: int) -> Any:

@@ -16,6 +16,7 @@ from mlo.graph import DependencyGraph
 from mlo.hypergradient.double_backward import (
     SecondDerivative,
     check_checkpointing,
+    check_compiled,
     check_double_backward,
     check_silent_operations,
     is_about_third_derivative,
@@ -362,6 +363,9 @@ def _examine(
     if twice and first:
         check_double_backward(name, loss, leaves, advice, mixed=mixed, once=once)
     elif twice:  # an operation that fails would say so itself
+        own = set(map(id, leaves)) if mixed else set()
+        second = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
+        check_compiled(name, loss, SecondDerivative(leaves, second), advice)
         check_silent_operations(name, loss, leaves if once else None, advice)
     if twice:
         functions |= functions_of([loss], SecondDerivative(first=leaves if once else None))

@@ -20,6 +20,7 @@ from mlo.errors import ProblemError
 from mlo.inner_optimizer import innermost, is_foreign
 from mlo.problem import Problem
 from mlo.randomness import preserved
+from mlo.sharding import is_sharded
 from mlo.tensors import copied_options
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "l2_penalty",
     "makes_known_step",
     "maximized",
+    "moves_on_surface",
 ]
 
 
@@ -106,24 +108,60 @@ _TRIED: WeakKeyDictionary[Optimizer, dict[torch.Size, bool | None]] = WeakKeyDic
 def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
     """Makes a step of a twin on θ = 1 with the gradient −c θ, and one with another gradient."""
     # "Does not move" needs a scale: the step that the same optimizer makes with a gradient of 1.
-    decay = float(group["weight_decay"])
     moved = []
-    for gradient in (-decay, 1.0):
+    for gradient in (-float(group["weight_decay"]), 1.0):
         like = group["params"][0]
         parameter = torch.nn.Parameter(torch.ones_like(like, requires_grad=False))
-        parameter.grad = torch.full_like(parameter, gradient)
-        twin = bare_copy(optimizer)
-        if twin is None:
-            return None
-        twin.param_groups = [{**copied_options(group), "params": [parameter]}]
-        try:
-            with torch.no_grad(), preserved():
-                type(optimizer).step(twin)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError):
-            return None
-        moved.append(float((parameter.detach() - 1.0).norm()))
+        moved.append(_moved(optimizer, group, parameter, torch.full_like(parameter, gradient)))
     still, usual = moved
-    return None if usual == 0.0 else still > 1e-3 * usual
+    if still is None or not usual:
+        return None
+    return still > 1e-3 * usual
+
+
+def moves_on_surface(optimizer: Optimizer) -> bool:
+    """Whether an optimizer moves a parameter on a surface, such as a sphere or a Stiefel manifold.
+
+    It then leaves out the part of a gradient that is normal to the surface. There, that is at least
+    the direction of θ itself: a step with the gradient θ does not move θ, and other steps do.
+    """
+    optimizer = innermost(optimizer)
+    if not is_foreign(optimizer):
+        return False
+    seen: set[tuple[type, torch.Size]] = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            kind = type(parameter), parameter.shape  # its class may know its surface
+            if kind in seen or parameter.is_meta or is_sharded(parameter):
+                continue
+            seen.add(kind)
+            theta = parameter.detach().clone().as_subclass(torch.Tensor)
+            other = torch.linspace(1.0, 2.0, theta.numel()).to(theta).reshape(theta.shape)
+            other = other * (theta.norm() / other.norm())
+            still, usual = [
+                _moved(optimizer, group, copy.deepcopy(parameter), g) for g in (theta, other)
+            ]
+            if still is not None and usual and still < 1e-3 * usual:
+                return True
+    return False
+
+
+def _moved(
+    optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, gradient: Tensor
+) -> float | None:
+    """How far a twin's step with a gradient moves a parameter; None if it cannot be made."""
+    before = parameter.detach().clone()
+    parameter.grad = gradient
+    twin = bare_copy(optimizer)
+    if twin is None:
+        return None
+    twin.param_groups = [{**copied_options(group), "params": [parameter]}]
+    try:
+        with torch.no_grad(), preserved():
+            type(optimizer).step(twin)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError):
+        return None
+    return float((parameter.detach() - before).norm())
 
 
 def bare_copy(optimizer: Optimizer) -> Optimizer | None:

@@ -40,7 +40,7 @@ from torch import Tensor
 from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError
 from mlo.estimators import Estimates
-from mlo.gradient_sums import share_of
+from mlo.gradient_sums import check_dense, share_of
 from mlo.loss import Examine, LossFunction
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep
@@ -1021,6 +1021,7 @@ def pulled_back(
         )
         call.check_repeats()
         grads, report = engine.pullback(call, cotangents)
+    check_dense(solution.name, grads)  # an embedding may be read from above
     reading.note(report)
     return grads
 

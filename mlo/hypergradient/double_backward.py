@@ -16,6 +16,7 @@ from mlo.errors import EngineError, ProblemError
 __all__ = [
     "SecondDerivative",
     "check_checkpointing",
+    "check_compiled",
     "check_double_backward",
     "check_silent_operations",
     "explains_double_backward",
@@ -128,11 +129,12 @@ def check_double_backward(
     # Then operations that fail, tried before the first step rather than in the middle of a solve.
     # Names of nodes do not tell them: some fail only when they are run (`embedding_bag`), and some
     # are off the path of the second derivative.
+    own = set(map(id, parameters)) if mixed else set()
+    inputs = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
+    check_compiled(problem, loss, SecondDerivative(parameters, inputs), advice)
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     # (Sparse gradients are refused where they are added.)
     gradient = [g for g in found if g is not None and g.requires_grad and not g.is_sparse]
-    own = set(map(id, parameters)) if mixed else set()
-    inputs = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
     if not gradient or not inputs:
         return
     along = list(map(torch.ones_like, gradient))
@@ -223,8 +225,15 @@ def functions_in(loss: Tensor, taken: SecondDerivative) -> dict[Any, tuple[tuple
         Node of the graph → for each tensor among its arguments, whether the first derivative is
         taken in it, and the second.
     """
+    return _calls_of(is_users, loss, taken)
+
+
+def _calls_of(
+    wanted: Callable[[type | None], bool], loss: Tensor, taken: SecondDerivative
+) -> dict[Any, tuple[tuple[bool, bool], ...]]:
+    """As `functions_in`, of the Functions that are wanted."""
     graph = _graph([loss])
-    nodes = [node for node in graph if is_users(getattr(node, "_forward_cls", None))]
+    nodes = [node for node in graph if wanted(getattr(node, "_forward_cls", None))]
     if not nodes:
         return {}
     first, second = [
@@ -245,6 +254,35 @@ def is_users(function: type | None) -> bool:
     # (Of an operation made by torch.library.custom_op, PyTorch makes the class.)
     made = function.__module__ == "torch._library.autograd"
     return made or function.__module__.split(".")[0] not in ("torch", "mlo")
+
+
+def _is_compiled(function: type | None) -> bool:
+    """Whether a `torch.autograd.Function` is a part of a program that torch.compile has made."""
+    module = "" if function is None else function.__module__
+    return module.startswith("torch._functorch._aot_autograd")
+
+
+def check_compiled(
+    problem: str,
+    loss: Tensor,
+    taken: SecondDerivative = EVERYWHERE,
+    advice: EngineAdvice = ANY_ENGINE,
+) -> None:
+    """Refuses code compiled by `torch.compile` of which a second derivative is taken.
+
+    It has none. PyTorch says so only if that derivative passes an input that the code has saved. If
+    the code has saved what it computed itself (an `exp`), PyTorch treats that as constant.
+
+    Raises:
+        EngineError: with what to do.
+    """
+    calls = _calls_of(_is_compiled, loss, taken)
+    if any(second for derivatives in calls.values() for _, second in derivatives):
+        raise EngineError(
+            f"Problem {problem!r}: its loss runs code that torch.compile has compiled, of which "
+            "PyTorch has no second derivative. Leave it uncompiled"
+            f"{advice.phrase(', or use {}', *WITHOUT_SECOND)}."
+        )
 
 
 def _is_suspect(node: Any) -> bool:

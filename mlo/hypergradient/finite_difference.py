@@ -7,6 +7,7 @@ For a direction u the difference of ∇_x L(θ ± e u) is 2e Bᵀ u + O(e³), an
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -428,8 +429,8 @@ class FiniteDifferenceSystem(LinearSystem):
         """Bᵀ u of the wanted inputs, and the size of the gradient in them; None: there is none."""
         try:
             with ExitStack() as stack:
-                if self.call.solution.evaluation.loss.problem.compile:
-                    # Only compiled modules lack a second derivative.
+                if "torch._dynamo" in sys.modules:
+                    # Compiled code, in modules or in the loss itself, has no second derivative.
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
                 call = replace(self.call, stack=stack, differentiate=False)
                 system = Autograd().linearize(call)

@@ -516,6 +516,28 @@ def test_sparse_gradients_are_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize("engine", ["one_step", "darts", "cg"])
+def test_sparse_gradients_in_what_is_read_are_refused(engine):
+    """Only the response of `w` has one: the loss of `x` does not use the table."""
+    w, table = vector(3), nn.Embedding(4, 3, sparse=True).double()
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=SGD(w.parameters(), lr=0.1),
+            loss=lambda w, _, *, x: (w.v - x(torch.tensor([0, 2]))).square().sum(),
+        ),
+        mlo.Problem(
+            "x",
+            module=table,
+            optimizer=SGD(table.parameters(), lr=0.1),
+            loss=lambda x, _, *, w: (w.v**3).sum(),
+        ),
+    ]
+    with pytest.raises(mlo.ProblemError, match=r"'w': .*sparse=False"):
+        mlo.MultilevelOptimizer(problems, engine).step()
+
+
 @pytest.mark.parametrize("engine", ["penalty", "darts", "cg", "soba"])
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
 def test_a_game_with_one_player_is_a_minimisation(engine):

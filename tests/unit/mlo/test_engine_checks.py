@@ -61,6 +61,43 @@ def test_a_solver_on_finite_differences_warns():
         bilevel_quadratic().optimizer(mlo.ConjugateGradient(products="finite_difference"))
 
 
+class OnSphere(torch.optim.Optimizer):
+    """Steps along the sphere through its parameters, or anywhere."""
+
+    def __init__(self, parameters, *, free):
+        super().__init__(parameters, {"lr": 0.1})
+        self.free = free
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            norm = p.norm()
+            p -= 0.1 * (p.grad if self.free else p.grad - (p.grad * p).sum() * p / norm**2)
+            if not self.free:
+                p *= norm / p.norm()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+@pytest.mark.parametrize("free", [True, False])
+def test_an_optimizer_on_a_surface_is_warned_of(free, size, recwarn):
+    """The gradient at its solution is normal to the surface, and not zero."""
+    problems = list(bilevel_quadratic().problems)
+    lower = problems[0]
+    with torch.no_grad():
+        for p in lower.module.parameters():
+            p.fill_(size)
+    problems[0] = mlo.Problem(
+        lower.name,
+        module=lower.module,
+        optimizer=OnSphere(lower.module.parameters(), free=free),
+        loss=lower.loss,
+    )
+    mlo.MultilevelOptimizer(problems, "cg")
+    said = [str(w.message) for w in recwarn if issubclass(w.category, mlo.SolveWarning)]
+    assert len(said) == (0 if free else 1)
+    assert free or "OnSphere moves a parameter on a surface" in said[0]
+
+
 def test_adamw_with_an_implicit_engine_warns():
     module, upper = nn.Linear(1, 1), nn.Linear(1, 1)
     problems = [

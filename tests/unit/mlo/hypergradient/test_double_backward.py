@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from functorch.compile import aot_function, nop
 from squares import Square, SquareOnce
 from torch import nn
 from torch.nn.functional import embedding_bag
@@ -259,3 +260,44 @@ def test_the_weight_norm_of_the_documentation_is_exact():
         check_double_backward("w", ours(x).square().sum(), list(ours.parameters()))
         with pytest.raises(EngineError, match=r"parametrization of your own.*troubleshooting\.md"):
             check_double_backward("w", theirs(x).square().sum(), list(theirs.parameters()))
+
+
+def compiled(function):
+    """As torch.compile makes it for most backends, in a fraction of the time."""
+    return aot_function(function, fw_compiler=nop)
+
+
+def test_compiled_code_has_no_second_derivative(theta):
+    """PyTorch treats the exp that it has saved as constant: it would be zero, silently."""
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = compiled(lambda w, s: s.exp() * (w**2).sum())(theta, scale)
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    assert torch.autograd.grad(gradient.sum(), scale, allow_unused=True) == (None,)
+    for mixed in (True, False):
+        with pytest.raises(EngineError, match=r"'w': .* that torch\.compile has compiled.*'darts'"):
+            check_double_backward("w", loss, [theta], mixed=mixed)
+
+
+def test_compiled_code_off_a_mixed_derivative_is_accepted(theta):
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = compiled(lambda w: w.square().sum())(theta) + scale.exp() * theta.square().sum()
+    check_double_backward("w", loss, [theta], mixed=True)
+    with pytest.raises(EngineError, match="compiled"):
+        check_double_backward("w", loss, [theta])
+
+
+def test_code_that_is_compiled_later_is_refused():
+    net, up = Vector(torch.ones(2)), Vector(torch.zeros(1))
+    plain, updates = lambda w, s: (s.exp() * w.square()).sum(), []
+
+    def loss(net, _, *, up):
+        return (compiled(plain) if len(updates) > 1 else plain)(net.v, up.v)
+
+    sgd = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (net, up)]
+    problems = [
+        mlo.Problem("net", module=net, optimizer=sgd[0], loss=loss, after_update=updates.append),
+        mlo.Problem("up", module=up, optimizer=sgd[1], loss=lambda up, _, *, net: net.v.sum()),
+    ]
+    with pytest.raises(EngineError, match="compiled"):
+        for _ in mlo.MultilevelOptimizer(problems, "one_step").run(5):
+            pass

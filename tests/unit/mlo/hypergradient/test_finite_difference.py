@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mlo
-from mlo.testing import bilevel_quadratic, relative_error
+from mlo.testing import Vector, bilevel_quadratic, relative_error
 
 
 @pytest.mark.parametrize("step", ["adaptive", "darts", 0.1])
@@ -231,3 +231,35 @@ def test_a_displacement_that_a_loss_detaches_is_warned_of():
     assert relative_error(gradient(sharpness_aware, "one_step"), exact) < 1e-12
     with pytest.warns(mlo.SolveWarning, match=r"see through \.detach"):
         gradient(sharpness_aware, "darts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["module", "loss"])
+def test_compiled_code_is_compared_with_exact_products(part, recwarn):
+    """The exact product is taken of the code as it was before it was compiled."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(8, 3)
+    up = Vector(torch.zeros(1))
+
+    def loss(net, _, *, up):
+        return up.v.exp().sum() * (net(x) ** 2).mean()
+
+    def gradient(net, loss, engine):
+        lower = torch.optim.SGD(net.parameters(), lr=0.1)
+        upper = torch.optim.SGD(up.parameters(), lr=0.1)
+        problems = [
+            mlo.Problem("net", module=net, optimizer=lower, loss=loss),
+            mlo.Problem(
+                "up",
+                module=up,
+                optimizer=upper,
+                loss=lambda up, _, *, net: ((net(x) - 1) ** 2).mean(),
+            ),
+        ]
+        return mlo.MultilevelOptimizer(problems, engine).gradient("up")["v"]
+
+    expected = gradient(net, loss, "one_step")
+    compiled = partial(torch.compile, backend="aot_eager")
+    made = (compiled(net), loss) if part == "module" else (net, compiled(loss))
+    assert torch.allclose(gradient(*made, "darts"), expected, rtol=1e-3)
+    assert not [w for w in recwarn if issubclass(w.category, mlo.SolveWarning)]
