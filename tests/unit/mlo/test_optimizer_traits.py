@@ -10,7 +10,7 @@ import torch
 from keeping_optimizers import CountingInGroups, DrawingNoise, Keeping, ReferringToItself
 
 import mlo
-from mlo.optimizer_traits import decays_outside_gradient, l2_penalty
+from mlo.optimizer_traits import decays_outside_gradient, l2_penalty, moves_on_surface
 from mlo.testing import Vector
 
 
@@ -84,3 +84,14 @@ def test_what_has_been_put_around_a_step_need_not_be_copied():
     optimizer = Keeping(module.parameters(), dict)
     optimizer.step = functools.partial(Keeping.step, optimizer, threading.Lock())
     assert decays_outside_gradient(optimizer, optimizer.param_groups[0]) is False
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lr"), [(torch.bfloat16, 1e-3), (torch.float16, 1e-4), (torch.float32, 1e-8)]
+)
+def test_a_step_lost_by_rounding_shows_no_surface(dtype, lr):
+    """θ - lr θ rounds to θ, while a gradient of another direction moves the small entries."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 1.0, 1.0, 1e-6]).to(dtype))
+    optimizer = Keeping([parameter], dict)
+    optimizer.param_groups[0]["lr"] = lr
+    assert not moves_on_surface(optimizer)
