@@ -370,14 +370,18 @@ class Results:
         return [(title, e) for title, e in self.titled() if e.design.looked_up]
 
     def trained(self) -> list[tuple[str, Experiment]]:
-        """The experiments whose networks were trained, with their titles.
+        """The experiments whose networks were trained, with their titles."""
+        return self.titled([e for e in self.families if not e.design.looked_up])
+
+    @cached_property
+    def families(self) -> list[Experiment]:
+        """The experiments, each a family of tests.
 
         One whose runs are all in another, as `table2` beside `controls`, is left out.
         """
-        found = [experiment for experiment in self.experiments if not experiment.design.looked_up]
-        runs = [{row.run for row in experiment.rows} for experiment in found]
-        whole = zip(found, runs, strict=True)
-        return self.titled([of for of, own in whole if not any(own < more for more in runs)])
+        runs = [{row.run for row in experiment.rows} for experiment in self.experiments]
+        whole = zip(self.experiments, runs, strict=True)
+        return [of for of, own in whole if not any(own < more for more in runs)]
 
     @cached_property
     def in_common(self) -> str:

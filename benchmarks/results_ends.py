@@ -250,7 +250,7 @@ def significant(results: Results) -> str:
     planned = {"points": 0, "rank": 0}
     different: set[tuple[str, frozenset[str]]] = set()
     of_weights: list[Finding] = []
-    for title, experiment in results.titled():
+    for title, experiment in results.titled(results.families):
         families = {"points": experiment.findings, "rank": experiment.findings_by_rank}
         for measure, found in families.items():
             planned[measure] += len(contrasts(experiment.design.table)) if found else 0

@@ -63,8 +63,8 @@ def power(results: Results) -> str:
 
 def families(results: Results) -> str:
     """How many families of tests there are: nothing is corrected over them."""
-    count = len(results.experiments)
-    by_rank = sum(bool(experiment.findings_by_rank) for experiment in results.experiments)
+    count = len(results.families)
+    by_rank = sum(bool(experiment.findings_by_rank) for experiment in results.families)
     if count == 0:
         return "Families of tests: 0. Each experiment whose single runs are kept is one."
     ranked = f", and {by_rank} of them by rank too" if by_rank else ""

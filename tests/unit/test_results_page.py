@@ -23,6 +23,7 @@ from results_ends import random_p
 from results_figures import FIGURES, wanted
 from results_markdown import NOTHING
 from results_page import BLOCK, DOCS, main, pages, render
+from results_power import families
 
 from lfmcw_app.cell_table_file import read_cell_table
 from lfmcw_app.errors import InputError
@@ -494,13 +495,14 @@ def test_trained_arms_stand_with_their_sizes(data):
 
 def test_runs_that_are_all_in_another_table_are_listed_once(data):
     made_runs(data / "runs" / "controls.csv", table="controls")
-    whole = block("trained arms", data)
+    names = ("trained arms", "significant")
+    whole = [*(block(name, data) for name in names), families(read_all(data))]
     rows = read_results(data / "runs" / "controls.csv")
     part = [row.model_copy(update={"table": "table2"}) for row in rows]
     write_results(
         data / "runs" / "table2.csv", [row for row in part if row.arm in (METHOD, BASELINE)]
     )
-    assert block("trained arms", data) == whole
+    assert [*(block(name, data) for name in names), families(read_all(data))] == whole
 
 
 def test_quality_of_generators_is_shown_for_each_arm(data):
