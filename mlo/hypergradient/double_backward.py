@@ -124,14 +124,15 @@ def check_double_backward(
     """
     if not loss.requires_grad:
         return
+    # (Compiled code first: other checks run its backward, which may end in PyTorch's own error.)
+    own = set(map(id, parameters)) if mixed else set()
+    inputs = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
+    check_compiled(problem, loss, SecondDerivative(parameters, inputs), advice)
     check_silent_operations(problem, loss, parameters if once else None, advice)
 
     # Then operations that fail, tried before the first step rather than in the middle of a solve.
     # Names of nodes do not tell them: some fail only when they are run (`embedding_bag`), and some
     # are off the path of the second derivative.
-    own = set(map(id, parameters)) if mixed else set()
-    inputs = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
-    check_compiled(problem, loss, SecondDerivative(parameters, inputs), advice)
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     # (Sparse gradients are refused where they are added.)
     gradient = [g for g in found if g is not None and g.requires_grad and not g.is_sparse]
