@@ -211,15 +211,15 @@ def trained_arms(results: Results) -> str:
                     title, arm, len(runs),
                     _spread([row.test_error_percent for row in runs], ".2f"),
                     _spread([row.parameters for row in runs], ",.0f"),
-                    related, at_equal_size,
+                    _related(runs), related, at_equal_size,
                     _minutes([row.search_seconds for row in runs]),
                     _minutes([row.training_seconds for row in runs]),
                 )
             )  # fmt: skip
     head = (
         "experiment", "arm", "runs", "test error, % (mean ± SD)", "parameters (mean ± SD)",
-        "size and error", "minus the first arm at equal size, points (± SE)", "search, minutes",
-        "training, minutes",
+        "size and error, within the arm", "size and error, over the pairs",
+        "minus the first arm at equal size, points (± SE)", "search, minutes", "training, minutes",
     )  # fmt: skip
     return table(head, rows) if rows else NOTHING
 
@@ -237,6 +237,15 @@ def _spread(values: Sequence[float | None], form: str) -> str:
         return ""
     spread = f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
     return f"{statistics.fmean(known):{form}}{spread}"
+
+
+def _related(runs: Sequence[Row]) -> str:
+    """The rank correlation of parameters and error over an arm's runs; empty with few of them."""
+    sizes = [row.parameters for row in runs if row.parameters is not None]
+    errors = [row.test_error_percent for row in runs]
+    if len(sizes) < max(10, len(runs)) or len(set(sizes)) == 1 or len(set(errors)) == 1:
+        return ""
+    return f"{float(spearmanr(sizes, errors).statistic):+.2f}"
 
 
 def _size_and_error(first: Sequence[Row], second: Sequence[Row]) -> tuple[str, str]:
