@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import mlo
 from mlo.advice import EngineAdvice
 from mlo.errors import EngineError, ProblemError
+from mlo.hypergradient import double_backward
 from mlo.hypergradient.double_backward import (
     check_checkpointing,
     check_double_backward,
@@ -282,6 +283,18 @@ def test_compiled_code_off_a_mixed_derivative_is_accepted(theta):
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     loss = compiled(lambda w: w.square().sum())(theta) + scale.exp() * theta.square().sum()
     check_double_backward("w", loss, [theta], mixed=True)
+    with pytest.raises(EngineError, match="compiled"):
+        check_double_backward("w", loss, [theta])
+
+
+def test_compiled_code_is_refused_before_its_backward_runs(theta, monkeypatch):
+    """PyTorch has given its saved tensors away, so a second pass ends in an error of its own."""
+
+    def run(*_, **__):
+        raise RuntimeError("donated buffers")
+
+    monkeypatch.setattr(double_backward, "check_silent_operations", run)
+    loss = compiled(lambda w: w.exp().sum())(theta)
     with pytest.raises(EngineError, match="compiled"):
         check_double_backward("w", loss, [theta])
 
