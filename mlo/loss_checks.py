@@ -19,6 +19,7 @@ from mlo.hypergradient.double_backward import (
     check_compiled,
     check_double_backward,
     check_silent_operations,
+    inputs_of_second,
     is_about_third_derivative,
     leaves_of,
     no_third_derivative,
@@ -363,8 +364,7 @@ def _examine(
     if twice and first:
         check_double_backward(name, loss, leaves, advice, mixed=mixed, once=once)
     elif twice:  # an operation that fails would say so itself
-        own = set(map(id, leaves)) if mixed else set()
-        second = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
+        second = inputs_of_second(loss, leaves, mixed=mixed)
         check_compiled(name, loss, SecondDerivative(leaves, second), advice)
         check_silent_operations(name, loss, leaves if once else None, advice)
     if twice:

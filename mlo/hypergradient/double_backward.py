@@ -21,6 +21,7 @@ __all__ = [
     "check_silent_operations",
     "explains_double_backward",
     "functions_in",
+    "inputs_of_second",
     "is_about_double_backward",
     "is_users",
     "leaves_of",
@@ -125,8 +126,7 @@ def check_double_backward(
     if not loss.requires_grad:
         return
     # (Compiled code first: other checks run its backward, which may end in PyTorch's own error.)
-    own = set(map(id, parameters)) if mixed else set()
-    inputs = [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
+    inputs = inputs_of_second(loss, parameters, mixed=mixed)
     check_compiled(problem, loss, SecondDerivative(parameters, inputs), advice)
     check_silent_operations(problem, loss, parameters if once else None, advice)
 
@@ -264,10 +264,7 @@ def _is_compiled(function: type | None) -> bool:
 
 
 def check_compiled(
-    problem: str,
-    loss: Tensor,
-    taken: SecondDerivative = EVERYWHERE,
-    advice: EngineAdvice = ANY_ENGINE,
+    problem: str, loss: Tensor, taken: SecondDerivative, advice: EngineAdvice
 ) -> None:
     """Refuses code compiled by `torch.compile` of which a second derivative is taken.
 
@@ -461,6 +458,18 @@ def _is_once_differentiable(backward: object) -> bool:
             return True
         backward = inner
     return False
+
+
+def inputs_of_second(loss: Tensor, parameters: Sequence[Tensor], *, mixed: bool) -> list[Tensor]:
+    """The leaves in which a loss's gradient in its parameters is differentiated.
+
+    Args:
+        loss: with its graph.
+        parameters: those leaves in which the gradient is taken.
+        mixed: whether it is differentiated in the others only.
+    """
+    own = set(map(id, parameters)) if mixed else set()
+    return [leaf for leaf in leaves_of(loss) if id(leaf) not in own]
 
 
 def leaves_of(*outputs: Tensor) -> list[Tensor]:
