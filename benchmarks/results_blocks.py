@@ -205,13 +205,15 @@ def trained_arms(results: Results) -> str:
         first = experiment.runs(experiment.arms[0])
         for arm in experiment.arms:
             runs = experiment.runs(arm)
-            related, at_equal_size = _size_and_error(first, runs)
+            errors = [row.test_error_percent for row in runs]
+            within, _ = _size_and_error([row.parameters for row in runs], errors)
+            over_pairs, at_equal_size = _size_and_error(*_differences(first, runs))
             rows.append(
                 (
                     title, arm, len(runs),
-                    _spread([row.test_error_percent for row in runs], ".2f"),
+                    _spread(errors, ".2f"),
                     _spread([row.parameters for row in runs], ",.0f"),
-                    _related(runs), related, at_equal_size,
+                    within, over_pairs, at_equal_size,
                     _minutes([row.search_seconds for row in runs]),
                     _minutes([row.training_seconds for row in runs]),
                 )
@@ -239,32 +241,28 @@ def _spread(values: Sequence[float | None], form: str) -> str:
     return f"{statistics.fmean(known):{form}}{spread}"
 
 
-def _related(runs: Sequence[Row]) -> str:
-    """The rank correlation of parameters and error over an arm's runs; empty with few of them."""
-    sizes = [row.parameters for row in runs if row.parameters is not None]
-    errors = [row.test_error_percent for row in runs]
-    if len(sizes) < max(10, len(runs)) or len(set(sizes)) == 1 or len(set(errors)) == 1:
-        return ""
-    return f"{float(spearmanr(sizes, errors).statistic):+.2f}"
-
-
-def _size_and_error(first: Sequence[Row], second: Sequence[Row]) -> tuple[str, str]:
-    """How differences in parameters and in error go together, over pairs of runs.
-
-    Returns:
-        Their rank correlation; and the difference in error of networks of equal size, by a straight
-        line through the pairs, with its standard error. Empty with fewer than ten pairs, if
-        parameters are not known, or if all pairs are alike.
-    """
+def _differences(
+    first: Sequence[Row], second: Sequence[Row]
+) -> tuple[list[int | None], list[float]]:
+    """How much the second arm differs from the first in parameters and in error, by pairs."""
     others = {row.seed: row for row in first}
     pairs = [(row, others[row.seed]) for row in second if row.seed in others]
     sizes = [
-        row.parameters - other.parameters
+        None if row.parameters is None or other.parameters is None
+        else row.parameters - other.parameters
         for row, other in pairs
-        if row.parameters is not None and other.parameters is not None
-    ]
-    errors = [row.test_error_percent - other.test_error_percent for row, other in pairs]
-    if len(sizes) < max(10, len(pairs)) or len(set(sizes)) == 1 or len(set(errors)) == 1:
+    ]  # fmt: skip
+    return sizes, [row.test_error_percent - other.test_error_percent for row, other in pairs]
+
+
+def _size_and_error(sizes: Sequence[int | None], errors: Sequence[float]) -> tuple[str, str]:
+    """How parameters and error go together, over runs or over differences of pairs.
+
+    Returns:
+        Their rank correlation; and the error at size 0 on a straight line through them, with its
+        standard error. Empty with fewer than ten, if a size is not known, or if all are alike.
+    """
+    if len(sizes) < 10 or None in sizes or len(set(sizes)) == 1 or len(set(errors)) == 1:
         return "", ""
     line = linregress(sizes, errors)
     correlation = float(spearmanr(sizes, errors).statistic)
