@@ -14,6 +14,7 @@ from mlo.advice import EngineAdvice
 from mlo.errors import EngineError, ProblemError
 
 __all__ = [
+    "EVERYWHERE",
     "SecondDerivative",
     "check_checkpointing",
     "check_compiled",

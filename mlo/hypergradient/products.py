@@ -30,7 +30,9 @@ from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.custom_gradient import find_custom_gradient
 from mlo.hypergradient.double_backward import (
+    EVERYWHERE,
     SecondDerivative,
+    check_compiled,
     check_silent_operations,
     check_third_derivative,
     explains_double_backward,
@@ -340,12 +342,13 @@ class AutogradSystem(LinearSystem):
         return float(total_norm([entry.detach() for entry in found])) if found else 0.0
 
     def check_silent_operations(self) -> None:
-        """Refuses a loss whose second derivative exists and is wrong.
+        """Refuses a loss whose second derivative exists and is wrong, or whose code is compiled.
 
         Raises:
             EngineError: naming the operation.
         """
         for loss in self._losses.values():
+            check_compiled(self.problem, loss, EVERYWHERE, self.advice)
             check_silent_operations(self.problem, loss, advice=self.advice)
 
     def hides_a_part(self) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from functorch.compile import aot_function, nop
 from torch import nn
 
 import mlo
@@ -263,3 +264,30 @@ def test_compiled_code_is_compared_with_exact_products(part, recwarn):
     made = (compiled(net), loss) if part == "module" else (net, compiled(loss))
     assert torch.allclose(gradient(*made, "darts"), expected, rtol=1e-3)
     assert not [w for w in recwarn if issubclass(w.category, mlo.SolveWarning)]
+
+
+def test_code_that_stays_compiled_is_not_compared(recwarn):
+    """w* = 1 / (1 + exp(s)) = 1/2, from which one more step gives -lr · exp(s) w · w per entry."""
+    penalty = aot_function(lambda w, s: s.exp() * (w**2).sum() / 2, fw_compiler=nop)
+    # It is compiled once, for inputs like those of its first call.
+    penalty(*(torch.ones(n, dtype=torch.float64, requires_grad=True) for n in (2, 1)))
+    w, s = (Vector(torch.zeros(n, dtype=torch.float64)) for n in (2, 1))
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.SGD(w.parameters(), lr=0.5),
+            loss=lambda w, _, *, s: ((w.v - 1) ** 2).sum() / 2 + penalty(w.v, s.v).sum(),
+            steps=3,
+        ),
+        mlo.Problem(
+            "s",
+            module=s,
+            optimizer=torch.optim.SGD(s.parameters(), lr=0.0),
+            loss=lambda s, _, *, w: (w.v**2).sum() / 2,
+        ),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "darts")
+    optimizer.step()
+    assert float(optimizer.gradient("s")["v"]) == pytest.approx(-0.25, rel=1e-6)
+    assert not recwarn.list
