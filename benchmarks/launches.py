@@ -95,6 +95,7 @@ PARTS = (
     ("mlo/history.py", "copies"),
     ("mlo/levels.py", "copies"),
     ("mlo/response.py", "copies"),
+    ("mlo/solution.py", "copies"),
     ("mlo/hypergradient/", "engines"),
     ("mlo/loss.py", "sums of gradients"),
     ("mlo/loss_results.py", "sums of gradients"),

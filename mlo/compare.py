@@ -27,13 +27,7 @@ from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.levels import Levels
 from mlo.optimizer import ONE_AT_A_TIME, MultilevelOptimizer
 from mlo.records import SolveReport
-from mlo.response import (
-    AbstractEngine,
-    RecordedStep,
-    Solution,
-    StepEngine,
-    Stepped,
-)
+from mlo.solution import AbstractEngine, RecordedStep, Solution, StepEngine, Stepped
 from mlo.tensors import in_precision, real_inner
 from mlo.total_gradient import TotalGradient
 

@@ -34,9 +34,9 @@ from mlo.optimizer_traits import (
     moves_on_surface,
 )
 from mlo.problem import Problem
-from mlo.response import AbstractEngine, StepEngine
 from mlo.restart import Start, starts_of
 from mlo.sharding import is_sharded
+from mlo.solution import AbstractEngine, StepEngine
 
 __all__ = ["check_engines", "check_restarts", "engine_advice"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from mlo.distributed import DataParallel
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.first_order import FirstOrder
-from mlo.response import AbstractEngine
 from mlo.restart import Start
+from mlo.solution import AbstractEngine
 
 __all__ = [
     "Engines",

@@ -26,7 +26,8 @@ from mlo.loss import LossFunction
 from mlo.loss_checks import LossChecks
 from mlo.optimizer_step import OptimizerStep, StateKey
 from mlo.problem import Problem, Tensors
-from mlo.response import (
+from mlo.restart import Start
+from mlo.solution import (
     AbstractEngine,
     Evaluation,
     GradientGraph,
@@ -35,7 +36,6 @@ from mlo.response import (
     StepEngine,
     Stepped,
 )
-from mlo.restart import Start
 from mlo.solve_sums import SolveSums
 from mlo.tensors import copies, have_same_values
 from mlo.total_gradient import TotalGradient

@@ -30,15 +30,8 @@ from mlo.once import SharedResults
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
-from mlo.response import (
-    AbstractEngine,
-    Evaluation,
-    Pullback,
-    Reading,
-    Residual,
-    Stationary,
-    StepEngine,
-)
+from mlo.response import Pullback
+from mlo.solution import AbstractEngine, Evaluation, Reading, Residual, Stationary, StepEngine
 from mlo.stationarity import backward_error, signs_like, size_of_terms
 from mlo.tensors import map_tensors
 

@@ -27,7 +27,7 @@ from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.projected_step import ProjectedStep
 from mlo.randomness import RandomState, preserved
-from mlo.response import (
+from mlo.solution import (
     AbstractEngine,
     Constant,
     Evaluation,

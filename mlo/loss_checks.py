@@ -34,8 +34,8 @@ from mlo.hypergradient.hidden_parts import (
 from mlo.loss import Examine
 from mlo.problem import Problem, Tensors
 from mlo.randomness import preserved
-from mlo.response import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
 from mlo.sharding import is_sharded
+from mlo.solution import AbstractEngine, Evaluation, Stationary, StepEngine, Stepped
 
 __all__ = ["LossChecks", "explain_third_derivative"]
 

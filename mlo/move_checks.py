@@ -18,8 +18,8 @@ from mlo.errors import ProblemError
 from mlo.history import History
 from mlo.inner_optimizer import is_foreign
 from mlo.problem import Problem, Tensors
-from mlo.response import StepEngine
 from mlo.sharding import is_sharded
+from mlo.solution import StepEngine
 from mlo.tensors import copied_options, copies
 
 __all__ = ["MoveChecks", "check_groups", "kept_in_groups"]

@@ -34,8 +34,8 @@ from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.notebook_table import table_html
 from mlo.problem import Problem, Tensors
 from mlo.records import GradientReport, Record
-from mlo.response import AbstractEngine, StepEngine
 from mlo.restart import restarts_in, starts_of
+from mlo.solution import AbstractEngine, StepEngine
 from mlo.state import load_state, state_of
 from mlo.stationarity import stationarities
 from mlo.update import Update, Updater

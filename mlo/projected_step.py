@@ -30,7 +30,7 @@ from mlo.gradient_norm import clip
 from mlo.inner_optimizer import innermost
 from mlo.optimizer_traits import l2_penalty
 from mlo.problem import Problem, Tensors
-from mlo.response import Evaluation
+from mlo.solution import Evaluation
 
 __all__ = ["ProjectedStep"]
 

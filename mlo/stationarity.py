@@ -12,7 +12,8 @@ from torch import Tensor
 from mlo.gradient_norm import total_norm
 from mlo.hypergradient.products import Engine
 from mlo.optimizer_traits import l2_penalty
-from mlo.response import Evaluation, Pullback, Reading, Stationary
+from mlo.response import Pullback
+from mlo.solution import Evaluation, Reading, Stationary
 
 __all__ = ["backward_error", "signs_like", "size_of_terms", "stationarities"]
 

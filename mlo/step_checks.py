@@ -16,7 +16,7 @@ from mlo.inner_optimizer import innermost, is_foreign
 from mlo.optimizer_step import OptimizerStep
 from mlo.optimizer_traits import has_code_around_step
 from mlo.problem import Problem, Tensors
-from mlo.response import AbstractEngine, Evaluation
+from mlo.solution import AbstractEngine, Evaluation
 from mlo.tensors import in_precision, real_inner
 
 __all__ = ["StepChecks", "check_schedulers"]

@@ -24,7 +24,7 @@ from mlo.hypergradient.registry import EngineChoice
 from mlo.loss_results import call_deferred
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem, Tensors
-from mlo.response import AbstractEngine
+from mlo.solution import AbstractEngine
 
 __all__ = [
     "ClosedForm",

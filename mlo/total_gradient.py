@@ -24,17 +24,15 @@ from mlo.loss import Examine
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import SolveReport
-from mlo.response import (
-    IS_NONE,
+from mlo.response import IS_NONE, PullbackEngine, pulled_back
+from mlo.solution import (
     Constant,
     Evaluation,
     GradientGraph,
-    PullbackEngine,
     Reading,
     Solution,
     Stationary,
     Stepped,
-    pulled_back,
     restore_buffers,
 )
 from mlo.tensors import add, add_all, zeros_for_none

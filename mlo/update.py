@@ -28,7 +28,7 @@ from mlo.optimizer_traits import is_fused
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
-from mlo.response import Evaluation, StepEngine, restore_buffers
+from mlo.solution import Evaluation, StepEngine, restore_buffers
 from mlo.solve_sums import SolveSums
 from mlo.step_checks import StepChecks, check_schedulers
 from mlo.step_formulas import check_values, common_numbers

@@ -13,8 +13,8 @@ from mlo.gradient_paths import Engines
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.problem import Problem, Tensors
-from mlo.response import Evaluation, Started, Stationary, Stepped
 from mlo.sharding import is_sharded
+from mlo.solution import Evaluation, Started, Stationary, Stepped
 from mlo.total_gradient import Flow
 
 __all__ = ["ZeroTerms", "watched_problems"]

@@ -19,7 +19,7 @@ from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
 from mlo.records import Record
-from mlo.response import AbstractEngine
+from mlo.solution import AbstractEngine
 
 __all__ = ["describe", "run"]
 

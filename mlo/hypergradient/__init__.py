@@ -33,7 +33,8 @@ from mlo.hypergradient.sid import Sid
 from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
 from mlo.hypergradient.zeroth_order import ZerothOrder
-from mlo.response import AbstractEngine, Cotangent, Pullback, PullbackEngine, StepEngine
+from mlo.response import Cotangent, Pullback, PullbackEngine
+from mlo.solution import AbstractEngine, StepEngine
 
 __all__ = [
     "AbstractEngine",

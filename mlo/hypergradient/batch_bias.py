@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlo.response import Evaluation
+from mlo.solution import Evaluation
 from mlo.tensors import map_tensors, tensors_of, versions_of
 
 __all__ = ["halves_of", "is_mean"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlo.problem import Tensors
-from mlo.response import AbstractEngine, Input, Reading, Solution, Started
+from mlo.solution import AbstractEngine, Input, Reading, Solution, Started
 
 __all__ = ["FirstOrder"]
 

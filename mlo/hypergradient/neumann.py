@@ -21,7 +21,7 @@ from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.products import LinearSystem, Products
 from mlo.hypergradient.step_size import largest_inverse_step_size
 from mlo.records import CONVERGED
-from mlo.response import Stationary
+from mlo.solution import Stationary
 from mlo.tensors import norm_of
 
 __all__ = ["Neumann"]

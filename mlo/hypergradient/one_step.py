@@ -32,7 +32,8 @@ from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep
 from mlo.optimizer_traits import acts_around_step
 from mlo.problem import Problem, Tensors
-from mlo.response import Cotangent, Pullback, Reading, Stationary, StepEngine, Stepped
+from mlo.response import Cotangent, Pullback
+from mlo.solution import Reading, Stationary, StepEngine, Stepped
 from mlo.tensors import are_alike
 
 __all__ = ["OneStep", "darts"]

@@ -1,7 +1,7 @@
 """Engines of the form inverse × products, and the two kinds of products.
 
 Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and B =
-∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.response.Residual`. Then only
+∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.solution.Residual`. Then only
 `Autograd` serves. The components of parameters that their optimizer maximizes are those of −L, so
 that A is positive definite at a maximum.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A
 subclass of `Engine` defines how q is found (the inverse); its products define how Aᵀ and Bᵀ are
@@ -43,14 +43,8 @@ from mlo.optimizer_step import OptimizerStep
 from mlo.optimizer_traits import l2_penalty, maximized
 from mlo.problem import Problem
 from mlo.records import SolveReport
-from mlo.response import (
-    AbstractEngine,
-    Cotangent,
-    Pullback,
-    PullbackEngine,
-    Stationary,
-    Stepped,
-)
+from mlo.response import Cotangent, Pullback, PullbackEngine
+from mlo.solution import AbstractEngine, Stationary, Stepped
 from mlo.tensors import add, zeros_for_none
 
 __all__ = [

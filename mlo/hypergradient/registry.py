@@ -26,7 +26,7 @@ from mlo.hypergradient.sid import Sid
 from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
 from mlo.hypergradient.zeroth_order import ZerothOrder
-from mlo.response import AbstractEngine
+from mlo.solution import AbstractEngine
 
 __all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
 

@@ -24,7 +24,8 @@ from mlo.hypergradient.options import count, number, scheduled_number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.hypergradient.step_size import persistent_step_size
 from mlo.records import CONVERGED, SolveReport
-from mlo.response import Cotangent, Stationary
+from mlo.response import Cotangent
+from mlo.solution import Stationary
 from mlo.tensors import norm_of
 
 __all__ = ["Soba"]

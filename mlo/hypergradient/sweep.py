@@ -30,7 +30,8 @@ from torch import Tensor
 
 from mlo.hypergradient.double_backward import explains_double_backward
 from mlo.hypergradient.products import Autograd, AutogradSystem, Engine, LinearSystem
-from mlo.response import Input, Pullback, Stationary, Stepped
+from mlo.response import Pullback
+from mlo.solution import Input, Stationary, Stepped
 from mlo.tensors import add, zeros_for_none
 
 __all__ = ["SweepEngine", "SweptSystem"]

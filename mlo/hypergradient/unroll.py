@@ -23,16 +23,8 @@ from mlo.hypergradient.options import count
 from mlo.optimizer_step import StateKey
 from mlo.optimizer_traits import acts_around_step
 from mlo.problem import Tensors
-from mlo.response import (
-    Input,
-    Pullback,
-    Reading,
-    RecordedStep,
-    Solution,
-    StepEngine,
-    Stepped,
-    alias,
-)
+from mlo.response import Pullback, alias
+from mlo.solution import Input, Reading, RecordedStep, Solution, StepEngine, Stepped
 
 __all__ = ["Unroll"]
 

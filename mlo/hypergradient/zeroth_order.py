@@ -39,8 +39,9 @@ from mlo.hypergradient.options import count, number_or_auto
 from mlo.hypergradient.tf32 import without_tf32
 from mlo.optimizer_step import StateKey
 from mlo.problem import Tensors
-from mlo.response import Input, Pullback, Reading, RecordedStep, Solution, StepEngine, Stepped
+from mlo.response import Pullback
 from mlo.sharding import sharded_like, whole
+from mlo.solution import Input, Reading, RecordedStep, Solution, StepEngine, Stepped
 from mlo.tensors import real_inner
 
 __all__ = ["ZerothOrder"]

@@ -30,7 +30,7 @@ from mlo.hypergradient import (
     Unroll,
     engine_from,
 )
-from mlo.response import AbstractEngine
+from mlo.solution import AbstractEngine
 
 if TYPE_CHECKING:
     from mlo.compat.betty.problems import Problem

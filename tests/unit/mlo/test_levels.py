@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import mlo
 from mlo.randomness import preserved
-from mlo.response import Constant, Stationary, Stepped
+from mlo.solution import Constant, Stationary, Stepped
 from mlo.testing import bilevel_quadratic, chain_of_three, diamond, relative_error
 
 

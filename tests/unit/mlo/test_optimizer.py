@@ -14,7 +14,7 @@ from noisy_regression import lines, regression
 from torch import nn
 
 import mlo
-from mlo.response import Evaluation
+from mlo.solution import Evaluation
 from mlo.testing import (
     GRAPHS,
     Vector,
