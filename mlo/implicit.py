@@ -454,7 +454,7 @@ def _of_loss(
     if call.solution.engine.uses_second_derivatives:
         check_double_backward(NAME, loss, own)
         if functions := functions_of([loss]):
-            again = call.losses(call.parameter_aliases(), call.input_aliases())
+            again = call.displaced_losses(call.parameter_aliases(), call.input_aliases())
             hidden = find_hidden_part(again, functions)
             if hidden is not None:
                 warn_user(hidden_part_message(NAME, hidden, ANY_ENGINE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from mlo.hypergradient.double_backward import (
 )
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.hidden_parts import (
+    Displace,
     Function,
     find_hidden_part,
     functions_of,
@@ -147,7 +149,16 @@ class LossChecks:
             return
 
         def at(parameters: Tensors, reads: dict[str, Tensors]) -> str | None:
-            losses = evaluation.losses(parameters, reads, players=tuple(evaluation.value) or None)
+            def losses(displaced: Displace) -> AbstractContextManager[dict[str, Tensor]]:
+                return evaluation.losses(
+                    {key: displaced(tensor) for key, tensor in parameters.items()},
+                    {
+                        read: {key: displaced(tensor) for key, tensor in tensors.items()}
+                        for read, tensors in reads.items()
+                    },
+                    players=tuple(evaluation.value) or None,
+                )
+
             first = _leaves_of(evaluation, parameters, reads) if self._once[name] else None
             second = [tensor for read in reads.values() for tensor in read.values()]
             taken = SecondDerivative(first, second if self._mixed[name] else None)

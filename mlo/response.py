@@ -22,7 +22,7 @@ The solutions, and the engines that differentiate them, are in `solution.py`. He
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -385,6 +385,15 @@ class Pullback:
         for name in evaluation.loss.reads:
             reads[name] = inner.tensors(name)
         return evaluation.losses(parameters, reads, players=players, shared=shared)
+
+    def displaced_losses(
+        self, parameters: Tensors, inputs: Sequence[Tensor]
+    ) -> Callable[[Callable[[Tensor], Tensor]], AbstractContextManager[dict[str, Tensor]]]:
+        """A function that evaluates the loss as `losses` does, where each tensor is displaced."""
+        return lambda displaced: self.losses(
+            {key: displaced(tensor) for key, tensor in parameters.items()},
+            list(map(displaced, inputs)),
+        )
 
     @contextmanager
     def _losses_with_responses(

@@ -18,13 +18,17 @@ the Function's own backward. That of a surrogate (a spike, a rounded number) or 
 stops early is not the derivative of forward, which differences see. So where both differ, the
 differences are corrected by it. And a backward that assumes a symmetric matrix may mean nothing
 off the symmetric ones, so a symmetric argument is moved among them only.
+
+A Function may also be given its gradient as an argument (of an optimal transport, a simulator, a
+diffusion model). Alone, it shows nothing: neither its value nor its gradient changes with its
+inputs. Where that is so, the gradient of the whole loss is compared likewise. It may be constant.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -41,7 +45,7 @@ from mlo.hypergradient.double_backward import (
 )
 from mlo.randomness import RandomState, replayed
 
-__all__ = ["Function", "find_hidden_part", "functions_of", "hidden_part_message"]
+__all__ = ["Displace", "Function", "find_hidden_part", "functions_of", "hidden_part_message"]
 
 DIRECTIONS = 4
 """In how many random directions a part must be missing. (Noise looks like one in 3% of them.)"""
@@ -60,6 +64,12 @@ At the inputs themselves many entries may be at a kink (zeros after a ReLU, or a
 
 Function = type[torch.autograd.Function]
 Inputs = tuple[Any, ...]
+
+Displace = Callable[[Tensor], Tensor]
+"""A tensor that stands for a parameter in a loss → what is to stand there instead."""
+
+Losses = Callable[[Displace], AbstractContextManager[Mapping[str, Tensor]]]
+"""Evaluates scalars, with their graphs, where each parameter has been displaced."""
 
 
 class RecordedCalls:
@@ -142,7 +152,7 @@ def functions_of(losses: Iterable[Tensor], taken: SecondDerivative = EVERYWHERE)
 
 
 def find_hidden_part(
-    losses: AbstractContextManager[Mapping[str, Tensor]],
+    losses: Losses,
     functions: Collection[Function],
     taken: SecondDerivative = EVERYWHERE,
 ) -> str | None:
@@ -151,14 +161,19 @@ def find_hidden_part(
     One that cannot be called alone is not looked at.
 
     Args:
-        losses: evaluates scalars, with their graphs.
-        functions: those that they call, see `functions_of`.
-        taken: which second derivative of them is taken.
+        losses: those that call the functions.
+        functions: see `functions_of`.
+        taken: which second derivative of the losses is taken, in tensors that are displaced.
     """
     with ExitStack() as stack, torch.enable_grad():
         with RecordedCalls(functions) as calls:
-            found = stack.enter_context(losses)
-        return _find(found.values(), calls.inputs, taken)
+            found = stack.enter_context(losses(lambda tensor: tensor))
+        alone = list(_distinct_calls(found.values(), calls.inputs, taken))
+        hiding = [call.name for call in alone if call.hides_a_part()]
+        given = [call.name for call in alone if not hiding and call.is_given_its_gradient()]
+    if given and _Whole(losses, taken).hides_a_part():
+        hiding = given
+    return hiding[0] if hiding else None
 
 
 def hidden_part_message(problem: str, function: str, advice: EngineAdvice) -> str:
@@ -175,17 +190,18 @@ def hidden_part_message(problem: str, function: str, advice: EngineAdvice) -> st
         "are not what its second derivative says. PyTorch treats as constant what backward "
         "computes under torch.no_grad(), from detached tensors or numbers, and what forward "
         "computes and keeps for it (as ctx.y, or by save_for_backward, which links inputs and "
-        "outputs only). The hypergradient lacks that part. Compute it in backward, from the saved "
-        "inputs, and try the function with torch.autograd.gradgradcheck"
+        "outputs only), or is given as its gradient. The hypergradient lacks that part. Compute it "
+        "in backward, from the saved inputs, and try the function with "
+        "torch.autograd.gradgradcheck"
         f"{advice.phrase('; or use {}', *WITHOUT_SECOND)}."
     )
 
 
-def _find(
+def _distinct_calls(
     losses: Iterable[Tensor],
     inputs: Mapping[Any, Inputs],
     taken: SecondDerivative,
-) -> str | None:
+) -> Iterator[_Alone]:
     seen: set[tuple[object, ...]] = set()
     for loss in losses:
         for node, derivatives in functions_in(loss, taken).items():
@@ -197,9 +213,7 @@ def _find(
             if kind in seen:
                 continue
             seen.add(kind)
-            if _Alone(node._forward_cls, arguments, derivatives).hides_a_part():
-                return str(node._forward_cls.__name__)
-    return None
+            yield _Alone(node._forward_cls, arguments, derivatives)
 
 
 def _kind(argument: Any) -> object:
@@ -245,6 +259,11 @@ class _Alone:
         self._first, self._second = [first for first, _ in flags], [second for _, second in flags]
         self._noise, self._generator = RandomState.capture(), torch.Generator().manual_seed(0)
 
+    @property
+    def name(self) -> str:
+        """The Function's."""
+        return self._function.__name__
+
     def hides_a_part(self) -> bool:
         """Whether a part of B's derivative in one of the tensors that it depends on is missing."""
         if not all(tensor.is_floating_point() for tensor in self._varied):
@@ -256,6 +275,22 @@ class _Alone:
                 return self._search()
             except (_RefusedError, RuntimeError):
                 return False  # it refuses the arguments, or has no second derivative
+
+    def is_given_its_gradient(self) -> bool:
+        """Whether its value is the same at all inputs, so that its gradient comes from outside."""
+        try:
+            outputs = self._call(self._varied)
+            return all(
+                torch.equal(one, other)
+                for scale in (0.1, 1.0, 10.0)
+                for one, other in zip(
+                    outputs,
+                    self._call([(scale * self._near(x)).requires_grad_() for x in self._varied]),
+                    strict=True,
+                )
+            )
+        except (_RefusedError, RuntimeError):
+            return False  # it refuses the arguments
 
     def _search(self) -> bool:
         outputs = self._call(self._varied)
@@ -272,9 +307,9 @@ class _Alone:
     def _lacks_a_part(self, outputs: Sequence[Tensor], place: int, radial: bool) -> bool:
         """Whether a part is missing in one tensor of z, along itself or at random."""
         inputs = [(x + JITTER * self._near(x)).detach() for x in self._varied]
-        z = [*inputs, *[self._drawn(output) for output in outputs]]
+        z = [*inputs, *[_drawn(output, self._generator) for output in outputs]]
         v = z[place] if radial else self._near(z[place])
-        u = [_of_kind(x, self._drawn(x)) for x in self._varied]
+        u = [_of_kind(x, _drawn(x, self._generator)) for x in self._varied]
 
         def at(moved: Tensor) -> tuple[Tensor, list[Tensor]]:
             return self._weighted(u, [*z[:place], moved, *z[place + 1 :]])
@@ -293,13 +328,7 @@ class _Alone:
                     found += claimed - float(moved) / (2.0 * e)
             return found
 
-        # The step at which rounding and the difference's own error are about equal.
-        e = torch.finfo(v.dtype).eps ** (1.0 / 3.0)
-        wide, narrow = difference(e), difference(e / 2.0)
-        change, missing = abs(wide - narrow), abs(narrow - slope)
-        # (Next to a pole the slope is far larger than differences, which change.)
-        steady = STEADY * change < min(missing, abs(narrow))
-        return steady and missing > MISSING * max(abs(narrow), abs(slope))
+        return _is_missing(difference, slope, v.dtype)
 
     def _weighted(self, u: Sequence[Tensor], z: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """⟨u, B(z)⟩, with its graph if some of z requires a gradient, and the outputs."""
@@ -334,15 +363,114 @@ class _Alone:
         several = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         return [out for out in several if isinstance(out, Tensor) and out.requires_grad]
 
-    def _drawn(self, like: Tensor) -> Tensor:
-        """A random tensor of unit variance, of a tensor's shape."""
-        drawn = torch.randn(like.shape, generator=self._generator, dtype=torch.float64)
-        return drawn.to(like)
-
     def _near(self, x: Tensor) -> Tensor:
         """A random displacement of a tensor, as large as itself."""
-        size = float(x.detach().double().square().mean().sqrt()) or 1.0
-        return size * _of_kind(x, self._drawn(x))
+        return _size(x) * _of_kind(x, _drawn(x, self._generator))
+
+
+class _Whole:
+    """The gradient of losses, along random directions in all that stands for parameters.
+
+    Args:
+        losses: evaluates them.
+        taken: which second derivative of them is taken.
+    """
+
+    def __init__(self, losses: Losses, taken: SecondDerivative) -> None:
+        self._losses, self._taken = losses, taken
+        self._generator = torch.Generator().manual_seed(0)
+
+    def hides_a_part(self) -> bool:
+        """Whether a part of the gradient's derivative is missing along most directions.
+
+        (Along some it may be small beside the other terms of the losses.)
+        """
+        try:
+            return sum(self._lacks_a_part() for _ in range(DIRECTIONS)) > DIRECTIONS // 2
+        except _RefusedError:
+            return False  # the losses refuse other parameters
+
+    def _lacks_a_part(self) -> bool:
+        directions: list[tuple[Tensor, Tensor]] = []
+        slope = self._along(directions, 0.0, differentiated=True)
+
+        def difference(e: float) -> float:
+            return (self._along(directions, e) - self._along(directions, -e)) / (2.0 * e)
+
+        dtypes = {v.dtype for _, v in directions}
+        if not dtypes or not dtypes <= {torch.float32, torch.float64}:
+            return False
+        return _is_missing(difference, slope, max(dtypes, key=lambda one: torch.finfo(one).eps))
+
+    def _along(
+        self,
+        directions: list[tuple[Tensor, Tensor]],
+        e: float,
+        *,
+        differentiated: bool = False,
+    ) -> float:
+        """⟨u, g⟩ of the gradient g where all is displaced by e v, or its derivative along v.
+
+        Args:
+            directions: for each tensor u and v, which are drawn if there are none yet.
+            e: how far.
+            differentiated: whether the derivative is taken, by autograd.
+        """
+        leaves: list[Tensor] = []
+
+        def displaced(tensor: Tensor) -> Tensor:
+            if not (tensor.requires_grad and tensor.is_floating_point()):
+                return tensor
+            if len(directions) == len(leaves):
+                directions.append(self._directions_of(tensor))
+            leaves.append((tensor + e * directions[len(leaves)][1]).detach().requires_grad_())
+            return leaves[-1]
+
+        with _refusals(), torch.enable_grad(), self._losses(displaced) as losses:
+            total = torch.stack([loss.double() for loss in losses.values()]).sum()
+            found = torch.autograd.grad(
+                total, leaves, create_graph=differentiated, materialize_grads=True
+            )
+            value = _inner(found, [u for u, _ in directions])
+            if differentiated and value.requires_grad:
+                found = torch.autograd.grad(value, leaves, materialize_grads=True)
+                return float(_inner(found, [v for _, v in directions]))
+        return 0.0 if differentiated else float(value.detach())
+
+    def _directions_of(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = [
+            taken is None or any(tensor is entry for entry in taken)
+            for taken in (self._taken.first, self._taken.second)
+        ]
+        u, v = [_drawn(tensor, self._generator) for _ in range(2)]
+        return u * float(first), v * (_size(tensor) * float(second))
+
+
+def _is_missing(difference: Callable[[float], float], slope: float, dtype: torch.dtype) -> bool:
+    """Whether central differences steadily differ from what autograd says.
+
+    Args:
+        difference: step e → the difference.
+        slope: the same by autograd.
+        dtype: of what is moved.
+    """
+    # The step at which rounding and the difference's own error are about equal.
+    e = torch.finfo(dtype).eps ** (1.0 / 3.0)
+    wide, narrow = difference(e), difference(e / 2.0)
+    change, missing = abs(wide - narrow), abs(narrow - slope)
+    # (Next to a pole the slope is far larger than differences, which change.)
+    steady = STEADY * change < min(missing, abs(narrow))
+    return steady and missing > MISSING * max(abs(narrow), abs(slope))
+
+
+def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A random tensor of unit variance, of a tensor's shape."""
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _size(x: Tensor) -> float:
+    """The root mean square of a tensor's entries; 1 if all are zero."""
+    return float(x.detach().double().square().mean().sqrt()) or 1.0
 
 
 def _of_kind(x: Tensor, displacement: Tensor) -> Tensor:

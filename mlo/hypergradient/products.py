@@ -352,8 +352,8 @@ class AutogradSystem(LinearSystem):
         if not functions or self.call.solution.evaluation.loss.parallel is not None:
             return False
         inputs = self.call.input_aliases()
-        losses = self.call.losses(self.call.parameter_aliases(), inputs)
         taken = SecondDerivative(second=self.call.select(inputs))
+        losses = self.call.displaced_losses(self.call.parameter_aliases(), inputs)
         return find_hidden_part(losses, functions, taken) is not None
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:

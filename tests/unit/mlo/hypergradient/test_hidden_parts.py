@@ -185,7 +185,9 @@ def evaluated(f, *tensors):
 def hidden_in(f, *tensors, taken=EVERYWHERE):
     with evaluated(f, *tensors) as losses:
         functions = functions_of(losses.values(), taken)
-    return find_hidden_part(evaluated(f, *tensors), functions, taken)
+    return find_hidden_part(
+        lambda displaced: evaluated(f, *map(displaced, tensors)), functions, taken
+    )
 
 
 def drawn(shape, dtype=torch.float64, seed=0):
@@ -444,7 +446,9 @@ def test_a_look_leaves_nothing_behind():
     del losses
     gc.collect()
     held = sum(type(entry) is torch.Tensor for entry in gc.get_objects())
-    find_hidden_part(evaluated(lambda x: WHOLE["recomputed"](x), x), functions)
+    find_hidden_part(
+        lambda displaced: evaluated(lambda x: WHOLE["recomputed"](x), displaced(x)), functions
+    )
     gc.collect()
     assert sum(type(entry) is torch.Tensor for entry in gc.get_objects()) <= held
     assert x.grad is None
@@ -463,7 +467,7 @@ def test_a_function_that_cannot_be_called_alone_is_accepted(error):
         return saving(silu, torch.sigmoid)(ctx, x)
 
     assert hidden_in(function(forward, of_saved(slope_of_silu)), drawn(3)) is None
-    assert len(calls) == 3
+    assert len(calls) == 4  # its backward is not looked at, nor its value
 
 
 def problems(activation, *, inside=False):
@@ -514,6 +518,71 @@ def test_what_lacks_nothing_causes_no_warning(engine, steps):
         warnings.simplefilter("error")
         found = solved(own, engine, steps)
     assert relative_error(found, solved(silu, engine, steps)) < 1e-6
+
+
+def given(value, slope):
+    """A Function that is given its value and its gradient, as libraries in other languages do."""
+    own = function(
+        lambda ctx, y, s, x: setattr(ctx, "s", s) or y, lambda ctx, g: (None, None, g * ctx.s)
+    )
+
+    def applied(x):
+        at = x.detach()
+        return own(value(at), slope(at), x)
+
+    return applied
+
+
+def silu_slope(x):
+    s = x.sigmoid()
+    return s + x * s * (1 - s)
+
+
+GIVEN = {
+    "a smooth gradient": (silu, silu_slope, True),
+    "a gradient that is constant in pieces": (torch.abs, torch.sign, False),
+    "a linear function": (lambda x: 2 * x, lambda x: torch.full_like(x, 2.0), False),
+}
+"""What a Function is given → its value, its gradient, whether a second derivative is missing."""
+
+
+@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_given_gradient_is_compared_in_the_whole_loss(name, dtype):
+    """Alone, the Function is linear."""
+    value, slope, lacks = GIVEN[name]
+    own = given(value, slope)
+    for shape in ((3,), (4, 7), (16, 300)):
+        found = hidden_in(lambda x: own(x) + own(0.1 * x) ** 2, drawn(shape, dtype))
+        assert found == ("Own" if lacks else None)
+
+
+def test_only_the_given_part_that_is_taken_counts():
+    """∂²/∂x∂z of s(x) + x z has none; nor does anything in a loss that refuses other values."""
+    own, x, z = given(silu, silu_slope), drawn((3,)), drawn((3,), seed=1)
+
+    def loss(x, z):
+        return own(x) + x * z
+
+    assert hidden_in(loss, x, z, taken=SecondDerivative([x], [x])) == "Own"
+    assert hidden_in(loss, x, z, taken=SecondDerivative([x], [z])) is None
+
+    def at_one_point(y):
+        assert torch.equal(y, x)
+        return own(y)
+
+    assert hidden_in(at_one_point, x) is None
+
+
+@pytest.mark.parametrize("engine", ["direct", "darts"])
+def test_a_hypergradient_lacks_what_is_given(engine):
+    """The finite difference has it: it asks for the gradient again."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = solved(given(silu, silu_slope), engine, 1, inside=True)
+    error = relative_error(found, solved(silu, engine, 1, inside=True))
+    said = any("hides a part" in str(entry.message) for entry in caught)
+    assert (said, error > 0.1) == ((True, True) if engine == "direct" else (False, False))
 
 
 @pytest.mark.parametrize("steps", [0, 1])
