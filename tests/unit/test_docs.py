@@ -378,6 +378,32 @@ def test_links_between_the_documents_hold():
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def paragraphs_shown_as_code(text):
+    """Paragraphs outside of fences that Markdown takes for code, since they are indented more than
+    what they continue.
+    """
+    text = re.sub(r"^( *)(```+).*?^\1\2 *$", r"\1.", text, flags=re.MULTILINE | re.DOTALL)
+    before, after_blank = "", True
+    for line in text.splitlines():
+        deeper = len(line) - len(line.lstrip()) >= len(before) - len(before.lstrip()) + 4
+        opens = re.match(r" *([-*] |\d+\. |===|!!!|\?\?\?)", before)
+        if line.strip() and after_blank and deeper and not opens:
+            yield line.strip()
+        before, after_blank = line if line.strip() else before, not line.strip()
+
+
+def test_no_paragraph_of_a_page_is_shown_as_code():
+    """All code is in fences, so an indented paragraph is a mistake."""
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        assert list(paragraphs_shown_as_code(path.read_text("utf-8"))) == [], path.name
+
+
+def test_no_key_of_the_sites_settings_hides_another():
+    for path in ROOT.glob("mkdocs*.yml"):
+        keys = re.findall(r"^(\w+):", path.read_text("utf-8"), re.MULTILINE)
+        assert len(keys) == len(set(keys)), path.name
+
+
 def test_the_reference_documents_every_public_name_once():
     listed = re.findall(
         r"^::: mlo\.(\w+)$",
