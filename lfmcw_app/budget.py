@@ -125,8 +125,8 @@ def check_budget(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequ
     space = space_named(recipe.search.space)
     if limits and not issubclass(space.genotype, Genotype):
         raise InputError(
-            f"search.budget serves networks of DARTS's cells, and the space {space.title} has "
-            "other cells. Drop it."
+            f"search.budget supports only networks of DARTS's cells, and the space {space.title} "
+            "has other cells. Drop it."
         )
     costs = _costs(recipe, dataset, candidates) if limits else {}
     for unit, limit in limits.items():

@@ -29,7 +29,9 @@ class DependencyGraph:
     validation loss of `decay` reads `net`. Then `decay` has `net` in `reads_below` and in
     `solutions_depending_on`, and `net` has `decay` in `reads_above`.
 
-    Attributes (each a mapping by problem name, computed once):
+    Each attribute is a mapping by problem name, and is computed once.
+
+    Attributes:
         reads: the problems that it reads, by its loss or otherwise.
         reads_below: those of them whose solutions it reads.
         reads_above: those of them on whose current values it is conditioned.

@@ -64,8 +64,8 @@ class MultilevelOptimizer:
         on_nonfinite: what happens before a step if its loss or gradient is not finite. "stop"
             raises a `NonFiniteError`. "skip" leaves out the update, and raises after ten in a row.
             "rollback" returns to a state at most a hundred rounds old, but not to its batches and
-            noise (see `roll_back`). It raises after three times, and in a round that had begun when
-            a state was loaded or the policy was set. None checks nothing, which on a
+            noise (see `roll_back`). It raises after three returns to one state, and in a round that
+            had begun when a state was loaded or the policy was set. None checks nothing, which on a
             GPU saves a synchronisation per update.
         order: "lower_first": a round moves lower problems, then those that read their solutions.
             "outermost_first": the outermost problems, whose solutions nothing reads, move first, as
@@ -80,6 +80,8 @@ class MultilevelOptimizer:
             nothing.
 
     Attributes:
+        graph: the `DependencyGraph` of the problems, which prints and draws itself.
+        engines: lower problem → the engine that differentiates its solution.
         around_update: problem name → a context manager in which each of its updates runs, for
             timing and profiling: `torch.profiler.record_function`, for example. It must not draw
             random numbers.

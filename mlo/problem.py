@@ -120,8 +120,8 @@ class Problem:
             the others do. To let an upper problem wait for N rounds of lower ones, give it
             `warmup_steps=N`, whatever their `steps`. Problems above treat it as constant meanwhile.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
-            modules have no double backward, so the problem then needs an engine with
-            `finite_difference` products.
+            modules have no double backward, so the problem then needs an engine without second
+            derivatives, such as "darts" or "penalty", or one with `finite_difference` products.
         generators: `torch.Generator`s that the loss draws from; replayed like the global random
             state of torch, numpy and `random`. Others, such as `numpy.random.default_rng()`, are
             not replayed: do not use them in losses.

@@ -70,7 +70,7 @@ class Penalty(PullbackEngine):
             residual is at most `mlo.records.CONVERGED`.
 
     Reference: Kwon et al., A Fully First-Order Method for Stochastic Bilevel Optimization (2023),
-    Eq. 2 and Algorithm 1; Ye et al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation
+    Eq. 2 and Algorithm 1; Liu et al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation
     (2022), for the centred estimate.
     """
 

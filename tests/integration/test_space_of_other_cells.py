@@ -71,6 +71,6 @@ def test_a_genotype_of_other_cells_is_refused(one_cell, tmp_path):
 
 def test_other_cells_have_no_budget(one_cell, tmp_path):
     args = (*SMALL, "--set", "search.budget.parameters=1", "--out", tmp_path / "run")
-    assert "search.budget serves networks of DARTS's cells" in call(
+    assert "search.budget supports only networks of DARTS's cells" in call(
         run.run, "digits", *args, code=2
     )

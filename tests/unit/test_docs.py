@@ -32,10 +32,14 @@ from lfmcw_app.recipe_loading import parsed_settings
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.spaces import SPACES
-from mlo.hypergradient import registry
+from mlo.hypergradient import AbstractEngine, registry
 
 CONTINUED = ["first-ten-minutes.md", "tutorial.md"]
 """Pages whose blocks continue each other; each is followed by what it prints."""
+
+
+PRODUCTS = ["autograd", "finite_difference"]
+"""Names that are no engine's, but of how an engine takes its products."""
 
 
 NEEDS_A_RUN = {"using-the-network.md"}
@@ -376,6 +380,60 @@ def test_links_between_the_documents_hold():
         pictures = re.findall(r'\bsrc(?:set)?="([^":]+)"', text)
         for target in [*re.findall(r"\]\(([^)#:]+)[^):]*\)", text), *pictures]:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def paragraphs_shown_as_code(text):
+    """Paragraphs outside of fences that Markdown takes for code, since they are indented more than
+    what they continue.
+    """
+    text = re.sub(r"^( *)(```+).*?^\1\2 *$", r"\1.", text, flags=re.MULTILINE | re.DOTALL)
+    before, after_blank = "", True
+    for line in text.splitlines():
+        deeper = len(line) - len(line.lstrip()) >= len(before) - len(before.lstrip()) + 4
+        opens = re.match(r" *([-*] |\d+\. |===|!!!|\?\?\?)", before)
+        if line.strip() and after_blank and deeper and not opens:
+            yield line.strip()
+        before, after_blank = line if line.strip() else before, not line.strip()
+
+
+def test_no_paragraph_of_a_page_is_shown_as_code():
+    """All code is in fences, so an indented paragraph is a mistake."""
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        assert list(paragraphs_shown_as_code(path.read_text("utf-8"))) == [], path.name
+
+
+def test_no_key_of_the_sites_settings_hides_another():
+    for path in ROOT.glob("mkdocs*.yml"):
+        keys = re.findall(r"^(\w+):", path.read_text("utf-8"), re.MULTILINE)
+        assert len(keys) == len(set(keys)), path.name
+
+
+FILLED_IN = {"K": 3, "N": 3, "S": 3, "a": 0.1, "d": 0.1, "r": 0.1, "t": 0.1, "α": 0.1}
+"""Letters that stand for a number in what the pages write → a number."""
+
+
+def engines_in(text):
+    """The engines that a page writes out in its prose and tables, with their options."""
+    names = {name for name in mlo.__all__ if isinstance(getattr(mlo, name), type)}
+    engines = "|".join(name for name in names if issubclass(getattr(mlo, name), AbstractEngine))
+    text = re.sub("```.*?```", "", text, flags=re.DOTALL)
+    return re.findall(rf'`(\{{"name": [^`]*\}}|(?:mlo\.)?(?:{engines})\([^`]*\))`', text)
+
+
+def test_engines_that_the_pages_write_out_can_be_made():
+    found = {
+        (path.name, engine)
+        for path in (ROOT / "docs").glob("*.md")
+        for engine in engines_in(path.read_text("utf-8"))
+        if "..." not in engine
+    }
+    assert {page for page, _ in found} >= {"stochastic-methods.md", "migrating-from-torchopt.md"}
+    makers = {"mlo": mlo, **vars(mlo), **FILLED_IN}
+    for page, engine in sorted(found):
+        made = eval(engine, makers)
+        if isinstance(made, dict) and made["name"] not in PRODUCTS:
+            made = mlo.engine_from(made)
+        assert made, page
 
 
 def test_the_reference_documents_every_public_name_once():

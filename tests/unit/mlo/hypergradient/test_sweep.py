@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlo
 from mlo.testing import relative_error
+
+PAGE = Path(__file__).parents[4] / "docs" / "choosing-an-engine.md"
 
 SIZE = 3
 
@@ -273,6 +277,17 @@ def operators(places: dict[int, list[int]], engine: str) -> tuple[int, int]:
     with Operators() as of_gradient:
         optimizer.gradient(problems[-1].name)
     return of_round.count, of_gradient.count
+
+
+@pytest.mark.parametrize(
+    ("row", "engine"), [("first_order`", "first_order"), ("one_step` (SGD)", "one_step")]
+)
+def test_the_page_has_the_operators_of_a_round(row, engine):
+    start = rf"^\| `{re.escape(row)} \| (\d.*)"
+    (found,) = re.findall(start, PAGE.read_text("utf-8"), re.MULTILINE)
+    said = [int(cell) for cell in found.split(" | ")[:3]]
+    counted = [operators(both_ways(length), engine)[0] for length in (2, 3, 4)]
+    assert counted == pytest.approx(said, rel=0.1)  # another PyTorch may need a few more
 
 
 @pytest.mark.parametrize("engine", ["one_step", "identity"])
