@@ -289,15 +289,18 @@ class DamagedImage(InputError):
 
 def damaged_images(damaged: Sequence[DamagedImage]) -> InputError:
     """One error for all of them, in a data set; the first ones are named."""
-    skip = "or leave such files out with --set data.on_damaged=skip."
+    # A run that has begun is refused with fewer files than it began with.
+    skip = "in a new run, leave such files out with --set data.on_damaged=skip."
     if len(damaged) == 1:
         (image,) = damaged
         return InputError(
-            f"The image {image.name} cannot be read ({image.reason}). Replace it, remove it, {skip}"
+            f"The image {image.name} cannot be read ({image.reason}). Put a sound copy of it there "
+            f"and repeat the command; or, {skip}"
         )
     named = listed([f"{image.name} ({image.reason})" for image in damaged], most=NAMED)
     return InputError(
-        f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
+        f"{len(damaged):,} images cannot be read: {named}. Put sound copies of them there and "
+        f"repeat the command; or, {skip}"
     )
 
 

@@ -206,7 +206,7 @@ def _class_differences(
         if files:
             images = f"{len(files):,} image{'s' * (len(files) > 1)}"
             said.append(f"{images} {what} class {name!r} ({listed(sorted(files))})")
-    return said or [f"the images of class {name!r} have other groups"]
+    return said or [f"the images of class {name!r} have other groups (data.groups)"]
 
 
 def _files(parts: Mapping[str, ClassPrint]) -> dict[tuple[str, str], int] | None:

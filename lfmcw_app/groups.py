@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import DataWarning, InputError, listed, shown
-from lfmcw_app.folders import FolderListing
+from lfmcw_app.folders import FolderListing, in_one_spelling
 from lfmcw_app.near_paths import near_paths
 
 __all__ = ["read_groups"]
@@ -134,7 +133,7 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, str, s
             raise InputError(
                 f"data.groups: line {reader.line_num} of {path} lacks a file or a group."
             )
-        name = unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+        name = in_one_spelling(name.replace("\\", "/")).removeprefix("./")
         yield reader.line_num, name, group
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.stopping import unwound
 
 __all__ = ["check_new", "completed", "leftovers", "new_file", "replacing"]
 
@@ -28,7 +29,7 @@ def check_new(path: Path) -> None:
     """Checks that a file can be made, before anything is computed for it.
 
     Raises:
-        InputError: if it exists, or its folder does not.
+        InputError: if it exists, or its folder does not, or nothing can be written there.
     """
     if os.path.lexists(path):  # a link that leads nowhere is there too
         raise InputError(
@@ -36,6 +37,10 @@ def check_new(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    unfinished = _unfinished(path)
+    with _refused(path):
+        unfinished.touch()
+        unfinished.unlink()
 
 
 @contextmanager
@@ -48,9 +53,15 @@ def new_file(path: Path) -> Iterator[Path]:
         InputError: if the file exists, or cannot be written.
     """
     check_new(path)
+    with _refused(path), replacing(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turns a failure to write a file into a user's error."""
     try:
-        with replacing(path) as temporary:
-            yield temporary
+        yield
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}). Free some space, fix the "
@@ -62,20 +73,25 @@ def new_file(path: Path) -> Iterator[Path]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path; what is made there replaces `path` when the body has ended well.
 
-    If the body fails, what was there stays.
+    If the body fails, or a signal ends the process, what was there stays.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    # In the same folder, so that it can be renamed, and with the same ending, which some writers
-    # read. Two commands may write the same file: each has its own name until it is complete.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = _unfinished(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with unwound():
+            yield temporary
+            temporary.replace(path)
         _completed.add(path)
     finally:
         remove(temporary)
+
+
+def _unfinished(path: Path) -> Path:
+    # In the same folder, so that it can be renamed, and with the same ending, which some writers
+    # read. Two commands may write the same file: each has its own name until it is complete.
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
 def remove(path: Path) -> None:

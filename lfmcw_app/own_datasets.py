@@ -187,8 +187,8 @@ def _class_names(name: str, given: Any) -> tuple[str, ...]:
     except TypeError:
         raise InputError(
             f"The data set {name} needs a list of class names, texts or integers in the order of "
-            "the labels; or a mapping between texts and the labels 0, 1, …, C - 1; got "
-            f"{shown(given)}."
+            "the labels (sort 0, 1, …, C - 1); or a mapping between texts and the labels 0, 1, …, "
+            f"C - 1; got {shown(given)}."
         ) from None
 
 
@@ -210,7 +210,13 @@ def _in_order(names: Any) -> list[Any]:
         return [by_label[label] for label in range(len(names))]
     if isinstance(names, str | bytes | bytearray | Set) and not isinstance(names, KeysView):
         raise TypeError("a text is one name, and a set has no order")
-    return list(names)
+    listed_names = list(names)
+    # What `unique` of a table returns, in the order of first appearance: label 0 would be called 2.
+    if all(hasattr(each, "__index__") for each in listed_names):
+        numbers = list(map(operator.index, listed_names))
+        if numbers != sorted(numbers) == list(range(len(numbers))):
+            raise TypeError("integers are the labels themselves, in another order")
+    return listed_names
 
 
 def _number(label: Any) -> Any:

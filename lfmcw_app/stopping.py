@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 __all__ = [
     "ENDS",
@@ -20,6 +21,7 @@ __all__ = [
     "saved",
     "settled",
     "stop_signals",
+    "unwound",
 ]
 
 GRACE = 8.0
@@ -81,6 +83,30 @@ def saved() -> str:
 def settled() -> None:
     """Records that the round has ended: the process is writing or ending, so it may finish."""
     _settled.set()
+
+
+@contextmanager
+def unwound() -> Iterator[None]:
+    """Ends the body at SIGTERM or SIGHUP as an error would, so that it removes what it has begun.
+
+    A signal that is ignored, or answered otherwise, stays so.
+
+    Raises:
+        SystemExit: with the exit code that shells give such an end.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    usual = [end for end in ENDS if main and signal.getsignal(end) == signal.SIG_DFL]
+    for end in usual:
+        signal.signal(end, _unwind)
+    try:
+        yield
+    finally:
+        for end in usual:
+            signal.signal(end, signal.SIG_DFL)
+
+
+def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -142,6 +142,7 @@ def reported_errors(console: Console) -> Iterator[None]:
         warnings.showwarning = shown
         begins = f"[bold red]Error{f' in process {number}' if number else ''}:[/]"
         try:
+            _check_here()
             check_launch()
             yield
         except user_errors as error:
@@ -153,6 +154,21 @@ def reported_errors(console: Console) -> Iterator[None]:
                 raise
             paragraph(begins, _refused(error))
             raise typer.Exit(InputError.exit_code) from None
+
+
+def _check_here() -> None:
+    """Refuses a working directory that is gone: relative paths lead nowhere.
+
+    Raises:
+        InputError: saying so.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError(
+            "The working directory no longer exists, because it was deleted. Change to another "
+            "one, then repeat the command."
+        ) from None
 
 
 def _refused(error: OSError) -> str:

@@ -139,13 +139,7 @@ def predict(
         if top > len(class_names):
             say(errors, f"--top {top}: the network has {len(class_names)} classes; all are given.")
 
-        if csv is not None:
-            with new_file(csv) as path:
-                text = prediction_output.as_csv(made, top)
-                path.write_bytes(text.encode("utf-8", "surrogateescape"))  # names as they are
-        if picture is not None:
-            with new_file(picture) as path:
-                prediction_output.draw(made, preprocess, top, path)
+        # What may fail comes last: it costs nothing that was made before it.
         if as_json:
             data = prediction_output.as_data(made, top)
             print(json.dumps({"run": str(run), **data}, indent=1))
@@ -156,6 +150,13 @@ def predict(
             if found.skipped:
                 kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
                 say(console, f"files that are not images: {kinds}")
+        if csv is not None:
+            with new_file(csv) as path:
+                text = prediction_output.as_csv(made, top)
+                path.write_bytes(text.encode("utf-8", "surrogateescape"))  # names as they are
+        if picture is not None:
+            with new_file(picture) as path:
+                prediction_output.draw(made, preprocess, top, path)
         if failed:
             raise typer.Exit(UNREADABLE_CODE)
 

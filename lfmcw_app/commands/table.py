@@ -23,12 +23,11 @@ searches of a seed start from the same generator.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -40,7 +39,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
 from lfmcw_app.recipe_loading import key_value
-from lfmcw_app.stopping import ENDS
+from lfmcw_app.stopping import unwound
 from lfmcw_app.sweep import LAUNCHERS, Launcher, make_launcher, resume_command, sweep
 from mlo.errors import nearest
 
@@ -200,12 +199,9 @@ def _make(
         report.write_so_far()
     tell(f"{total} runs, {total - len(missing)} of them already complete. Logs: {runs}/*/log.txt")
 
-    for end in ENDS:
-        if signal.getsignal(end) != signal.SIG_IGN:
-            signal.signal(end, _stop)
     keys = {path: key for key, path in folders.items()}
     failures = []
-    with place as where:
+    with unwound(), place as where:  # the launcher's end stops the runs
         for outcome in sweep(missing, command, where, retries=retries):
             key = keys[outcome.folder]
             run = f"{key[0]}, seed {key[1]}"
@@ -227,10 +223,6 @@ def _make(
             f"{len(failures)} of {total} runs failed, and the table lacks them: "
             f"{'; '.join(failures)}"
         )
-
-
-def _stop(number: int, *_: Any) -> NoReturn:
-    raise SystemExit(128 + number)  # leaves through the launcher's end, which stops the runs
 
 
 def main() -> None:

@@ -336,7 +336,7 @@ def test_damaged_files_are_named_together():
     assert text.startswith(f"{NAMED + 3} images cannot be read: 0.png (it is empty), 1.png")
     assert f"{NAMED - 1}.png" in text
     assert f"{NAMED}.png" not in text
-    assert "and 3 more. Replace them" in text
+    assert "and 3 more. Put sound copies of them there" in text
     assert text.endswith("data.on_damaged=skip.")
     assert str(damaged_images(damaged[:1])).endswith("data.on_damaged=skip.")  # of a data set
 

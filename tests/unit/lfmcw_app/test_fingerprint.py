@@ -114,7 +114,7 @@ def test_other_groups_are_other_data(folder):
     one, other = (
         Fingerprint.of_files(parts, {"train": ["a"] * 24 + [last] * 24}) for last in ("a", "b")
     )
-    assert differences(one, other) == ["the images of class 'dog' have other groups"]
+    assert differences(one, other) == ["the images of class 'dog' have other groups (data.groups)"]
 
 
 def test_many_files_are_counted_without_their_names(folder, monkeypatch):

@@ -120,6 +120,15 @@ def test_groups_may_be_separated_by_other_signs(tmp_path, separator):
     assert found.fingerprint == expected.fingerprint
 
 
+def test_an_image_whose_name_cannot_be_shown_has_its_group(tmp_path):
+    write_classes(tmp_path, {"a": 20, "bb": 20})
+    path = write_groups(tmp_path)
+    (tmp_path / "a" / "000.png").rename(tmp_path / "a" / "0\n0.png")
+    path.write_text(path.read_text().replace("\na/000.png,", '\n"a/0\n0.png",'))
+    data = load_dataset(f"folder:{tmp_path}", groups=str(path))
+    assert len(data.train) + len(data.test) == 40
+
+
 def test_empty_fields_at_the_end_of_a_line_are_none(tmp_path):
     write_classes(tmp_path, {"a": 20, "bb": 20})
     path = write_groups(tmp_path)

@@ -77,6 +77,7 @@ def test_integers_are_class_names(names):
         "ab", b"ab", [b"a", b"b"], {"a", "b"}, frozenset("ab"), None, 2, [None, "a"], [0.5, 1.5],
         [False, True], {"a": 0, "b": 2}, {"a": 0, "b": 0}, {"a": 1, "b": 2}, {1: 0, 0: 1},
         {0: "a", 2: "b"}, {"a": "b", "c": "d"}, {"a": [0], "b": [1]}, torch.tensor([0.5, 1.5]),
+        [1, 0], np.array([2, 0, 1]),
     ],
 )  # fmt: skip
 def test_class_names_without_an_order_are_refused(names):

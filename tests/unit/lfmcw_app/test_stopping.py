@@ -16,6 +16,7 @@ from lfmcw_app.stopping import (
     saved,
     settled,
     stop_signals,
+    unwound,
 )
 
 
@@ -39,6 +40,22 @@ def test_handlers_are_put_back():
     with stop_signals():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_only_the_usual_end_is_unwound():
+    """Others have their answers to a signal: nohup, a run."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_IGN, lambda number, frame: None):
+            signal.signal(signal.SIGTERM, handler)
+            with unwound():
+                signal.raise_signal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(SystemExit, match="143"), unwound():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_second_interrupt_stops_at_once(capsys):

@@ -66,6 +66,18 @@ def test_what_the_system_refuses_is_one_paragraph(tmp_path, cause, words):
     assert words in output.getvalue()
 
 
+def test_a_working_directory_that_is_gone_is_told(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    output = io.StringIO()
+    with pytest.raises(typer.Exit) as caught, reported_errors(Console(file=output)):
+        pytest.fail("the command has begun")
+    assert caught.value.exit_code == 2
+    assert "The working directory no longer exists" in output.getvalue()
+
+
 def test_an_error_that_only_looks_like_the_systems_is_a_bug():
     with pytest.raises(OSError, match="in words"), reported_errors(Console(file=io.StringIO())):
         raise OSError("in words")

@@ -46,11 +46,14 @@ def test_a_network_is_exported_beside_its_file(trained, tmp_path):
         (["--to", "onxx"], "Did you mean 'onnx'"),
         (["--to", "torch", "--input", "pixel"], "Did you mean 'pixels'"),
         (["--to", "torch", "--out", "nowhere/a.pt2"], "there is no folder nowhere"),
+        (["--to", "torch", "--out", f"{'a' * 250}.pt2"], "(File name too long)"),
         (["--to", "onnx", "--out", "a.onnx"], "pip install 'torch-mlo[export]'"),
     ],
 )
 def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained, monkeypatch):
+    """Before anything is exported, which takes long."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(torch.export, "export", None)
     result = invoke(trained.path, *arguments)
     assert result.exit_code == 2
     assert said in words(result.stderr)

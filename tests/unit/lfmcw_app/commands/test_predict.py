@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from lfmcw_app import prediction_output
 from lfmcw_app.commands.predict import predict
 
 
@@ -223,6 +224,20 @@ def test_a_table_has_the_names_of_files_as_they_are(trained, tmp_path):
     result = invoke(trained.path, image, "--json", "--csv", tmp_path / "table.csv")
     assert result.exit_code == 0
     assert bytes(image) in (tmp_path / "table.csv").read_bytes()
+
+
+def test_a_picture_that_fails_costs_nothing_else(trained, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prediction_output, "draw", full)
+    table, picture = tmp_path / "table.csv", tmp_path / "picture.png"
+    arguments = [trained.pictures / "test", "--csv", table, "--picture", picture, "--json"]
+    result = invoke(trained.path, *arguments)
+    assert result.exit_code == 2
+    assert f"{picture} cannot be written (No space left on device)" in words(result.stderr)
+    assert len(json.loads(result.stdout)["images"]) == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
 @pytest.fixture
